@@ -1,0 +1,224 @@
+/* dlm_kernels.h - the engine-room contract: block layouts, matrices in memory, the two op tables.
+ *
+ * Shared by C (dlm.c), CUDA (dlm_cuda.cu) and the tests. Types, asserts and one table of constants: no code.
+ * Layout sources: the GGUF specification and ggml's published block structures; I2_S from BitNet.cpp. */
+#ifndef DLM_KERNELS_H
+#define DLM_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+#define DLM_STATIC_ASSERT(cond, text) static_assert(cond, text)
+extern "C" {
+#else
+#define DLM_STATIC_ASSERT(cond, text) _Static_assert(cond, text)
+#endif
+
+/* ---- tensor types, by their GGUF id ---- */
+
+typedef enum {
+    DLM_F32 = 0,
+    DLM_F16 = 1,
+    DLM_Q8_0 = 8,
+    DLM_BF16 = 30,
+    DLM_TQ1_0 = 34,
+    DLM_TQ2_0 = 35,
+    DLM_I2_S = 36, /* BitNet fork; mainline once used 36 for IQ4_NL_4_4: told apart by exact size */
+    DLM_Q2_0 = 42
+} DlmType;
+
+/* How the 2-bit codes of an I2_S tensor lie in its bytes; the file does not record it. */
+typedef enum {
+    DLM_I2S_128, /* x86 and official files: 128 elements in 32 bytes, element p + 32 j in bits 7-2j..6-2j */
+    DLM_I2S_64,  /* the ARM quantizer: 64 elements in 16 bytes, element p + 16 j likewise */
+    DLM_I2S_ROW4, /* four rows in a byte: row r of the group in bits 7-2r..6-2r, one byte per column */
+    DLM_I2S_SEQ  /* sequential: element 4 i + j of the tensor in bits 2j..2j+1 of byte i */
+} DlmI2sLayout;
+
+/* ---- block layouts in the file. d is an IEEE binary16 scale. ---- */
+
+#define DLM_QK8_0 32
+typedef struct {
+    uint16_t d;
+    int8_t q[DLM_QK8_0]; /* value = d * q */
+} DlmBlockQ8_0;
+DLM_STATIC_ASSERT(sizeof(DlmBlockQ8_0) == 34, "Q8_0 is 34 bytes per 32 weights");
+
+#define DLM_QK_T 256
+typedef struct {
+    uint8_t qs[48]; /* 5 trits a byte: elements 32 n + m (m < 32), then 160 + 16 n + m (m < 16) */
+    uint8_t qh[4];  /* 4 trits a byte: elements 240 + 4 n + j */
+    uint16_t d;     /* value = d * (trit - 1) */
+} DlmBlockTQ1_0;
+DLM_STATIC_ASSERT(sizeof(DlmBlockTQ1_0) == 54, "TQ1_0 is 54 bytes per 256 weights");
+
+typedef struct {
+    uint8_t qs[64]; /* group g of 128: byte 32 g + m holds element 128 g + 32 l + m in bits 2l..2l+1 */
+    uint16_t d;     /* value = d * (code - 1) */
+} DlmBlockTQ2_0;
+DLM_STATIC_ASSERT(sizeof(DlmBlockTQ2_0) == 66, "TQ2_0 is 66 bytes per 256 weights");
+
+#define DLM_QK2_0 64
+typedef struct {
+    uint16_t d;
+    uint8_t qs[16]; /* element j in bits 2(j%4).. of byte j/4; value = d * (code - 1), codes 0..3 */
+} DlmBlockQ2_0;
+DLM_STATIC_ASSERT(sizeof(DlmBlockQ2_0) == 18, "Q2_0 is 18 bytes per 64 weights");
+
+/* I2_S: n/4 bytes of codes (0 = -1, 1 = 0, 2 = +1), then 32 bytes that begin with one f32 scale. */
+#define DLM_I2S_TAIL 32
+
+typedef struct {
+    DlmType type;
+    const char *name;
+    uint32_t block; /* weights per block */
+    uint32_t bytes; /* bytes per block */
+} DlmTypeInfo;
+
+/* Every type that dlm reads. I2_S has no blocks: its size is n/4 + DLM_I2S_TAIL, see gguf.c. */
+static const DlmTypeInfo DLM_TYPES[] = {
+    {DLM_F32, "F32", 1, 4},       {DLM_F16, "F16", 1, 2},       {DLM_BF16, "BF16", 1, 2},
+    {DLM_Q8_0, "Q8_0", 32, 34},   {DLM_TQ1_0, "TQ1_0", 256, 54}, {DLM_TQ2_0, "TQ2_0", 256, 66},
+    {DLM_I2_S, "I2_S", 4, 1},     {DLM_Q2_0, "Q2_0", 64, 18},
+};
+
+/* ---- a matrix ready for the engine ---- */
+
+/* A weight as it lies in the file: [n_out][n_in], n_in contiguous. */
+typedef struct {
+    const char *name; /* NUL-terminated, for messages */
+    DlmType type;
+    DlmI2sLayout i2s_layout; /* for DLM_I2_S */
+    int64_t n_in, n_out;
+    const uint8_t *data;
+    uint64_t n_bytes;
+    float extra_scale; /* the optional `.scale` tensor's value, else 1 */
+} DlmTensor;
+
+/* The in-memory ternary layout. A tile is DLM_TILE_OUT outputs by DLM_TILE_IN inputs in 64 bytes:
+ * byte 4 o + k holds the codes of output o, inputs 4 l + k, in bits 2l..2l+1 (o < 16, k < 4, l < 4).
+ * So one 64-byte load, shifted by 2 l and masked, is 16 outputs by 4 consecutive inputs: the operand of one
+ * 8-bit dot-product instruction whose other operand is 4 activations, broadcast. Tiles of one group of 16
+ * outputs are contiguous along the inputs. Codes are 0, 1, 2 (value + 1); padding holds code 1, a zero. */
+#define DLM_TILE_OUT 16
+#define DLM_TILE_IN 16
+#define DLM_TILE_BYTES 64
+
+typedef enum { DLM_MAT_F32, DLM_MAT_F16, DLM_MAT_BF16, DLM_MAT_Q8_0, DLM_MAT_TERNARY } DlmMatKind;
+
+typedef struct {
+    DlmMatKind kind;
+    int32_t n_in, n_out;
+    const void *data;    /* F32/F16/BF16/Q8_0: rows as in the file; TERNARY: tiles as above */
+    float scale;         /* TERNARY with one scale for the matrix (the usual case) */
+    const float *scales; /* TERNARY with a scale per block of inputs, else NULL:
+                            [n_out/16 rounded up][n_blocks][16] f32 */
+    int32_t scale_block; /* inputs per entry of scales: 64 or 256 */
+    void *owned;         /* what mat_free gives back, or NULL when data lies in the file's mapping */
+    void *owned_scales;
+} DlmMat;
+
+/* ---- what a row of a forward pass is ---- */
+
+/* One row of a batch: one token at one place of one slot. It writes its key and value to `cell`, then
+ * attends to the cells [kv_lo, kv_hi) of its slot: every mask the house knows (causal, block, full, window,
+ * DualCache) is such a range. */
+typedef struct {
+    int32_t token;  /* vocabulary id */
+    int32_t pos;    /* RoPE position */
+    int32_t slot;   /* which KV cache */
+    int32_t cell;   /* where in that cache this row's key and value go */
+    int32_t kv_lo;  /* first visible cell */
+    int32_t kv_hi;  /* one past the last visible cell */
+    int32_t logits; /* index of this row's logits in the output, or -1 */
+} DlmRow;
+
+/* The KV cache: f16, [n_slot][n_layer][n_cell][n_head_kv * head_dim], keys and values apart. */
+typedef struct {
+    uint16_t *k, *v;
+    int32_t n_slot, n_layer, n_cell;
+    int32_t n_head_kv, head_dim;
+} DlmKv;
+
+typedef enum { DLM_ROPE_NONE, DLM_ROPE_NORM /* pairs 2i, 2i+1 */, DLM_ROPE_NEOX /* pairs i, i + n/2 */ } DlmRope;
+typedef enum { DLM_ACT_SILU, DLM_ACT_RELU2, DLM_ACT_GELU } DlmAct;
+
+/* ---- the kernel table: one CPU level. Shapes are row-major; strides are in elements. ----
+ *
+ * Law: kern_ref.c. Integer parts equal it bit for bit at every level. The float kernels of this house add in a
+ * fixed order of 16 lanes without fused multiply-add, so they equal it bit for bit too, and each output row
+ * depends on its own input row alone: not on the batch, the level or the thread count. */
+typedef struct {
+    const char *name;
+    /* q[n] = clamp(rint(x * s), -128, 127), s = 127 / max(max|x|, 1e-5); *inv_scale = 1 / s; *sum = sum of q */
+    void (*quantize_row)(int8_t *q, float *inv_scale, int32_t *sum, const float *x, int32_t n);
+    /* y[m][o] for m < n_rows, o in [out_lo, out_hi) (out_lo a multiple of 16); q is [n_rows][q_stride] int8,
+     * zero-padded to q_stride, a multiple of 16 */
+    void (*ternary)(float *y, int64_t y_stride, const DlmMat *w, int32_t out_lo, int32_t out_hi,
+                    const int8_t *q, int64_t q_stride, const float *inv_scale, const int32_t *sum,
+                    int32_t n_rows);
+    /* y[m][o] = dot(w row o, x row m) in f32, for w of kind F32, F16, BF16, Q8_0 */
+    void (*dense)(float *y, int64_t y_stride, const DlmMat *w, int32_t out_lo, int32_t out_hi,
+                  const float *x, int64_t x_stride, int32_t n_rows);
+    /* y = x / sqrt(mean(x^2) + eps) * gain */
+    void (*rms_norm)(float *y, const float *x, const float *gain, int32_t n, float eps);
+    /* gate[i] = act(gate[i]) * up[i] */
+    void (*gate)(float *gate, const float *up, int32_t n, DlmAct act);
+    void (*to_f16)(uint16_t *h, const float *x, int32_t n);
+    /* out[head_dim] = softmax(q . k_c * scale for c in [lo, hi)) . v_c; k, v: cell 0 of this head, f16, `stride`
+     * elements between cells; scores: scratch for hi - lo floats */
+    void (*attend)(float *out, const float *q, const uint16_t *k, const uint16_t *v, int64_t stride,
+                   int32_t lo, int32_t hi, int32_t head_dim, float scale, float *scores);
+    /* index of the largest logit (lowest on ties) and sum over i of exp(logit_i - that logit) */
+    int32_t (*top1)(const float *logits, int32_t n, float *sum_exp);
+} DlmKernels;
+
+/* ---- the backend op table: what graph.c is written against. CPU: kern.c. CUDA: dlm_cuda.cu. ----
+ *
+ * Pointers named x, y, q, k, v, out are buffers of the backend (`alloc`), f32, [n_rows][n]. Calls are ordered:
+ * each sees the results of the ones before. A call cannot fail once its buffers exist, except where it returns
+ * an error text (static or owned by the backend; NULL means success). */
+typedef struct {
+    const DlmMat *w;
+    const float *bias; /* [w->n_out] or NULL */
+    float *y;          /* [n_rows][w->n_out] */
+} DlmLinear;
+
+typedef struct DlmOps {
+    const char *name;
+    void *self;
+    void *(*alloc)(void *self, uint64_t n_bytes); /* zeroed; NULL when refused */
+    void (*free)(void *self, void *p);
+    void (*upload)(void *self, void *dst, const void *src, uint64_t n_bytes);
+    void (*download)(void *self, void *dst, const void *src, uint64_t n_bytes);
+    const char *(*mat_load)(void *self, DlmMat *m, const DlmTensor *t);
+    void (*mat_free)(void *self, DlmMat *m);
+    /* y[r] = row rows[r].token of the embedding matrix, f32 */
+    void (*embed)(void *self, float *y, const DlmMat *w, const DlmRow *rows, int32_t n_rows);
+    void (*rms_norm)(void *self, float *y, const float *x, const float *gain, int32_t n_rows, int32_t n, float eps);
+    /* all jobs share the input x [n_rows][n_in]; ternary weights see it quantized to int8, once for all jobs */
+    void (*linear)(void *self, const DlmLinear *jobs, int32_t n_jobs, const float *x, int32_t n_rows);
+    void (*add)(void *self, float *y, const float *x, int64_t n); /* y += x */
+    void (*gate)(void *self, float *gate, const float *up, int64_t n, DlmAct act);
+    /* rotates the first n_rot of each head in place; inv_freq: [n_rot/2] f32, host memory */
+    void (*rope)(void *self, float *x, const DlmRow *rows, int32_t n_rows, int32_t n_head, int32_t head_dim,
+                 int32_t n_rot, const float *inv_freq, DlmRope kind);
+    void (*kv_store)(void *self, DlmKv *kv, int32_t layer, const float *k, const float *v, const DlmRow *rows,
+                     int32_t n_rows);
+    void (*attend)(void *self, float *out, const float *q, const DlmKv *kv, int32_t layer, const DlmRow *rows,
+                   int32_t n_rows, int32_t n_head, float scale);
+    /* y[i] = x[r] for each row r with rows[r].logits == i */
+    void (*gather)(void *self, float *y, const float *x, const DlmRow *rows, int32_t n_rows, int32_t n);
+} DlmOps;
+
+#ifdef DLM_CUDA
+/* The one door to CUDA: fills `ops` or returns the reason why there is no usable GPU. */
+const char *dlm_cuda_open(DlmOps *ops);
+#endif
+
+#ifdef __cplusplus
+}
+#endif
+#endif
