@@ -1,0 +1,451 @@
+#!/usr/bin/env python3
+"""mkgguf.py - write GGUF files for the tests, independently of dlm's own reader and writer.
+
+  tools/mkgguf.py CHECKPOINT_DIR -o OUT.gguf --type tq2_0     convert a BitNet b1.58 checkpoint
+  tools/mkgguf.py --hostile OUT_DIR                           one broken file per crime, and their MANIFEST
+  tools/mkgguf.py --selftest                                  encoders against published test vectors
+
+Standard library only. The layouts come from ggml's published block structures and, for I2_S, from
+BitNet.cpp; where a comment says "facts", the bytes were checked against vectors computed elsewhere.
+
+Linear weights become t * m with t = clamp(round_half_even(W / m), -1, 1) and m = mean |W| over the whole
+tensor. m is rounded to binary16 once and stored so in every format, the f32 scale of I2_S included: all
+files made from one checkpoint hold the identical weights.
+"""
+import argparse
+import collections
+import hashlib
+import json
+import math
+import os
+import struct
+import sys
+
+# ---- numbers ---------------------------------------------------------------------------------------------
+
+
+def f32(x):
+    """The nearest binary32 value."""
+    return struct.unpack("<f", struct.pack("<f", x))[0]
+
+
+def f16(x):
+    """The nearest binary16 value."""
+    return struct.unpack("<e", struct.pack("<e", x))[0]
+
+
+def floats_of(dtype, raw):
+    """The values of a safetensors tensor, as exact floats."""
+    n = len(raw) // {"BF16": 2, "F16": 2, "F32": 4}[dtype]
+    if dtype == "BF16":
+        raw = b"".join(b"\0\0" + raw[2 * i:2 * i + 2] for i in range(n))
+    return struct.unpack(f"<{n}{'e' if dtype == 'F16' else 'f'}", raw)
+
+
+# ---- tensor types: id, weights per block, bytes per block -------------------------------------------------
+
+Type = collections.namedtuple("Type", "id block bytes")
+TYPES = {
+    "f32": Type(0, 1, 4), "f16": Type(1, 1, 2), "q8_0": Type(8, 32, 34), "bf16": Type(30, 1, 2),
+    "tq1_0": Type(34, 256, 54), "tq2_0": Type(35, 256, 66), "i2_s": Type(36, 4, 1), "q2_0": Type(42, 64, 18),
+}
+# general.file_type. 40 is I2_S in the BitNet fork only; no reader should trust this key.
+FILE_TYPES = {"f32": 0, "f16": 1, "tq1_0": 36, "tq2_0": 37, "i2_s": 40, "q2_0": 41}
+I2S_LAYOUTS = ("128", "64", "row4", "seq")
+
+
+# ---- ternary encoders: codes are 0, 1, 2 for -1, 0, +1, row-major -----------------------------------------
+
+
+def pack2(lanes, shifts):
+    """Bytes whose two-bit fields at `shifts` come from equally long lanes of codes."""
+    a, b, c, d = shifts
+    return bytes(w << a | x << b | y << c | z << d for w, x, y, z in zip(*lanes))
+
+
+def quarters(codes, at, step):
+    """Four consecutive runs of `step` codes."""
+    return [codes[at + i * step:at + (i + 1) * step] for i in range(4)]
+
+
+def encode_tq1_0(codes, scale):
+    d, out = struct.pack("<e", scale), []
+    for at in range(0, len(codes), 256):
+        for run, lanes, n in ((0, 32, 5), (160, 16, 5), (240, 4, 4)):
+            for m in range(lanes):
+                number = 0
+                for i in range(n):
+                    number = number * 3 + codes[at + run + i * lanes + m]
+                number *= 3 ** (5 - n)
+                out.append((number * 256 + 242) // 243)
+        out += d
+    return bytes(out)
+
+
+def encode_tq2_0(codes, scale):
+    d = struct.pack("<e", scale)
+    return b"".join(
+        pack2(quarters(codes, at, 32), (0, 2, 4, 6)) + pack2(quarters(codes, at + 128, 32), (0, 2, 4, 6)) + d
+        for at in range(0, len(codes), 256))
+
+
+def encode_q2_0(codes, scale):
+    d, seq = struct.pack("<e", scale), encode_i2s_codes(codes, 0, "seq")
+    return b"".join(d + seq[at:at + 16] for at in range(0, len(seq), 16))
+
+
+def encode_i2s_codes(codes, n_cols, layout):
+    if layout == "seq":
+        return pack2([codes[i::4] for i in range(4)], (0, 2, 4, 6))
+    if layout == "row4":
+        return b"".join(pack2(quarters(codes, at, n_cols), (6, 4, 2, 0))
+                        for at in range(0, len(codes), 4 * n_cols))
+    step = int(layout) // 4
+    return b"".join(pack2(quarters(codes, at, step), (6, 4, 2, 0)) for at in range(0, len(codes), 4 * step))
+
+
+def encode_i2_s(codes, n_cols, scale, layout):
+    return encode_i2s_codes(codes, n_cols, layout) + struct.pack("<f28x", scale)
+
+
+def encode_linear(kind, codes, n_cols, scale, layout):
+    """The bytes of a ternary matrix in any type; `scale` is a binary16 value already."""
+    unit = {"i2_s": 4 * n_cols if layout == "row4" else 4 if layout == "seq" else int(layout)}
+    if len(codes) % unit.get(kind, 1) or (kind != "i2_s" and n_cols % TYPES[kind].block):
+        sys.exit(f"mkgguf: {len(codes)} weights in rows of {n_cols} do not fit {kind} blocks")
+    if kind == "i2_s":
+        return encode_i2_s(codes, n_cols, scale, layout)
+    if kind in ("f16", "f32"):
+        table = [struct.pack("<e" if kind == "f16" else "<f", (c - 1) * scale) for c in range(3)]
+        return b"".join(table[c] for c in codes)
+    return {"tq1_0": encode_tq1_0, "tq2_0": encode_tq2_0, "q2_0": encode_q2_0}[kind](codes, scale)
+
+
+def encode_dense(kind, values):
+    """The bytes of an ordinary tensor."""
+    if kind == "f32":
+        return struct.pack(f"<{len(values)}f", *values)
+    if kind == "f16":
+        return struct.pack(f"<{len(values)}e", *values)
+    if kind == "bf16":
+        out = []
+        for bits in struct.unpack(f"<{len(values)}I", struct.pack(f"<{len(values)}f", *values)):
+            out.append((bits + 0x7FFF + (bits >> 16 & 1)) >> 16)  # round half to even
+        return struct.pack(f"<{len(out)}H", *out)
+    out = []
+    for at in range(0, len(values), 32):  # q8_0: d = max|x| / 127, q = round half away from zero, as ggml's
+        block = values[at:at + 32]
+        d = f32(max(abs(v) for v in block) / 127)
+        inverse = f32(1 / d) if d else 0.0
+        q = [f32(v * inverse) for v in block]
+        out.append(struct.pack("<e32b", d, *(int(math.copysign(math.floor(abs(v) + 0.5), v)) for v in q)))
+    return b"".join(out)
+
+
+# ---- the container -----------------------------------------------------------------------------------------
+
+U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
+SCALARS = {U8: "B", I8: "b", U16: "H", I16: "h", U32: "I", I32: "i", F32: "f", BOOL: "?", U64: "Q",
+           I64: "q", F64: "d"}
+
+
+def pack_str(text):
+    data = text if isinstance(text, bytes) else text.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def pack_value(kind, value):
+    if kind == STRING:
+        return pack_str(value)
+    if kind == ARRAY:
+        elem, items = value
+        return struct.pack("<IQ", elem, len(items)) + b"".join(pack_value(elem, v) for v in items)
+    return struct.pack("<" + SCALARS[kind], value)
+
+
+def pack_kv(key, kind, value):
+    return pack_str(key) + struct.pack("<I", kind) + pack_value(kind, value)
+
+
+class Tensor:
+    """A tensor to be written. `ne` is in GGUF order: the contiguous dimension first."""
+
+    def __init__(self, name, ne, kind, data):
+        self.name, self.ne, self.kind, self.data = name, list(ne), kind, data
+        self.n_dims = self.offset = None  # None: as they should be; the hostile files say otherwise
+
+    def pack_info(self, offset):
+        at = offset if self.offset is None else self.offset
+        n_dims = len(self.ne) if self.n_dims is None else self.n_dims
+        return (pack_str(self.name) + struct.pack("<I", n_dims) + struct.pack(f"<{len(self.ne)}Q", *self.ne)
+                + struct.pack("<IQ", self.kind, at))
+
+
+class Gguf:
+    """A GGUF file to be written. A field that is None is computed; the hostile files set it to a lie."""
+
+    def __init__(self, version=3):
+        self.magic, self.version, self.alignment = b"GGUF", version, 32
+        self.n_kv = self.n_tensors = None
+        self.kv = {}       # key -> (kind, value), in file order
+        self.raw_kv = []   # further entries as bytes
+        self.tensors = []
+
+    def put(self, key, kind, value):
+        self.kv[key] = (kind, value)
+
+    def add(self, name, ne, kind, data):
+        self.tensors.append(Tensor(name, ne, TYPES[kind].id, data))
+
+    def tensor(self, name):
+        return next(t for t in self.tensors if t.name == name)
+
+    def directory(self):
+        """Everything before the tensor data."""
+        entries = [pack_kv(k, *v) for k, v in self.kv.items()] + self.raw_kv
+        n_kv = len(entries) if self.n_kv is None else self.n_kv
+        n_tensors = len(self.tensors) if self.n_tensors is None else self.n_tensors
+        out = [self.magic, struct.pack("<IQQ", self.version, n_tensors, n_kv), *entries]
+        offset = 0
+        for t in self.tensors:
+            out.append(t.pack_info(offset))
+            offset += len(t.data) + -len(t.data) % self.alignment
+        return b"".join(out)
+
+    def pack(self):
+        head = self.directory()
+        out = [head, bytes(-len(head) % self.alignment)]
+        for t in self.tensors:
+            out += [t.data, bytes(-len(t.data) % self.alignment)]
+        return b"".join(out)
+
+
+# ---- a BitNet checkpoint in Hugging Face's layout ------------------------------------------------------------
+
+BLOCK_NORMS = {
+    "input_layernorm": "attn_norm", "self_attn.attn_sub_norm": "attn_sub_norm",
+    "post_attention_layernorm": "ffn_norm", "mlp.ffn_sub_norm": "ffn_sub_norm",
+}
+BLOCK_LINEARS = {
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+# tokenizer.json's Split pattern -> tokenizer.ggml.pre
+PRE_TOKENIZERS = {
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+": "qwen2",
+}
+
+
+class Checkpoint:
+    """config.json and friends, and one model.safetensors."""
+
+    def __init__(self, folder):
+        def load(name):
+            with open(os.path.join(folder, name), encoding="utf-8") as f:
+                return json.load(f)
+        self.config, self.generation = load("config.json"), load("generation_config.json")
+        self.tokenizer, self.tokenizer_config = load("tokenizer.json"), load("tokenizer_config.json")
+        with open(os.path.join(folder, "model.safetensors"), "rb") as f:
+            self.blob = f.read()
+        (n,) = struct.unpack_from("<Q", self.blob)
+        self.directory, self.start = json.loads(self.blob[8:8 + n]), 8 + n
+
+    def raw(self, name):
+        entry = self.directory[name]
+        begin, end = entry["data_offsets"]
+        return entry["dtype"], entry["shape"], self.blob[self.start + begin:self.start + end]
+
+    def dense(self, name):
+        dtype, shape, raw = self.raw(name)
+        return shape, floats_of(dtype, raw)
+
+    def ternary(self, name):
+        """Shape [n_out, n_in], codes and scale of a linear layer, packed or not."""
+        dtype, shape, raw = self.raw(name)
+        if dtype == "U8":
+            # Row r + i * n_out / 4 lies in bits 2 i, 2 i + 1 of packed row r.
+            codes = b"".join(bytes(b >> 2 * i & 3 for b in raw) for i in range(4))
+            _, scale = self.dense(name + "_scale")
+            return [4 * shape[0], shape[1]], codes, f16(scale[0])
+        # A bf16 tensor has few distinct values: the mean is exact, and each value is divided once.
+        values = floats_of(dtype, raw)
+        counts = collections.Counter(values)
+        mean = f32(math.fsum(abs(v) * n for v, n in counts.items()) / len(values))
+        mean = max(mean, f32(1e-5))
+        code = {v: max(-1, min(1, round(f32(v / mean)))) + 1 for v in counts}
+        return shape, bytes(code[v] for v in values), f16(mean)
+
+
+def put_model(g, c, arch, file_type):
+    heads = c["num_attention_heads"]
+    head_dim = c.get("head_dim") or c["hidden_size"] // heads
+    g.put("general.architecture", STRING, arch)
+    g.put("general.name", STRING, "tiny-dlm")
+    g.put("general.file_type", U32, file_type)
+    for key, value in (("context_length", c["max_position_embeddings"]), ("embedding_length", c["hidden_size"]),
+                       ("block_count", c["num_hidden_layers"]), ("feed_forward_length", c["intermediate_size"]),
+                       ("attention.head_count", heads), ("attention.head_count_kv", c["num_key_value_heads"]),
+                       ("attention.key_length", head_dim), ("attention.value_length", head_dim),
+                       ("rope.dimension_count", head_dim), ("vocab_size", c["vocab_size"])):
+        g.put(f"{arch}.{key}", U32, value)
+    g.put(f"{arch}.attention.layer_norm_rms_epsilon", F32, c["rms_norm_eps"])
+    g.put(f"{arch}.rope.freq_base", F32, c["rope_theta"])
+
+
+def put_diffusion(g, block_size, sub_block_size, threshold):
+    """How the model was trained to be decoded: dlm's decode record."""
+    g.put("diffusion.block_size", U32, block_size)
+    g.put("diffusion.sub_block_size", U32, sub_block_size)
+    g.put("diffusion.shift_logits", BOOL, True)
+    g.put("diffusion.attention", STRING, "block")
+    g.put("diffusion.align", STRING, "absolute")
+    g.put("diffusion.threshold", F32, threshold)
+    g.put("diffusion.rule", STRING, "threshold")
+    g.put("diffusion.first_token", STRING, "masked")
+
+
+def put_tokenizer(g, ck):
+    t, n_vocab = ck.tokenizer, ck.config["vocab_size"]
+    split = t["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
+    if split not in PRE_TOKENIZERS:
+        sys.exit(f"mkgguf: no tokenizer.ggml.pre is known for the pattern {split}")
+    tokens, types = [f"[PAD{i}]" for i in range(n_vocab)], [5] * n_vocab  # 5: unused
+    for text, i in t["model"]["vocab"].items():
+        tokens[i], types[i] = text, 1
+    for entry in t["added_tokens"]:
+        tokens[entry["id"]], types[entry["id"]] = entry["content"], 3 if entry["special"] else 4
+    merges = [m if isinstance(m, str) else " ".join(m) for m in t["model"]["merges"]]
+    g.put("tokenizer.ggml.model", STRING, "gpt2")
+    g.put("tokenizer.ggml.pre", STRING, PRE_TOKENIZERS[split])
+    g.put("tokenizer.ggml.tokens", ARRAY, (STRING, tokens))
+    g.put("tokenizer.ggml.token_type", ARRAY, (I32, types))
+    g.put("tokenizer.ggml.merges", ARRAY, (STRING, merges))
+    for key, name in (("bos", "bos"), ("eos", "eos"), ("padding", "pad"), ("mask", "mask")):
+        if ck.config.get(name + "_token_id") is not None:
+            g.put(f"tokenizer.ggml.{key}_token_id", U32, ck.config[name + "_token_id"])
+    g.put("tokenizer.ggml.add_bos_token", BOOL, ck.tokenizer_config.get("add_bos_token", False))
+    g.put("tokenizer.chat_template", STRING, ck.tokenizer_config["chat_template"])
+
+
+def put_tensors(g, ck, kind, embed_kind, layout):
+    def add_dense(gguf_name, name, dense_kind):
+        shape, values = ck.dense(name)
+        g.add(gguf_name, shape[::-1], dense_kind, encode_dense(dense_kind, values))
+
+    add_dense("token_embd.weight", "model.embed_tokens.weight", embed_kind)
+    for i in range(ck.config["num_hidden_layers"]):
+        for theirs, ours in BLOCK_NORMS.items():
+            add_dense(f"blk.{i}.{ours}.weight", f"model.layers.{i}.{theirs}.weight", "f32")
+        for theirs, ours in BLOCK_LINEARS.items():
+            shape, codes, scale = ck.ternary(f"model.layers.{i}.{theirs}.weight")
+            g.add(f"blk.{i}.{ours}.weight", shape[::-1], kind, encode_linear(kind, codes, shape[1], scale, layout))
+    add_dense("output_norm.weight", "model.norm.weight", "f32")
+
+
+def convert(args):
+    ck = Checkpoint(args.checkpoint)
+    g = Gguf(args.version)
+    put_model(g, ck.config, args.arch, FILE_TYPES[args.type])
+    put_diffusion(g, ck.config["bd_size"], ck.generation["small_block_length"], args.threshold)
+    put_tokenizer(g, ck)
+    put_tensors(g, ck, args.type, args.embed_type, args.i2s_layout)
+    return g.pack()
+
+
+# ---- selftest --------------------------------------------------------------------------------------------------
+
+# w[i] = (((i^2 + 3i) mod 7) mod 3 - 1) / 2 for i < 256, as each format stores it: sha256 of the raw bytes.
+VECTOR_DIGESTS = {
+    "tq1_0": "d1710409aac838a1", "tq2_0": "c969d786dd48a076", "q2_0": "434994d25ca7d125",
+    "128": "b8f98f97e5f9d585", "64": "60e27a729c7fc60e", "seq": "f8ee0068a7b6a21a",
+}
+
+
+def decode_ternary(kind, data, n, n_cols, layout):
+    """Codes back from bytes, element by element from the layout's definition: shares nothing with the encoders."""
+    out = bytearray(n)
+    for i in range(n):
+        b, j = divmod(i, {"tq1_0": 256, "tq2_0": 256, "q2_0": 64}.get(kind, n))
+        if kind == "tq1_0":
+            if j < 160:
+                at, trit = j % 32, j // 32
+            elif j < 240:
+                at, trit = 32 + (j - 160) % 16, (j - 160) // 16
+            else:
+                at, trit = 48 + (j - 240) % 4, (j - 240) // 4
+            out[i] = (data[54 * b + at] * 3 ** trit & 255) * 3 >> 8
+        elif kind == "tq2_0":
+            out[i] = data[66 * b + 32 * (j // 128) + j % 32] >> 2 * (j % 128 // 32) & 3
+        elif kind == "q2_0":
+            out[i] = data[18 * b + 2 + j // 4] >> 2 * (j % 4) & 3
+        elif layout == "seq":
+            out[i] = data[i // 4] >> 2 * (i % 4) & 3
+        elif layout == "row4":
+            row, col = divmod(i, n_cols)
+            out[i] = data[row // 4 * n_cols + col] >> 6 - 2 * (row % 4) & 3
+        else:
+            q = int(layout) // 4
+            out[i] = data[i // (4 * q) * q + i % q] >> 6 - 2 * (i % (4 * q) // q) & 3
+    return bytes(out)
+
+
+def selftest():
+    passed = failed = 0
+
+    def check(what, ok):
+        nonlocal passed, failed
+        passed, failed = passed + ok, failed + (not ok)
+        if not ok:
+            print(f"FAIL {what}")
+
+    codes = bytes((i * i + 3 * i) % 7 % 3 for i in range(256))
+    for name, digest in VECTOR_DIGESTS.items():
+        data = (encode_i2s_codes(codes, 64, name) if name in I2S_LAYOUTS
+                else encode_linear(name, codes, 256, 0.5, "128"))
+        check(f"vector {name}", hashlib.sha256(data).hexdigest()[:16] == digest)
+
+    state, noise = 1, bytearray()
+    for _ in range(8 * 256):
+        state = (state * 1103515245 + 12345) & 0x7FFFFFFF
+        noise.append((state >> 16) % 3)
+    for kind in ("tq1_0", "tq2_0", "q2_0", "i2_s"):
+        for layout in I2S_LAYOUTS if kind == "i2_s" else ("128",):
+            data = encode_linear(kind, bytes(noise), 256, 0.5, layout)
+            check(f"round trip {kind} {layout}",
+                  decode_ternary(kind, data, len(noise), 256, layout) == bytes(noise))
+            t = TYPES[kind]
+            check(f"size {kind}", len(data) == len(noise) // t.block * t.bytes + (32 if kind == "i2_s" else 0))
+    check("bf16 rounds half to even", encode_dense("bf16", [1 + 2 ** -8, 1 + 3 * 2 ** -8]) == b"\x80\x3f\x82\x3f")
+    check("q8_0", encode_dense("q8_0", [127.0] + [-63.5] * 31) == struct.pack("<e32b", 1, 127, *[-64] * 31))
+    print(f"{passed} passed, {failed} failed")
+    return failed != 0
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("checkpoint", nargs="?", help="folder with config.json, tokenizer.json, model.safetensors")
+    p.add_argument("-o", "--out", metavar="OUT.gguf")
+    p.add_argument("--type", choices=FILE_TYPES, default="tq2_0",
+                   help="type of the linear weights; f16 and f32 hold the ternary values {-m, 0, m}")
+    p.add_argument("--embed-type", choices=("f16", "q8_0", "f32", "bf16"), default="f16")
+    p.add_argument("--i2s-layout", choices=I2S_LAYOUTS, default="128")
+    p.add_argument("--arch", default="bitnet-b1.58")
+    p.add_argument("--threshold", type=float, default=0.9, help="diffusion.threshold, default 0.9")
+    p.add_argument("--version", type=int, choices=(2, 3), default=3, help="of the GGUF container")
+    p.add_argument("--selftest", action="store_true")
+    args = p.parse_args()
+    if args.selftest:
+        return selftest()
+    if not args.checkpoint or not args.out:
+        p.error("give a checkpoint folder and -o OUT.gguf")
+    data = convert(args)
+    with open(args.out, "wb") as f:
+        f.write(data)
+    print(f"{args.out}: {len(data)} bytes, sha256 {hashlib.sha256(data).hexdigest()[:16]}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
