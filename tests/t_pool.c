@@ -1,0 +1,128 @@
+/* t_pool.c - every row once, the same split every time, no thread too many or too late. Also run under
+ * ThreadSanitizer (`-DT_POOL_SHORT` keeps that quick). */
+#include "../src/pool.c"
+#include "test.h"
+
+#define ROWS_MAX 4096
+
+typedef struct {
+    i32 n, grain;
+    u8 visits[ROWS_MAX]; /* plain bytes: ThreadSanitizer sees two threads on one row */
+    i32 owner[ROWS_MAX];
+    i32 ranges[POOL_THREADS_MAX]; /* calls by thread */
+    bool crooked;                 /* a range that is empty, out of bounds or cut inside a grain */
+} Rows;
+
+static void visit(void *arg, i32 begin, i32 end, i32 thread) {
+    Rows *r = arg;
+    if (begin >= end || begin < 0 || end > r->n || begin % r->grain || (end % r->grain && end != r->n))
+        r->crooked = true;
+    r->ranges[thread]++;
+    for (i32 i = begin; i < end; i++) {
+        r->visits[i]++;
+        r->owner[i] = thread;
+    }
+}
+
+static void check_split(Pool *p, i32 n, i32 grain) {
+    static Rows r, again;
+    memset(&r, 0, sizeof r);
+    r.n = n;
+    r.grain = grain;
+    again = r;
+    pool_for(p, n, grain, visit, &r);
+    pool_for(p, n, grain, visit, &again);
+    bool once = true, ordered = true;
+    for (i32 i = 0; i < n; i++) {
+        once = once && r.visits[i] == 1;
+        ordered = ordered && (i == 0 || r.owner[i] >= r.owner[i - 1]);
+    }
+    i32 n_chunks = (n + grain - 1) / grain, calls = 0;
+    bool at_most_once = true;
+    for (i32 t = 0; t < POOL_THREADS_MAX; t++) {
+        calls += r.ranges[t];
+        at_most_once = at_most_once && r.ranges[t] <= (t < pool_threads(p));
+    }
+    CHECK_MSG(once && !r.crooked && ordered && at_most_once, "n %d, grain %d, threads %d", n, grain,
+              pool_threads(p));
+    CHECK_INT(calls, MIN_OF(n_chunks, pool_threads(p)));
+    CHECK_MSG(memcmp(&r, &again, sizeof r) == 0, "n %d, grain %d: two runs split differently", n, grain);
+}
+
+typedef struct {
+    i64 sums[POOL_THREADS_MAX][8]; /* one cache line each */
+} Sums;
+
+static void add_rows(void *arg, i32 begin, i32 end, i32 thread) {
+    Sums *s = arg;
+    for (i32 i = begin; i < end; i++) s->sums[thread][0] += i;
+}
+
+/* Many tiny loops back to back: what a forward pass of a small model looks like. */
+static f64 us_per_loop(Pool *p, i32 loops) {
+    static Sums s;
+    memset(&s, 0, sizeof s);
+    f64 from = os_now_ms();
+    for (i32 i = 0; i < loops; i++) pool_for(p, 64, 1, add_rows, &s);
+    f64 us = (os_now_ms() - from) * 1e3 / loops;
+    i64 sum = 0;
+    for (i32 t = 0; t < POOL_THREADS_MAX; t++) sum += s.sums[t][0];
+    CHECK_INT(sum, (i64)loops * (63 * 64 / 2));
+    return us;
+}
+
+/* With pauses between the loops the workers have gone to sleep and must be woken. */
+static void check_sleepers(Pool *p) {
+    static Sums s;
+    memset(&s, 0, sizeof s);
+    for (i32 i = 0; i < 20; i++) {
+        poll(NULL, 0, 1);
+        pool_for(p, 64, 1, add_rows, &s);
+    }
+    i64 sum = 0;
+    for (i32 t = 0; t < POOL_THREADS_MAX; t++) sum += s.sums[t][0];
+    CHECK_INT(sum, 20 * (63 * 64 / 2));
+}
+
+#ifdef DLM_TEST_ALLOC
+static bool open_close(void *arg, Err *e) {
+    (void)arg;
+    Pool *p;
+    bool ok = pool_open(&p, 3, e);
+    if (ok) pool_close(p);
+    return ok;
+}
+#endif
+
+int main(void) {
+    static const i32 sizes[] = {0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 100, 1023, ROWS_MAX};
+    static const i32 grains[] = {1, 2, 3, 16, 17, 5000, INT32_MAX};
+#ifdef T_POOL_SHORT
+    const i32 loops = 500;
+#else
+    const i32 loops = 20000;
+#endif
+    for (i32 n_threads = 1; n_threads <= 8; n_threads++) {
+        Err e = {0};
+        Pool *p;
+        if (!CHECK_OK(pool_open(&p, n_threads, &e), e)) break;
+        CHECK_INT(pool_threads(p), n_threads);
+        for (size_t i = 0; i < COUNT_OF(sizes); i++)
+            for (size_t g = 0; g < COUNT_OF(grains); g++)
+                if (grains[g] <= 5000 || sizes[i] > 0) check_split(p, sizes[i], MIN_OF(grains[g], 1 << 20));
+        check_sleepers(p);
+        f64 us = us_per_loop(p, n_threads <= os_cpu_count() ? loops : loops / 20);
+        printf("t_pool: %d threads, %d looks before sleeping: %.2f us per loop\n", n_threads, p->spins, us);
+        pool_close(p);
+    }
+    /* the largest row count does not overflow the split */
+    i32 begin, end;
+    PoolJob_ job = {.n = INT32_MAX, .grain = 1, .n_chunks = INT32_MAX, .n_active = POOL_THREADS_MAX};
+    pool_part_(&job, POOL_THREADS_MAX - 1, &begin, &end);
+    CHECK(begin > 0 && begin < end && end == INT32_MAX);
+    pool_close(NULL);
+#ifdef DLM_TEST_ALLOC
+    CHECK_INT(test_alloc_failures(open_close, NULL), 2);
+#endif
+    return test_end();
+}
