@@ -16,34 +16,36 @@
  * collide in the hash index can cause. */
 #define GGUF_KV_MAX 16384u
 #define GGUF_TENSORS_MAX 16384u
-#define GGUF_KEY_MAX 65535u               /* bytes; the format's own limit */
-#define GGUF_NAME_MAX 255u                /* bytes of a tensor name */
-#define GGUF_STRING_MAX ((u64)1 << 20)    /* bytes of a string value */
-#define GGUF_ELEM_MAX ((u64)64 << 10)     /* bytes of a string in an array: token texts, merges */
-#define GGUF_ARRAY_MAX ((u64)1 << 28)     /* elements */
+#define GGUF_KEY_MAX 65535u            /* bytes; the format's own limit */
+#define GGUF_NAME_MAX 255u             /* bytes of a tensor name */
+#define GGUF_STRING_MAX ((u64)1 << 20) /* bytes of a string value */
+#define GGUF_ELEM_MAX ((u64)64 << 10)  /* bytes of a string in an array: token texts, merges */
+#define GGUF_ARRAY_MAX ((u64)1 << 28)  /* elements */
 #define GGUF_DIMS_MAX 4u
-#define GGUF_NE_MAX ((u64)INT32_MAX)      /* one dimension; the engine counts rows and columns in i32 */
+#define GGUF_NE_MAX ((u64)INT32_MAX) /* one dimension; the engine counts rows and columns in i32 */
 #define GGUF_ALIGN_DEFAULT 32u
-#define GGUF_ALIGN_MIN 8u                 /* the format wants a multiple of 8; floats are read in place */
+#define GGUF_ALIGN_MIN 8u /* the format wants a multiple of 8; floats are read in place */
 #define GGUF_ALIGN_MAX 65536u
 
 /* The least a key-value pair or a tensor record can take: the counts are checked against the bytes left. */
 #define GGUF_KV_BYTES_MIN (8 + 1 + 4 + 1)
 #define GGUF_TENSOR_BYTES_MIN (8 + 1 + 4 + 8 + 4 + 8)
 
+/* clang-format off */
 typedef enum {
-    GGUF_U8, GGUF_I8, GGUF_U16, GGUF_I16, GGUF_U32, GGUF_I32, GGUF_F32, GGUF_BOOL, GGUF_STRING, GGUF_ARRAY,
-    GGUF_U64, GGUF_I64, GGUF_F64
+    GGUF_U8, GGUF_I8, GGUF_U16, GGUF_I16, GGUF_U32, GGUF_I32, GGUF_F32,
+    GGUF_BOOL, GGUF_STRING, GGUF_ARRAY, GGUF_U64, GGUF_I64, GGUF_F64
 } GgufValueType;
+/* clang-format on */
 
 static const struct {
     const char *name;
     u32 size; /* bytes; 0: variable */
 } GGUF_VALUES_[] = {
-    [GGUF_U8] = {"u8", 1},         [GGUF_I8] = {"i8", 1},       [GGUF_U16] = {"u16", 2},
-    [GGUF_I16] = {"i16", 2},       [GGUF_U32] = {"u32", 4},     [GGUF_I32] = {"i32", 4},
-    [GGUF_F32] = {"f32", 4},       [GGUF_BOOL] = {"bool", 1},   [GGUF_STRING] = {"string", 0},
-    [GGUF_ARRAY] = {"array", 0},   [GGUF_U64] = {"u64", 8},     [GGUF_I64] = {"i64", 8},
+    [GGUF_U8] = {"u8", 1},       [GGUF_I8] = {"i8", 1},     [GGUF_U16] = {"u16", 2},
+    [GGUF_I16] = {"i16", 2},     [GGUF_U32] = {"u32", 4},   [GGUF_I32] = {"i32", 4},
+    [GGUF_F32] = {"f32", 4},     [GGUF_BOOL] = {"bool", 1}, [GGUF_STRING] = {"string", 0},
+    [GGUF_ARRAY] = {"array", 0}, [GGUF_U64] = {"u64", 8},   [GGUF_I64] = {"i64", 8},
     [GGUF_F64] = {"f64", 8},
 };
 
@@ -90,13 +92,16 @@ typedef struct {
 
 /* ---- tensor types and sizes ---- */
 
+/* clang-format off */
 static const char *const GGUF_TYPE_NAMES_[] = {
-    "F32", "F16", "Q4_0", "Q4_1", "Q4_2", "Q4_3", "Q5_0", "Q5_1", "Q8_0", "Q8_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
-    "Q6_K", "Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8", "I16",
-    "I32", "I64", "F64", "IQ1_M", "BF16", "Q4_0_4_4", "Q4_0_4_8", "Q4_0_8_8", "TQ1_0", "TQ2_0", "I2_S",
+    "F32", "F16", "Q4_0", "Q4_1", "Q4_2", "Q4_3", "Q5_0", "Q5_1", "Q8_0", "Q8_1",
+    "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S",
+    "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8", "I16", "I32", "I64", "F64", "IQ1_M",
+    "BF16", "Q4_0_4_4", "Q4_0_4_8", "Q4_0_8_8", "TQ1_0", "TQ2_0", "I2_S",
     /* mainline removed 36-38 and gave 39 away again; the BitNet fork uses all four */
     "I8_S (or IQ4_NL_4_8)", "TL1 (or IQ4_NL_8_8)", "MXFP4 (or TL2)", "NVFP4", "Q1_0", "Q2_0",
 };
+/* clang-format on */
 
 /* The name of a ggml type id, readable here or not. */
 static const char *gguf_type_name(u32 id) {
@@ -215,12 +220,15 @@ static bool gguf_check_magic_(const Gguf *g, Err *e) {
     Str head = {(const char *)g->p, (size_t)MIN_OF(g->n, 64)};
     if (str_starts(head, STR("GGUF"))) return true;
     if (str_starts(head, STR("version https://git-lfs")))
-        return err_set(e, ERR_MODEL, "%s: this is a Git LFS pointer, not the model; fetch it with `git lfs pull`",
+        return err_set(e, ERR_MODEL,
+                       "%s: this is a Git LFS pointer, not the model; fetch it with `git lfs pull`",
                        g->label);
     if (g->n < 4)
-        return err_set(e, ERR_MODEL, "%s: %llu bytes are too few for a GGUF file; download it again", g->label,
+        return err_set(e, ERR_MODEL,
+                       "%s: %llu bytes are too few for a GGUF file; download it again", g->label,
                        (Ull_)g->n);
-    return err_set(e, ERR_MODEL, "%s: not a GGUF file: it begins with bytes %02x %02x %02x %02x, not \"GGUF\"",
+    return err_set(e, ERR_MODEL,
+                   "%s: not a GGUF file: it begins with bytes %02x %02x %02x %02x, not \"GGUF\"",
                    g->label, g->p[0], g->p[1], g->p[2], g->p[3]);
 }
 
@@ -228,12 +236,17 @@ static bool gguf_check_version_(const Gguf *g, Err *e) {
     u32 v = g->version;
     if (v == 2 || v == 3) return true;
     if (v == 1)
-        return err_set(e, ERR_MODEL, "%s: GGUF version 1 (2023) is not supported; convert the model again with a "
-                       "current converter", g->label);
+        return err_set(e, ERR_MODEL,
+                       "%s: GGUF version 1 (2023) is not supported; convert the model again with a "
+                       "current converter",
+                       g->label);
     if (v != 0 && (v & 0xffffu) == 0)
-        return err_set(e, ERR_MODEL, "%s: this is a big-endian GGUF file; dlm reads little-endian ones: convert "
-                       "the model again for little-endian", g->label);
-    return err_set(e, ERR_MODEL, "%s: GGUF version %u is not supported; dlm reads versions 2 and 3", g->label, v);
+        return err_set(e, ERR_MODEL,
+                       "%s: this is a big-endian GGUF file; dlm reads little-endian ones: convert "
+                       "the model again for little-endian",
+                       g->label);
+    return err_set(e, ERR_MODEL, "%s: GGUF version %u is not supported; dlm reads versions 2 and 3",
+                   g->label, v);
 }
 
 static bool gguf_read_header_(Gguf *g, GgufCursor_ *c, Err *e) {
@@ -243,15 +256,22 @@ static bool gguf_read_header_(Gguf *g, GgufCursor_ *c, Err *e) {
     if (!c->failed && !gguf_check_version_(g, e)) return false;
     u64 n_tensors = gguf_take_u64_(c), n_kv = gguf_take_u64_(c);
     if (c->failed)
-        return err_set(e, ERR_MODEL, "%s: the file ends at byte %llu, inside its header; download it again",
+        return err_set(e, ERR_MODEL,
+                       "%s: the file ends at byte %llu, inside its header; download it again",
                        g->label, (Ull_)g->n);
     u64 left = c->n - c->at;
     if (n_kv > GGUF_KV_MAX || n_kv > left / GGUF_KV_BYTES_MIN)
-        return err_set(e, ERR_MODEL, "%s: the header (byte 16) claims %llu keys; %llu bytes follow and dlm takes at "
-                       "most %u keys", g->label, (Ull_)n_kv, (Ull_)left, GGUF_KV_MAX);
+        return err_set(
+            e, ERR_MODEL,
+            "%s: the header (byte 16) claims %llu keys; %llu bytes follow and dlm takes at "
+            "most %u keys",
+            g->label, (Ull_)n_kv, (Ull_)left, GGUF_KV_MAX);
     if (n_tensors > GGUF_TENSORS_MAX || n_tensors > left / GGUF_TENSOR_BYTES_MIN)
-        return err_set(e, ERR_MODEL, "%s: the header (byte 8) claims %llu tensors; %llu bytes follow and dlm takes "
-                       "at most %u tensors", g->label, (Ull_)n_tensors, (Ull_)left, GGUF_TENSORS_MAX);
+        return err_set(
+            e, ERR_MODEL,
+            "%s: the header (byte 8) claims %llu tensors; %llu bytes follow and dlm takes "
+            "at most %u tensors",
+            g->label, (Ull_)n_tensors, (Ull_)left, GGUF_TENSORS_MAX);
     g->n_kv = (u32)n_kv;
     g->n_tensors = (u32)n_tensors;
     return true;
@@ -293,16 +313,19 @@ static const char *gguf_read_value_(GgufKv *kv, GgufCursor_ *c) {
     }
     u64 begin = c->at, n_bytes = 0;
     if (kv->elem == GGUF_STRING) {
-        for (u64 i = 0; i < kv->count && !c->failed; i++) gguf_take_str_(c, GGUF_ELEM_MAX, &too_long);
+        for (u64 i = 0; i < kv->count && !c->failed; i++)
+            gguf_take_str_(c, GGUF_ELEM_MAX, &too_long);
         if (too_long) return "an array with a string longer than 64 KiB";
     } else {
-        if (!mul_ok(kv->count, GGUF_VALUES_[kv->elem].size, &n_bytes)) return "an array that is too large";
+        if (!mul_ok(kv->count, GGUF_VALUES_[kv->elem].size, &n_bytes))
+            return "an array that is too large";
         gguf_take_(c, n_bytes);
     }
     if (c->failed) return NULL;
     kv->data = c->p + begin;
     kv->n_bytes = c->at - begin;
-    if (kv->elem == GGUF_BOOL && !gguf_bools_ok_(kv->data, kv->count)) return "a bool that is neither 0 nor 1";
+    if (kv->elem == GGUF_BOOL && !gguf_bools_ok_(kv->data, kv->count))
+        return "a bool that is neither 0 nor 1";
     return NULL;
 }
 
@@ -312,26 +335,29 @@ static bool gguf_read_kv_(Gguf *g, GgufCursor_ *c, u32 i, Err *e) {
     bool too_long = false;
     kv->key = gguf_take_str_(c, GGUF_KEY_MAX, &too_long);
     if (too_long)
-        return err_set(e, ERR_MODEL, "%s: key %u of %u (byte %llu) is longer than %u bytes", g->label, i + 1,
-                       g->n_kv, (Ull_)at, GGUF_KEY_MAX);
+        return err_set(e, ERR_MODEL, "%s: key %u of %u (byte %llu) is longer than %u bytes",
+                       g->label, i + 1, g->n_kv, (Ull_)at, GGUF_KEY_MAX);
     if (!c->failed && !gguf_clean_name_(kv->key))
-        return err_set(e, ERR_MODEL, "%s: key %u of %u (byte %llu) is empty or holds control bytes", g->label,
-                       i + 1, g->n_kv, (Ull_)at);
+        return err_set(e, ERR_MODEL, "%s: key %u of %u (byte %llu) is empty or holds control bytes",
+                       g->label, i + 1, g->n_kv, (Ull_)at);
     u32 type = gguf_take_u32_(c);
     if (!c->failed && type >= COUNT_OF(GGUF_VALUES_))
-        return err_set(e, ERR_MODEL, "%s: key '%.*s' (byte %llu) has unknown value type %u", g->label,
-                       STR_ARG(kv->key), (Ull_)at, type);
+        return err_set(e, ERR_MODEL, "%s: key '%.*s' (byte %llu) has unknown value type %u",
+                       g->label, STR_ARG(kv->key), (Ull_)at, type);
     kv->type = (GgufValueType)(c->failed ? 0 : type);
     const char *wrong = c->failed ? NULL : gguf_read_value_(kv, c);
     if (wrong)
-        return err_set(e, ERR_MODEL, "%s: key '%.*s' (byte %llu) holds %s", g->label, STR_ARG(kv->key), (Ull_)at,
-                       wrong);
+        return err_set(e, ERR_MODEL, "%s: key '%.*s' (byte %llu) holds %s", g->label,
+                       STR_ARG(kv->key), (Ull_)at, wrong);
     if (c->failed)
-        return err_set(e, ERR_MODEL, "%s: the file ends at byte %llu, inside key %u of %u '%.*s' (byte %llu); it is "
-                       "truncated or damaged", g->label, (Ull_)g->n, i + 1, g->n_kv, STR_ARG(kv->key), (Ull_)at);
+        return err_set(
+            e, ERR_MODEL,
+            "%s: the file ends at byte %llu, inside key %u of %u '%.*s' (byte %llu); it is "
+            "truncated or damaged",
+            g->label, (Ull_)g->n, i + 1, g->n_kv, STR_ARG(kv->key), (Ull_)at);
     if (!gguf_index_add_(&g->kv_index_, kv->key, i))
-        return err_set(e, ERR_MODEL, "%s: key '%.*s' (byte %llu) appears twice", g->label, STR_ARG(kv->key),
-                       (Ull_)at);
+        return err_set(e, ERR_MODEL, "%s: key '%.*s' (byte %llu) appears twice", g->label,
+                       STR_ARG(kv->key), (Ull_)at);
     return true;
 }
 
@@ -344,12 +370,14 @@ static bool gguf_read_kvs_(Gguf *g, GgufCursor_ *c, Err *e) {
     const GgufKv *kv = gguf_find(g, STR("general.alignment"));
     if (!kv) return true;
     if (kv->type != GGUF_U32)
-        return err_set(e, ERR_MODEL, "%s: key 'general.alignment' is of type %s; it has to be u32", g->label,
-                       GGUF_VALUES_[kv->type].name);
+        return err_set(e, ERR_MODEL, "%s: key 'general.alignment' is of type %s; it has to be u32",
+                       g->label, GGUF_VALUES_[kv->type].name);
     u32 align = load_u32(kv->data);
     if (align < GGUF_ALIGN_MIN || align > GGUF_ALIGN_MAX || (align & (align - 1)))
-        return err_set(e, ERR_MODEL, "%s: key 'general.alignment' is %u; it has to be a power of two from %u to %u",
-                       g->label, align, GGUF_ALIGN_MIN, GGUF_ALIGN_MAX);
+        return err_set(
+            e, ERR_MODEL,
+            "%s: key 'general.alignment' is %u; it has to be a power of two from %u to %u",
+            g->label, align, GGUF_ALIGN_MIN, GGUF_ALIGN_MAX);
     g->alignment = align;
     return true;
 }
@@ -357,28 +385,40 @@ static bool gguf_read_kvs_(Gguf *g, GgufCursor_ *c, Err *e) {
 /* What to do about a tensor type that dlm does not read. */
 static bool gguf_refuse_type_(const Gguf *g, const GgufTensor *t, u32 type, Err *e) {
     if (type >= COUNT_OF(GGUF_TYPE_NAMES_))
-        return err_set(e, ERR_MODEL, "%s: tensor '%.*s' has unknown type %u; re-quantize the model to TQ2_0, Q8_0 or "
-                       "F16", g->label, STR_ARG(t->name), type);
-    return err_set(e, ERR_MODEL, "%s: tensor '%.*s' is of type %s (id %u), which dlm does not read; re-quantize the "
-                   "model to TQ2_0, TQ1_0 or I2_S (ternary models), Q8_0 or F16", g->label, STR_ARG(t->name),
-                   gguf_type_name(type), type);
+        return err_set(
+            e, ERR_MODEL,
+            "%s: tensor '%.*s' has unknown type %u; re-quantize the model to TQ2_0, Q8_0 or "
+            "F16",
+            g->label, STR_ARG(t->name), type);
+    return err_set(
+        e, ERR_MODEL,
+        "%s: tensor '%.*s' is of type %s (id %u), which dlm does not read; re-quantize the "
+        "model to TQ2_0, TQ1_0 or I2_S (ternary models), Q8_0 or F16",
+        g->label, STR_ARG(t->name), gguf_type_name(type), type);
 }
 
 /* The shape and size of tensor t, whose record began at byte `at`. */
 static bool gguf_check_shape_(const Gguf *g, GgufTensor *t, u32 type, u64 at, Err *e) {
     for (u32 d = 0; d < t->n_dims; d++)
         if (t->ne[d] == 0 || t->ne[d] > GGUF_NE_MAX)
-            return err_set(e, ERR_MODEL, "%s: tensor '%.*s' (byte %llu): dimension %u is %llu; it has to be 1 to %llu",
-                           g->label, STR_ARG(t->name), (Ull_)at, d, (Ull_)t->ne[d], (Ull_)GGUF_NE_MAX);
+            return err_set(
+                e, ERR_MODEL,
+                "%s: tensor '%.*s' (byte %llu): dimension %u is %llu; it has to be 1 to %llu",
+                g->label, STR_ARG(t->name), (Ull_)at, d, (Ull_)t->ne[d], (Ull_)GGUF_NE_MAX);
     const DlmTypeInfo *info = gguf_type_info_(type);
     if (!info) return gguf_refuse_type_(g, t, type, e);
     t->type = info->type;
     if (t->ne[0] % info->block)
-        return err_set(e, ERR_MODEL, "%s: tensor '%.*s' (byte %llu): rows of %llu weights are not whole %s blocks of "
-                       "%u", g->label, STR_ARG(t->name), (Ull_)at, (Ull_)t->ne[0], info->name, info->block);
+        return err_set(
+            e, ERR_MODEL,
+            "%s: tensor '%.*s' (byte %llu): rows of %llu weights are not whole %s blocks of "
+            "%u",
+            g->label, STR_ARG(t->name), (Ull_)at, (Ull_)t->ne[0], info->name, info->block);
     if (!gguf_tensor_bytes(t->type, t->ne, &t->n_bytes))
-        return err_set(e, ERR_MODEL, "%s: tensor '%.*s' (byte %llu): its dimensions %llu x %llu x %llu x %llu "
-                       "overflow", g->label, STR_ARG(t->name), (Ull_)at, (Ull_)t->ne[0], (Ull_)t->ne[1],
+        return err_set(e, ERR_MODEL,
+                       "%s: tensor '%.*s' (byte %llu): its dimensions %llu x %llu x %llu x %llu "
+                       "overflow",
+                       g->label, STR_ARG(t->name), (Ull_)at, (Ull_)t->ne[0], (Ull_)t->ne[1],
                        (Ull_)t->ne[2], (Ull_)t->ne[3]);
     return true;
 }
@@ -389,29 +429,39 @@ static bool gguf_read_tensor_(Gguf *g, GgufCursor_ *c, u32 i, Err *e) {
     bool too_long = false;
     t->name = gguf_take_str_(c, GGUF_NAME_MAX, &too_long);
     if (too_long)
-        return err_set(e, ERR_MODEL, "%s: the name of tensor %u of %u (byte %llu) is longer than %u bytes", g->label,
-                       i + 1, g->n_tensors, (Ull_)at, GGUF_NAME_MAX);
+        return err_set(e, ERR_MODEL,
+                       "%s: the name of tensor %u of %u (byte %llu) is longer than %u bytes",
+                       g->label, i + 1, g->n_tensors, (Ull_)at, GGUF_NAME_MAX);
     if (!c->failed && !gguf_clean_name_(t->name))
-        return err_set(e, ERR_MODEL, "%s: the name of tensor %u of %u (byte %llu) is empty or holds control bytes",
-                       g->label, i + 1, g->n_tensors, (Ull_)at);
+        return err_set(
+            e, ERR_MODEL,
+            "%s: the name of tensor %u of %u (byte %llu) is empty or holds control bytes", g->label,
+            i + 1, g->n_tensors, (Ull_)at);
     t->n_dims = gguf_take_u32_(c);
     if (!c->failed && (t->n_dims < 1 || t->n_dims > GGUF_DIMS_MAX))
-        return err_set(e, ERR_MODEL, "%s: tensor '%.*s' (byte %llu) has %u dimensions; dlm reads 1 to %u", g->label,
-                       STR_ARG(t->name), (Ull_)at, t->n_dims, GGUF_DIMS_MAX);
-    for (u32 d = 0; d < GGUF_DIMS_MAX; d++) t->ne[d] = d < t->n_dims && !c->failed ? gguf_take_u64_(c) : 1;
+        return err_set(e, ERR_MODEL,
+                       "%s: tensor '%.*s' (byte %llu) has %u dimensions; dlm reads 1 to %u",
+                       g->label, STR_ARG(t->name), (Ull_)at, t->n_dims, GGUF_DIMS_MAX);
+    for (u32 d = 0; d < GGUF_DIMS_MAX; d++)
+        t->ne[d] = d < t->n_dims && !c->failed ? gguf_take_u64_(c) : 1;
     u32 type = gguf_take_u32_(c);
     t->offset = gguf_take_u64_(c); /* relative to data_start until gguf_place_tensors_ */
     if (c->failed)
-        return err_set(e, ERR_MODEL, "%s: the file ends at byte %llu, inside the record of tensor %u of %u '%.*s' "
-                       "(byte %llu); it is truncated or damaged", g->label, (Ull_)g->n, i + 1, g->n_tensors,
-                       STR_ARG(t->name), (Ull_)at);
+        return err_set(
+            e, ERR_MODEL,
+            "%s: the file ends at byte %llu, inside the record of tensor %u of %u '%.*s' "
+            "(byte %llu); it is truncated or damaged",
+            g->label, (Ull_)g->n, i + 1, g->n_tensors, STR_ARG(t->name), (Ull_)at);
     if (!gguf_check_shape_(g, t, type, at, e)) return false;
     if (t->offset % g->alignment)
-        return err_set(e, ERR_MODEL, "%s: tensor '%.*s' (byte %llu): its data offset %llu is not a multiple of the "
-                       "alignment %llu", g->label, STR_ARG(t->name), (Ull_)at, (Ull_)t->offset, (Ull_)g->alignment);
+        return err_set(
+            e, ERR_MODEL,
+            "%s: tensor '%.*s' (byte %llu): its data offset %llu is not a multiple of the "
+            "alignment %llu",
+            g->label, STR_ARG(t->name), (Ull_)at, (Ull_)t->offset, (Ull_)g->alignment);
     if (!gguf_index_add_(&g->tensor_index_, t->name, i))
-        return err_set(e, ERR_MODEL, "%s: tensor '%.*s' (byte %llu) appears twice", g->label, STR_ARG(t->name),
-                       (Ull_)at);
+        return err_set(e, ERR_MODEL, "%s: tensor '%.*s' (byte %llu) appears twice", g->label,
+                       STR_ARG(t->name), (Ull_)at);
     return true;
 }
 
@@ -423,16 +473,21 @@ static int gguf_by_offset_(const void *a, const void *b) {
 /* Type id 36 is I2_S in the BitNet fork and was IQ4_NL_4_4 in mainline; only the size tells. `extent` is the
  * distance to the next tensor or to the end of the file. */
 static bool gguf_check_i2s_(const Gguf *g, const GgufTensor *t, u64 extent, Err *e) {
-    u64 padded = 0, n = t->n_bytes - DLM_I2S_TAIL; /* n/4 bytes of codes, so 16 n / 32 * 18 = 4 n * 18 / 32 */
-    if (align_ok(t->n_bytes, g->alignment, &padded) && extent >= t->n_bytes && extent <= padded) return true;
+    u64 padded = 0,
+        n = t->n_bytes - DLM_I2S_TAIL; /* n/4 bytes of codes, so 16 n / 32 * 18 = 4 n * 18 / 32 */
+    if (align_ok(t->n_bytes, g->alignment, &padded) && extent >= t->n_bytes && extent <= padded)
+        return true;
     u64 nl = t->ne[0] % 32 == 0 ? n / 8 * 18 : UINT64_MAX, nl_padded = 0;
     if (align_ok(nl, g->alignment, &nl_padded) && extent >= nl && extent <= nl_padded)
-        return err_set(e, ERR_MODEL, "%s: tensor '%.*s' is of type IQ4_NL_4_4 by its size (%llu bytes), not I2_S "
-                       "which shares the id 36; re-quantize the model to TQ2_0, Q8_0 or F16", g->label,
-                       STR_ARG(t->name), (Ull_)extent);
-    return err_set(e, ERR_MODEL, "%s: tensor '%.*s' has type id 36 (I2_S, %llu bytes) but %llu bytes of data; the "
-                   "file is damaged or of another format: re-quantize the model to I2_S or TQ2_0", g->label,
-                   STR_ARG(t->name), (Ull_)t->n_bytes, (Ull_)extent);
+        return err_set(e, ERR_MODEL,
+                       "%s: tensor '%.*s' is of type IQ4_NL_4_4 by its size (%llu bytes), not I2_S "
+                       "which shares the id 36; re-quantize the model to TQ2_0, Q8_0 or F16",
+                       g->label, STR_ARG(t->name), (Ull_)extent);
+    return err_set(
+        e, ERR_MODEL,
+        "%s: tensor '%.*s' has type id 36 (I2_S, %llu bytes) but %llu bytes of data; the "
+        "file is damaged or of another format: re-quantize the model to I2_S or TQ2_0",
+        g->label, STR_ARG(t->name), (Ull_)t->n_bytes, (Ull_)extent);
 }
 
 /* Turns relative offsets into absolute ones; every extent lies in the file and apart from the others. */
@@ -440,10 +495,14 @@ static bool gguf_check_extents_(Gguf *g, GgufTensor **order, Err *e) {
     for (u32 i = 0; i < g->n_tensors; i++) {
         GgufTensor *t = order[i] = &g->tensors[i];
         u64 end = 0;
-        if (!add_ok(g->data_start, t->offset, &t->offset) || !add_ok(t->offset, t->n_bytes, &end) || end > g->n)
-            return err_set(e, ERR_MODEL, "%s: tensor '%.*s' needs %llu bytes at offset %llu of the data, but the file "
-                           "ends at byte %llu; it is truncated or damaged: download it again", g->label,
-                           STR_ARG(t->name), (Ull_)t->n_bytes, (Ull_)(t->offset - g->data_start), (Ull_)g->n);
+        if (!add_ok(g->data_start, t->offset, &t->offset) || !add_ok(t->offset, t->n_bytes, &end) ||
+            end > g->n)
+            return err_set(
+                e, ERR_MODEL,
+                "%s: tensor '%.*s' needs %llu bytes at offset %llu of the data, but the file "
+                "ends at byte %llu; it is truncated or damaged: download it again",
+                g->label, STR_ARG(t->name), (Ull_)t->n_bytes, (Ull_)(t->offset - g->data_start),
+                (Ull_)g->n);
         t->data = g->p + t->offset;
     }
     if (g->n_tensors) qsort(order, g->n_tensors, sizeof *order, gguf_by_offset_);
@@ -451,8 +510,8 @@ static bool gguf_check_extents_(Gguf *g, GgufTensor **order, Err *e) {
         const GgufTensor *t = order[i], *next = i + 1 < g->n_tensors ? order[i + 1] : NULL;
         u64 extent = (next ? next->offset : g->n) - t->offset;
         if (next && extent < t->n_bytes && t->type != DLM_I2_S)
-            return err_set(e, ERR_MODEL, "%s: tensors '%.*s' and '%.*s' overlap at byte %llu", g->label,
-                           STR_ARG(t->name), STR_ARG(next->name), (Ull_)next->offset);
+            return err_set(e, ERR_MODEL, "%s: tensors '%.*s' and '%.*s' overlap at byte %llu",
+                           g->label, STR_ARG(t->name), STR_ARG(next->name), (Ull_)next->offset);
         if (t->type == DLM_I2_S && !gguf_check_i2s_(g, t, extent, e)) return false;
     }
     return true;
@@ -460,11 +519,13 @@ static bool gguf_check_extents_(Gguf *g, GgufTensor **order, Err *e) {
 
 static bool gguf_read_tensors_(Gguf *g, GgufCursor_ *c, Err *e) {
     g->tensors = mem_alloc_n(g->n_tensors, sizeof *g->tensors, e);
-    if (!g->tensors || !gguf_index_open_(&g->tensor_index_, g->tensors, sizeof *g->tensors, g->n_tensors, e))
+    if (!g->tensors ||
+        !gguf_index_open_(&g->tensor_index_, g->tensors, sizeof *g->tensors, g->n_tensors, e))
         return false;
     for (u32 i = 0; i < g->n_tensors; i++)
         if (!gguf_read_tensor_(g, c, i, e)) return false;
-    if (!align_ok(c->at, g->alignment, &g->data_start)) return false; /* cannot be: c->at <= n, a mapping's size */
+    if (!align_ok(c->at, g->alignment, &g->data_start))
+        return false; /* cannot be: c->at <= n, a mapping's size */
     GgufTensor **order = mem_alloc_n(g->n_tensors, sizeof *order, e);
     bool ok = order && gguf_check_extents_(g, order, e);
     mem_free(order);
@@ -483,7 +544,8 @@ static void gguf_close(Gguf *g) {
 static bool gguf_open(Gguf *g, const u8 *p, u64 n, const char *label, Err *e) {
     *g = (Gguf){.label = label, .p = p, .n = n};
     GgufCursor_ c = {.p = p, .n = n};
-    if (gguf_read_header_(g, &c, e) && gguf_read_kvs_(g, &c, e) && gguf_read_tensors_(g, &c, e)) return true;
+    if (gguf_read_header_(g, &c, e) && gguf_read_kvs_(g, &c, e) && gguf_read_tensors_(g, &c, e))
+        return true;
     gguf_close(g);
     return false;
 }
@@ -491,8 +553,9 @@ static bool gguf_open(Gguf *g, const u8 *p, u64 n, const char *label, Err *e) {
 /* ---- typed getters: an absent key leaves the caller's default ---- */
 
 static bool gguf_wrong_type_(const Gguf *g, const GgufKv *kv, const char *want, Err *e) {
-    return err_set(e, ERR_MODEL, "%s: key '%.*s' is of type %s%s; %s is wanted", g->label, STR_ARG(kv->key),
-                   kv->type == GGUF_ARRAY ? "array of " : "", GGUF_VALUES_[kv->elem].name, want);
+    return err_set(e, ERR_MODEL, "%s: key '%.*s' is of type %s%s; %s is wanted", g->label,
+                   STR_ARG(kv->key), kv->type == GGUF_ARRAY ? "array of " : "",
+                   GGUF_VALUES_[kv->elem].name, want);
 }
 
 static bool gguf_is_int_(GgufValueType t) {
@@ -520,8 +583,8 @@ static bool gguf_get_u32(const Gguf *g, const char *key, u32 *out, Err *e) {
     if (!gguf_is_int_(kv->type)) return gguf_wrong_type_(g, kv, "an unsigned integer", e);
     i64 v = gguf_load_int_(kv->type, kv->data);
     if (v < 0 || v > (i64)UINT32_MAX)
-        return err_set(e, ERR_MODEL, "%s: key '%s' (%s) is %lld, out of the range 0 to %u", g->label, key,
-                       GGUF_VALUES_[kv->type].name, (long long)v, UINT32_MAX);
+        return err_set(e, ERR_MODEL, "%s: key '%s' (%s) is %lld, out of the range 0 to %u",
+                       g->label, key, GGUF_VALUES_[kv->type].name, (long long)v, UINT32_MAX);
     *out = (u32)v;
     return true;
 }
@@ -534,8 +597,8 @@ static bool gguf_get_f32(const Gguf *g, const char *key, f32 *out, Err *e) {
     f64 v = kv->type == GGUF_F32 ? (f64)load_f32(kv->data) : load_f64(kv->data);
     const f64 f32_max = 3.4028234663852886e38;
     if (!(v >= -f32_max && v <= f32_max)) /* also refuses a NaN */
-        return err_set(e, ERR_MODEL, "%s: key '%s' (%s) is %g, which is not a finite f32", g->label, key,
-                       GGUF_VALUES_[kv->type].name, v);
+        return err_set(e, ERR_MODEL, "%s: key '%s' (%s) is %g, which is not a finite f32", g->label,
+                       key, GGUF_VALUES_[kv->type].name, v);
     *out = (f32)v;
     return true;
 }
@@ -564,7 +627,8 @@ static bool gguf_get_token_id(const Gguf *g, const char *key, u32 n_vocab, i32 *
     if (!gguf_is_int_(kv->type)) return gguf_wrong_type_(g, kv, "an unsigned integer", e);
     i64 v = gguf_load_int_(kv->type, kv->data);
     if (v < 0 || v >= (i64)n_vocab || v > INT32_MAX)
-        return err_set(e, ERR_MODEL, "%s: key '%s' is token id %lld, but the vocabulary has %u tokens", g->label,
+        return err_set(e, ERR_MODEL,
+                       "%s: key '%s' is token id %lld, but the vocabulary has %u tokens", g->label,
                        key, (long long)v, n_vocab);
     *out = (i32)v;
     return true;
@@ -580,8 +644,8 @@ typedef struct {
 } GgufArray;
 
 /* An array whose elements are exactly of type elem. Absent: *found = false and *out is left alone. */
-static bool gguf_get_array(const Gguf *g, const char *key, GgufValueType elem, GgufArray *out, bool *found,
-                           Err *e) {
+static bool gguf_get_array(const Gguf *g, const char *key, GgufValueType elem, GgufArray *out,
+                           bool *found, Err *e) {
     const GgufKv *kv = gguf_find(g, str_of(key));
     *found = kv != NULL;
     if (!kv) return true;
