@@ -1,0 +1,194 @@
+#!/bin/sh
+# build.sh - builds, runs and tests dlm. `./build.sh help` lists the verbs.
+# shellcheck disable=SC2086 # lists of flags and packages are split on purpose
+set -eu
+CALLER=$PWD
+cd -- "$(dirname -- "$0")"
+
+SOURCES='dlm.c dlm_kernels.h src tests/golden/tiny-dlm.gguf build.sh'
+CFLAGS='-std=c11 -D_GNU_SOURCE -Wall -Wextra -Wno-unused-function -ffp-contract=off'
+RELEASE="$CFLAGS -O2 -fPIE -ffunction-sections -fdata-sections -fno-asynchronous-unwind-tables"
+SANITIZE='-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer'
+PYTHON=python3
+
+say() { printf '%s\n' "$*" >&2; }
+die() { say "build.sh: $*"; exit 1; }
+run() { say "+ $*"; "$@"; }
+
+help() {
+    cat <<'X'
+./build.sh [release]         ./dlm: one static binary, the demo model inside (DLM_DEMO=0 leaves it out)
+./build.sh run ARGS...       builds ./dlm when it is out of date, then runs it
+./build.sh debug             build/dlm-debug: host libc, AddressSanitizer and UBSan
+./build.sh test [NAME]       all tests, or the one of that name; ends with `N passed, N failed`
+./build.sh check             lint, tests at every CPU level of this machine, sanitizers, fuzzing (long)
+./build.sh fuzz NAME SECONDS fuzzes one room: tests/fuzz/fuzz_NAME.c
+./build.sh compdb            compile_commands.json for editors
+./build.sh size              where the bytes of ./dlm are
+./build.sh clean             removes everything that this script made
+Missing packages are installed when this is root or may sudo; otherwise they are named.
+X
+}
+
+# ---- packages: a verb wants commands or files; what is missing is installed, or named ----
+
+if command -v apk >/dev/null 2>&1; then PM=apk; else PM=apt; fi
+missing=
+
+want() { # want COMMAND|/FILE DEBIAN-PACKAGE ALPINE-PACKAGE
+    case $1 in
+    /*) ! [ -e "$1" ] || return 0 ;;
+    *) ! command -v "$1" >/dev/null 2>&1 || return 0 ;;
+    esac
+    if [ $PM = apk ]; then missing="$missing $3"; else missing="$missing $2"; fi
+}
+
+get() {
+    [ -n "$missing" ] || return 0
+    sudo=
+    if [ "$(id -u)" != 0 ]; then
+        sudo=sudo
+        { sudo -n true || { [ -t 0 ] && sudo true; }; } 2>/dev/null || die "please install:$missing"
+    fi
+    if [ $PM = apk ]; then
+        run $sudo apk add --no-cache $missing >&2 || die "please install:$missing"
+    elif command -v apt-get >/dev/null 2>&1; then
+        run $sudo apt-get update -q >&2 || say "going on with the package lists that are here"
+        run $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $missing >&2 ||
+            die "please install:$missing"
+    else
+        die "please install what Debian calls:$missing"
+    fi
+    missing=
+}
+
+want_host() { # this machine's own compiler and libc: tests and debug builds
+    want gcc gcc gcc
+    want /usr/include/stdio.h libc6-dev musl-dev
+    get
+}
+
+want_clang() { # sanitizers and fuzzing; Alpine's clang has neither AddressSanitizer nor libFuzzer
+    [ $PM = apt ] || die "sanitizers and fuzzing need a glibc machine, such as Debian"
+    want clang clang -
+    want /usr/include/stdio.h libc6-dev -
+    [ -n "$(find -L /usr/lib/clang /usr/lib/llvm-* -name 'libclang_rt.fuzzer*' 2>/dev/null)" ] ||
+        missing="$missing libclang-rt-dev"
+    get
+}
+
+want_python() { # the Python of the tests: a venv when packages are pinned
+    want python3 python3 python3
+    get
+    ! [ -s tests/py/requirements.txt ] && return 0
+    python3 -c 'import ensurepip, venv' 2>/dev/null || want /no/venv python3-venv py3-pip
+    get
+    PYTHON=.venv/bin/python
+    stale .venv/ready tests/py/requirements.txt || return 0
+    run python3 -m venv --clear .venv
+    run $PYTHON -m pip install -q --disable-pip-version-check -r tests/py/requirements.txt
+    : >.venv/ready
+}
+
+# ---- building ----
+
+stale() { # stale OUT SOURCE...: OUT is missing, or older than a source (a folder: than a file in it)
+    newer_than=$1
+    shift
+    ! [ -e "$newer_than" ] || [ -n "$(find "$@" -newer "$newer_than" -type f 2>/dev/null)" ]
+}
+
+is_static() { # no interpreter, no shared library
+    ! readelf -lW "$1" | grep -q INTERP && ! readelf -dW "$1" | grep -q NEEDED
+}
+
+# Links a static position-independent executable. musl-gcc's own -static-pie quietly makes a dynamic one,
+# so its start files are named by hand; where there are none, a plain static executable is as good.
+link_static() { # link_static OUT OBJECT
+    lib=/usr/lib/$(uname -m)-linux-musl
+    small='-Wl,--gc-sections -Wl,--build-id=none -s'
+    if [ "$CC" = gcc ]; then
+        ! { run gcc -static-pie "$2" -o "$1" $small && is_static "$1"; } || return 0
+    elif [ -e "$lib/rcrt1.o" ]; then
+        ! { run $CC -nostartfiles -nostdlib -static -Wl,-pie,--no-dynamic-linker,-z,text,-z,relro,-z,now $small \
+            -o "$1" "$lib/rcrt1.o" "$lib/crti.o" "$($CC -print-file-name=crtbeginS.o)" "$2" \
+            -Wl,--start-group -lc -lgcc -lgcc_eh -Wl,--end-group \
+            "$($CC -print-file-name=crtendS.o)" "$lib/crtn.o" && is_static "$1"; } || return 0
+    fi
+    run $CC -static "$2" -o "$1" $small
+    is_static "$1" || die "$1 is not static: $CC finds only shared libraries here"
+}
+
+release() { # release OUT FLAGS: made anew when a source or a flag changed, and put in place in one step
+    want gcc gcc gcc
+    if [ $PM = apk ]; then
+        CC=gcc
+        want /usr/include/stdio.h - musl-dev
+    else
+        CC=musl-gcc
+        want musl-gcc musl-tools -
+    fi
+    want readelf binutils binutils
+    get
+    name=$(basename "$1") flags="$CC $RELEASE ${2:-}"
+    mkdir -p build
+    stale "$1" $SOURCES || [ "$(cat "build/$name.flags" 2>/dev/null)" != "$flags" ] || return 0
+    run $flags -c dlm.c -o "build/$name.o"
+    link_static "build/$name.$$" "build/$name.o"
+    run mv "build/$name.$$" "$1"
+    echo "$flags" >"build/$name.flags"
+}
+
+demo_flag() { [ "${DLM_DEMO:-1}" != 0 ] || echo -DDLM_NO_DEMO; }
+
+debug() {
+    want_host
+    mkdir -p build
+    # Alpine has no AddressSanitizer: there undefined behaviour traps, and that is all.
+    [ $PM != apk ] || SANITIZE='-fsanitize=undefined -fsanitize-undefined-trap-on-error'
+    ! stale build/dlm-debug $SOURCES || run gcc $CFLAGS -O1 -g $SANITIZE dlm.c -o build/dlm-debug -lpthread
+}
+
+# ---- the rest of the verbs ----
+
+# shellcheck source=tests/run.sh
+. tests/run.sh
+
+compdb() {
+    for f in dlm.c src/*.c tests/*.c tests/fuzz/*.c; do
+        ! [ -e "$f" ] || printf '{"directory": "%s", "file": "%s", "command": "gcc %s -c %s"},\n' "$PWD" "$f" "$CFLAGS" "$f"
+    done | sed '1s/^/[/; $s/,$/]/' >compile_commands.json
+}
+
+size() {
+    release dlm "$(demo_flag)"
+    ls -l dlm
+    run size build/dlm.o
+    nm -S --size-sort build/dlm.o | tail -n 25
+}
+
+verb=${1:-release}
+[ $# = 0 ] || shift
+case $verb in
+release)
+    release dlm "$(demo_flag)"
+    ls -l dlm
+    ;;
+run)
+    release dlm "$(demo_flag)" >&2
+    program=$PWD/dlm
+    cd -- "$CALLER"
+    exec "$program" "$@"
+    ;;
+test | check)
+    run_$verb "$@"
+    finish
+    ;;
+debug | fuzz | compdb | size) $verb "$@" ;;
+clean) run rm -rf build dlm .venv compile_commands.json ;;
+help | -h | --help) help ;;
+*)
+    help >&2
+    exit 2
+    ;;
+esac

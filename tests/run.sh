@@ -1,0 +1,148 @@
+#!/bin/sh
+# run.sh - how build.sh tests dlm; build.sh reads this file, which runs nothing by itself.
+#
+# Every test program prints `N passed, N failed`, and the last line of all is their sum. A program that
+# crashes, runs too long or prints no count is a failure.
+# shellcheck disable=SC2086,SC2153,SC2154
+
+CPUS=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+passed=0 failed=0 broken='' only=''
+
+
+try() { # try NAME COMMAND...: runs one test program under a time limit and adds up its count
+    name=$1 status=0 log=build/log/$(echo "$1" | tr ' /' '__').txt
+    shift
+    mkdir -p build/log
+    run timeout "${LIMIT:-250}" "$@" >"$log" 2>&1 </dev/null || status=$?
+    tail -n 60 "$log"
+    count=$(awk 'match($0, /[0-9]+ passed, [0-9]+ failed/) { split(substr($0, RSTART), w, " ") }
+        END { if (w[1] != "") print w[1], w[3] }' "$log")
+    good=${count% *} bad=${count#* }
+    case $count:$status in
+    :*) good=0 bad=1 && echo "$name: FAILED: no count, exit status $status" ;;
+    *' 0:0') ;;
+    *' 0:'*) bad=1 && echo "$name: FAILED: exit status $status after its count" ;;
+    esac
+    passed=$((passed + good)) failed=$((failed + bad))
+    [ "$bad" = 0 ] || broken="$broken [$name]"
+}
+
+finish() { # the closing line
+    [ -z "$broken" ] || echo "failed in:$broken"
+    [ $((passed + failed)) != 0 ] || failed=1
+    echo "$passed passed, $failed failed"
+    [ $failed = 0 ]
+}
+
+chosen() { # chosen FILE: is it the one that `test NAME` names?
+    base=$(basename "${1%.*}")
+    [ -z "$only" ] || [ "$base" = "$only" ] || [ "$base" = "t_$only" ]
+}
+
+compile_tests() { # compile_tests FOLDER COMPILER-AND-FLAGS: the chosen unit tests, $CPUS at a time
+    mkdir -p "build/$1"
+    n=0
+    for source in tests/t_*.c tests/kern_check.c; do
+        chosen "$source" || continue
+        stale "build/$1/$base" $SOURCES tests/test.h "$source" || continue
+        rm -f "build/$1/$base" # a test that no longer compiles must not pass
+        run $2 "$source" -o "build/$1/$base" -lpthread &
+        n=$((n + 1))
+        [ $((n % CPUS)) != 0 ] || wait
+    done
+    wait
+}
+
+units() { # units FOLDER: runs what compile_tests made
+    for source in tests/t_*.c tests/kern_check.c; do
+        ! chosen "$source" || try "$1 $base" "build/$1/$base"
+    done
+}
+
+scripts() { # scripts LABEL DLM: the scripts that drive the program DLM
+    export DLM="$2"
+    for script in tests/py/*.py tests/e2e/*.py tests/e2e/*.sh; do
+        if ! [ -e "$script" ] || ! chosen "$script"; then continue; fi
+        case $script in
+        */_*) ;; # what scripts share
+        *.py) try "$1 $base" "$PYTHON" "$script" ;;
+        *.sh) try "$1 $base" sh "$script" ;;
+        esac
+    done
+}
+
+models() { # the trained checkpoint in every ternary type
+    from=../shared/models/tiny-dlm
+    [ -e $from/model.safetensors ] || die "the tests need $from, beside this folder"
+    mkdir -p build/models
+    for type in tq1_0 tq2_0 i2_s q2_0 f16 f32; do
+        to=build/models/tiny-$type.gguf
+        stale $to tools/mkgguf.py $from || continue
+        run "$PYTHON" tools/mkgguf.py $from -o $to --type $type >&2 &
+    done
+    wait
+}
+
+prepare() { # what every test stands on
+    want_host
+    want_python
+    release dlm
+    release build/dlm-nodemo -DDLM_NO_DEMO
+    models
+}
+
+run_test() { # run_test [NAME]
+    only=${1:-}
+    prepare
+    compile_tests test "gcc $CFLAGS -O1 -g -DDLM_TEST_ALLOC"
+    units test
+    ! chosen tools/mkgguf.py || try mkgguf "$PYTHON" tools/mkgguf.py --selftest
+    scripts e2e ./dlm
+    [ -z "$only" ] || [ $((passed + failed)) != 0 ] || die "no test is called $only"
+}
+
+fuzz() { # fuzz NAME SECONDS: what it finds stays in build/fuzz
+    want_clang
+    [ -e "tests/fuzz/fuzz_$1.c" ] || die "there is no tests/fuzz/fuzz_$1.c"
+    mkdir -p "build/fuzz/$1"
+    ! stale "build/fuzz/fuzz_$1" $SOURCES "tests/fuzz/fuzz_$1.c" ||
+        run clang $CFLAGS -O1 -g -fsanitize=fuzzer $SANITIZE "tests/fuzz/fuzz_$1.c" -o "build/fuzz/fuzz_$1"
+    run "build/fuzz/fuzz_$1" -max_total_time="$2" -timeout=10 -rss_limit_mb=2048 -verbosity=0 \
+        -print_final_stats=1 -artifact_prefix="build/fuzz/$1-" "build/fuzz/$1" "tests/fuzz/corpus/$1" &&
+        echo "fuzz_$1: 1 passed, 0 failed"
+}
+
+# Runs the kernel checks on an emulated CPU that has what this machine lacks, where Bochs is installed.
+emulate() { # emulate BOCHS-MODEL LEVEL
+    command -v bochs-bin >/dev/null && [ -d ../shared/tools/bochs ] || return 0
+    rm -rf build/bochs && mkdir -p build/bochs && cp ../shared/tools/bochs/* build/bochs
+    run $CC $CFLAGS -O2 -static tests/kern_check.c -o build/bochs/kern_check
+    try "bochs $2" sh -c "cd build/bochs && sh mkimg.sh kern_check 'kern_check --level $2' img && sh go.sh $1 img"
+}
+
+run_check() {
+    export LIMIT=1200
+    run_test '' # at the best level
+    try lint tools/lint.sh
+    for level in ref avx2; do # the levels below; one that the machine lacks would only repeat another
+        grep -qw $level /proc/cpuinfo || [ $level = ref ] || continue
+        export DLM_CPU=$level
+        scripts $level ./dlm
+        unset DLM_CPU
+    done
+    want_clang
+    compile_tests asan "clang $CFLAGS -O1 -g $SANITIZE -DDLM_TEST_ALLOC"
+    units asan
+    debug
+    scripts asan build/dlm-debug
+    only=pool
+    compile_tests tsan "clang $CFLAGS -O1 -g -fsanitize=thread"
+    units tsan
+    only=''
+    for target in tests/fuzz/fuzz_*.c; do
+        room=$(basename "$target" .c) && room=${room#fuzz_}
+        try "fuzz $room" ./build.sh fuzz "$room" 30
+    done
+    emulate haswell avx2
+}
+
