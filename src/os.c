@@ -1,9 +1,9 @@
-/* os.c - everything that is the operating system's: files, clock, random, processors, threads, signals.
+/* os.c - what is the operating system's: files, clock, random, processors, threads, signals.
  *
  * Owns:      the count of interrupts (one of the three mutable globals of the house).
  * Stands on: base mem; the only room with POSIX headers.
- * Promises:  no call hangs on a FIFO named as a model; EINTR and short transfers stay in here; nothing
- *            is read past its lid. */
+ * Promises:  no call hangs on a FIFO named as a model; EINTR and short transfers stay in here;
+ *            nothing is read past its lid. */
 #ifndef DLM_OS_C
 #define DLM_OS_C
 
@@ -35,8 +35,9 @@
 
 static atomic_int os_interrupts_;
 
-/* The first interrupt asks: whoever is busy looks at os_interrupts and stops cleanly. The second, before
- * anyone cleared the first, leaves on the spot. Everything written so far went out by write(2): nothing is lost. */
+/* The first interrupt asks: whoever is busy looks at os_interrupts and stops cleanly. The
+ * second, before anyone cleared the first, leaves on the spot. Everything written so far went
+ * out by write(2): nothing is lost. */
 static void os_on_interrupt_(int sig) {
     (void)sig;
     if (atomic_fetch_add(&os_interrupts_, 1) >= 1) _exit(ERR_INTERRUPTED);
@@ -44,15 +45,16 @@ static void os_on_interrupt_(int sig) {
 
 static void os_on_bus_error_(int sig) {
     (void)sig;
-    static const char text[] = "dlm: the model file changed, or its disk failed, while it was in use\n";
+    static const char text[] =
+        "dlm: the model file changed, or its disk failed, while it was in use\n";
     ssize_t n = write(OS_STDERR, text, sizeof text - 1);
     (void)n;
     _exit(ERR_MODEL);
 }
 
-/* No SA_RESTART: an interrupt must end a read of the terminal. One that the shell told us to ignore (a job in
- * the background) stays ignored. A closed pipe comes back as EPIPE instead of ending the process. A mapped
- * file that shrinks under us raises SIGBUS. */
+/* No SA_RESTART: an interrupt must end a read of the terminal. One that the shell told us to
+ * ignore (a job in the background) stays ignored. A closed pipe comes back as EPIPE instead of
+ * ending the process. A mapped file that shrinks under us raises SIGBUS. */
 static void os_catch_signals(void) {
     struct sigaction a = {.sa_handler = os_on_interrupt_}, before = {.sa_handler = SIG_DFL};
     sigemptyset(&a.sa_mask);
@@ -86,7 +88,8 @@ static bool os_map_fd_(OsMap *m, int fd, const char *path, Err *e) {
     if (S_ISDIR(st.st_mode))
         return err_set(e, ERR_MODEL, "'%s' is a directory; name the .gguf file inside it", path);
     if (!S_ISREG(st.st_mode))
-        return err_set(e, ERR_MODEL, "'%s' is a pipe or a device; a model must be a regular file", path);
+        return err_set(e, ERR_MODEL, "'%s' is a pipe or a device; a model must be a regular file",
+                       path);
     if (st.st_size <= 0)
         return err_set(e, ERR_MODEL, "'%s' is empty; the download may have failed", path);
     void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
@@ -184,8 +187,8 @@ static OsLineResult os_read_line(OsLines *l, Buf *out, Err *e) {
     }
 }
 
-/* Writes all n bytes. When the reader of a pipe has gone (EPIPE) it returns false and leaves *e clean:
- * there is nobody to tell, and the caller ends quietly. */
+/* Writes all n bytes. When the reader of a pipe has gone (EPIPE) it returns false and leaves *e
+ * clean: there is nobody to tell, and the caller ends quietly. */
 static bool os_write_all(int fd, const void *p, size_t n, Err *e) {
     const char *at = p;
     while (n > 0) {
@@ -193,7 +196,7 @@ static bool os_write_all(int fd, const void *p, size_t n, Err *e) {
         if (put >= 0) {
             at += put;
             n -= (size_t)put;
-        } else if (errno == EAGAIN) { /* the terminal or pipe was made non-blocking by someone else */
+        } else if (errno == EAGAIN) { /* someone else made it non-blocking */
             struct pollfd f = {.fd = fd, .events = POLLOUT};
             poll(&f, 1, -1);
         } else if (errno == EPIPE) {
@@ -272,7 +275,8 @@ static Str os_small_file_(const char *path, char text[OS_SMALL_FILE_MAX + 1]) {
     return (Str){text, n};
 }
 
-/* Reads a decimal at s[*i], after blanks. False when there is none ("max", "-1") or it overflows. */
+/* Reads a decimal at s[*i], after blanks. False when there is none ("max", "-1") or it
+ * overflows. */
 static bool os_number_(Str s, size_t *i, u64 *out) {
     while (*i < s.n && (s.p[*i] == ' ' || s.p[*i] == '\t')) (*i)++;
     size_t from = *i;
@@ -290,12 +294,13 @@ static u64 os_field_(Str text, Str key) {
     return os_number_(text, &at, &value) ? value : 0;
 }
 
-/* The path of this process in the hierarchy that holds `controller` ("" for the unified one, v2), cut from the
- * text of /proc/self/cgroup, whose lines read "number:controllers:/path". */
+/* The path of this process in the hierarchy that holds `controller` ("" for the unified one,
+ * v2), cut from the text of /proc/self/cgroup, whose lines read "number:controllers:/path". */
 static bool os_cgroup_path_(Str text, Str controller, Str *path) {
     for (size_t i = 0; i < text.n;) {
         size_t end = MIN_OF(str_find(text, STR("\n"), i), text.n);
-        size_t c1 = str_find(text, STR(":"), i), c2 = c1 < end ? str_find(text, STR(":"), c1 + 1) : SIZE_MAX;
+        size_t c1 = str_find(text, STR(":"), i);
+        size_t c2 = c1 < end ? str_find(text, STR(":"), c1 + 1) : SIZE_MAX;
         i = end + 1;
         if (c2 >= end) continue;
         bool found = controller.n == 0 && c2 == c1 + 1;
@@ -318,7 +323,8 @@ typedef struct {
 
 static const OsCgroups OS_CGROUPS = {"/proc/self/cgroup", "/sys/fs/cgroup"};
 
-/* Processors that one group directory grants: quota / period rounded up, or UINT64_MAX for no limit. */
+/* Processors that one group directory grants: quota / period rounded up, or UINT64_MAX for no
+ * limit. */
 static u64 os_group_cpus_(const char *dir, bool v2) {
     char name[OS_PATH_MAX + 32], text[OS_SMALL_FILE_MAX + 1];
     u64 quota = 0, period = 0;
@@ -344,9 +350,10 @@ static u64 os_group_memory_(const char *dir, bool v2) {
     return os_number_(os_small_file_(name, text), &i, &bytes) ? bytes : UINT64_MAX;
 }
 
-/* The smallest grant from our group up to the root of the hierarchy. Inside a container the path may name a
- * place that is not visible; then only the root is, and it is ours. */
-static u64 os_cgroup_limit_(OsCgroups where, Str controller, u64 (*grant)(const char *dir, bool v2)) {
+/* The smallest grant from our group up to the root of the hierarchy. Inside a container the path
+ * may name a place that is not visible; then only the root is, and it is ours. */
+static u64 os_cgroup_limit_(OsCgroups where, Str controller,
+                            u64 (*grant)(const char *dir, bool v2)) {
     char text[OS_SMALL_FILE_MAX + 1], dir[OS_PATH_MAX];
     Str self = os_small_file_(where.self, text), path = {0};
     bool v2 = false;
@@ -357,25 +364,29 @@ static u64 os_cgroup_limit_(OsCgroups where, Str controller, u64 (*grant)(const 
     u64 least = UINT64_MAX;
     for (;;) {
         while (path.n && path.p[path.n - 1] == '/') path.n--;
-        int n = snprintf(dir, sizeof dir, "%s%s%.*s%.*s", where.mount, v2 ? "" : "/", (int)controller.n,
-                         v2 ? "" : controller.p, (int)MIN_OF(path.n, OS_PATH_MAX), path.p);
+        int n = snprintf(dir, sizeof dir, "%s%s%.*s%.*s", where.mount, v2 ? "" : "/",
+                         (int)controller.n, v2 ? "" : controller.p,
+                         (int)MIN_OF(path.n, OS_PATH_MAX), path.p);
         if (n > 0 && (size_t)n < sizeof dir) least = MIN_OF(least, grant(dir, v2));
         if (path.n == 0) return least;
         while (path.n && path.p[path.n - 1] != '/') path.n--;
     }
 }
 
-/* Processors that this process may keep busy: its affinity mask, capped by the quota of its control group. */
+/* Processors that this process may keep busy: its affinity mask, capped by the quota of its
+ * control group. */
 static int os_cpu_count(void) {
     cpu_set_t set;
     CPU_ZERO(&set);
-    i64 n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : sysconf(_SC_NPROCESSORS_ONLN);
+    bool known = sched_getaffinity(0, sizeof set, &set) == 0;
+    i64 n = known ? CPU_COUNT(&set) : sysconf(_SC_NPROCESSORS_ONLN);
     u64 quota = os_cgroup_limit_(OS_CGROUPS, STR("cpu"), os_group_cpus_);
     if (n < 1) n = 1;
     return quota < (u64)n ? (int)MAX_OF(quota, 1u) : (int)n;
 }
 
-/* Bytes that can still be taken without swapping: MemAvailable, capped by the limit of the control group. */
+/* Bytes that can still be taken without swapping: MemAvailable, capped by the limit of the
+ * control group. */
 static u64 os_memory_total(void) {
     char text[OS_SMALL_FILE_MAX + 1];
     u64 free_kib = os_field_(os_small_file_("/proc/meminfo", text), STR("MemAvailable:"));
@@ -383,8 +394,8 @@ static u64 os_memory_total(void) {
     return MIN_OF(machine, os_cgroup_limit_(OS_CGROUPS, STR("memory"), os_group_memory_));
 }
 
-/* The most memory this process held at once, in bytes. VmHWM first: ru_maxrss survives execve, so a large
- * parent would be counted as us. */
+/* The most memory this process held at once, in bytes. VmHWM first: ru_maxrss survives execve,
+ * so a large parent would be counted as us. */
 static u64 os_peak_rss(void) {
     char text[OS_SMALL_FILE_MAX + 1];
     u64 kib = os_field_(os_small_file_("/proc/self/status", text), STR("VmHWM:"));
@@ -410,8 +421,8 @@ static void *os_thread_main_(void *p) {
     return NULL;
 }
 
-/* Starts fn(arg). `t` must stay where it is until os_thread_join. Interrupts go to the caller's thread, which
- * is the one that waits for input. */
+/* Starts fn(arg). `t` must stay where it is until os_thread_join. Interrupts go to the caller's
+ * thread, which is the one that waits for input. */
 static bool os_thread_start(OsThread *t, void (*fn)(void *), void *arg, Err *e) {
     *t = (OsThread){.fn = fn, .arg = arg};
     sigset_t block, before;

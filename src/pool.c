@@ -2,7 +2,8 @@
  *
  * Owns:      the threads it starts.
  * Stands on: base mem os
- * Promises:  the same split for the same (n, grain, threads); returns when every row is done; asleep when idle. */
+ * Promises:  the same split for the same (n, grain, threads); returns when every row is done;
+ *            asleep when idle. */
 #ifndef DLM_POOL_C
 #define DLM_POOL_C
 
@@ -11,8 +12,8 @@
 #include "os.c"
 
 #define POOL_THREADS_MAX 256
-/* A forward pass issues a parallel loop every few tens of microseconds: waiting that long awake is cheaper
- * than a sleep and a wake-up, which cost tens of microseconds themselves. */
+/* A forward pass issues a parallel loop every few tens of microseconds: waiting that long awake is
+ * cheaper than a sleep and a wake-up, which cost tens of microseconds themselves. */
 #define POOL_SPIN_US 25.0
 
 typedef void (*PoolFn)(void *arg, i32 begin, i32 end, i32 thread);
@@ -39,7 +40,7 @@ typedef struct Pool {
     atomic_bool caller_asleep;
     PoolJob_ job; /* written by the caller before it opens the gates, constant until pending is 0 */
     i32 n_threads;
-    i32 spins;     /* looks at a gate before sleeping; 0 when there are more threads than processors */
+    i32 spins;     /* looks at a gate before sleeping; 0 when threads outnumber processors */
     bool busy;     /* a loop is running: pool_for does not nest */
     PoolWorker_ *workers; /* [n_threads - 1] */
 } Pool;
@@ -64,9 +65,9 @@ static void pool_run_part_(const PoolJob_ *job, i32 t) {
     job->fn(job->arg, begin, end, t);
 }
 
-/* Waits until the word differs from `old`, awake at first. The sleeper raises its flag before it looks a last
- * time and the waker changes the word before it looks at the flag (both sequentially consistent), so one of
- * the two always sees the other. */
+/* Waits until the word differs from `old`, awake at first. The sleeper raises its flag before it
+ * looks a last time and the waker changes the word before it looks at the flag (both
+ * sequentially consistent), so one of the two always sees the other. */
 static u32 pool_wait_(OsGate *g, atomic_bool *asleep, u32 old, i32 spins) {
     for (i32 i = 0; i < spins; i++) {
         u32 now = atomic_load_explicit(&g->word, memory_order_acquire);
@@ -115,8 +116,8 @@ static void pool_close(Pool *p) {
     mem_free(p);
 }
 
-/* Starts n_threads - 1 workers; the caller of pool_for is the n-th. Where the system grants fewer threads the
- * pool is smaller, which changes the speed and nothing else. */
+/* Starts n_threads - 1 workers; the caller of pool_for is the n-th. Where the system grants
+ * fewer threads the pool is smaller, which changes the speed and nothing else. */
 static bool pool_open(Pool **out, i32 n_threads, Err *e) {
     ASSERT(n_threads >= 1);
     *out = NULL;
@@ -136,7 +137,8 @@ static bool pool_open(Pool **out, i32 n_threads, Err *e) {
         w->pool = p;
         Err why = {0};
         if (!os_thread_start(&w->thread, pool_worker_main_, w, &why)) {
-            log_line(LOG_WARN, "%s; going on with %d of %d threads", why.msg, p->n_threads, n_threads);
+            log_line(LOG_WARN, "%s; going on with %d of %d threads", why.msg, p->n_threads,
+                     n_threads);
             break;
         }
     }
@@ -144,8 +146,8 @@ static bool pool_open(Pool **out, i32 n_threads, Err *e) {
     return true;
 }
 
-/* Splits [0, n) into contiguous ranges whose ends are multiples of `grain` (except n) and runs fn on all
- * threads, the caller among them. Runs inline when there is one chunk or one thread. */
+/* Splits [0, n) into contiguous ranges whose ends are multiples of `grain` (except n) and runs
+ * fn on all threads, the caller among them. Runs inline when there is one chunk or one thread. */
 static void pool_for(Pool *p, i32 n, i32 grain, PoolFn fn, void *arg) {
     ASSERT(n >= 0 && grain >= 1 && !p->busy);
     if (n == 0) return;
