@@ -64,7 +64,7 @@ scripts() { # scripts LABEL DLM: the scripts that drive the program DLM
     for script in tests/py/*.py tests/e2e/*.py tests/e2e/*.sh; do
         if ! [ -e "$script" ] || ! chosen "$script"; then continue; fi
         case $script in
-        */_*) ;; # what scripts share
+        */_* | */ref_*) ;; # what scripts share, and references to compare with
         *.py) try "$1 $base" "$PYTHON" "$script" ;;
         *.sh) try "$1 $base" sh "$script" ;;
         esac
@@ -94,9 +94,10 @@ prepare() { # what every test stands on
 run_test() { # run_test [NAME]
     only=${1:-}
     prepare
-    compile_tests test "gcc $CFLAGS -O1 -g -DDLM_TEST_ALLOC"
+    compile_tests test "gcc $CFLAGS -O1 -g -DDLM_TEST_ALLOC="
     units test
     ! chosen tools/mkgguf.py || try mkgguf "$PYTHON" tools/mkgguf.py --selftest
+    ! chosen tests/static.sh || try static sh tests/static.sh
     scripts e2e ./dlm
     [ -z "$only" ] || [ $((passed + failed)) != 0 ] || die "no test is called $only"
 }
@@ -131,7 +132,7 @@ run_check() {
         unset DLM_CPU
     done
     want_clang
-    compile_tests asan "clang $CFLAGS -O1 -g $SANITIZE -DDLM_TEST_ALLOC"
+    compile_tests asan "clang $CFLAGS -O1 -g $SANITIZE -DDLM_TEST_ALLOC="
     units asan
     debug
     scripts asan build/dlm-debug
