@@ -135,15 +135,19 @@ typedef struct {
     int32_t logits; /* index of this row's logits in the output, or -1 */
 } DlmRow;
 
-/* The KV cache: f16, [n_slot][n_layer][n_cell][n_head_kv * head_dim], keys and values apart. */
+/* The KV cache: [n_slot][n_layer][n_cell][n_head_kv * head_dim], keys and values apart. */
 typedef struct {
-    uint16_t *k, *v;
+    DlmType type; /* DLM_F16, or DLM_F32 for comparisons with f32 references */
+    void *k, *v;
     int32_t n_slot, n_layer, n_cell;
     int32_t n_head_kv, head_dim;
 } DlmKv;
 
-typedef enum { DLM_ROPE_NONE, DLM_ROPE_NORM /* pairs 2i, 2i+1 */, DLM_ROPE_NEOX /* pairs i, i + n/2 */ } DlmRope;
-typedef enum { DLM_ACT_SILU, DLM_ACT_RELU2, DLM_ACT_GELU } DlmAct;
+typedef enum {
+    DLM_ROPE_NORM, /* rotates elements 2i and 2i+1: GGUF `llama`, whose q and k rows are permuted to suit */
+    DLM_ROPE_NEOX  /* rotates elements i and i + n/2: qwen2, bitnet, every Hugging Face checkpoint */
+} DlmRope;
+typedef enum { DLM_ACT_SILU /* x / (1 + exp(-x)) */, DLM_ACT_RELU2 /* max(x, 0)^2 */ } DlmAct;
 
 /* ---- the kernel table: one CPU level. Shapes are row-major; strides are in elements. ----
  *
@@ -167,9 +171,9 @@ typedef struct {
     /* gate[i] = act(gate[i]) * up[i] */
     void (*gate)(float *gate, const float *up, int32_t n, DlmAct act);
     void (*to_f16)(uint16_t *h, const float *x, int32_t n);
-    /* out[head_dim] = softmax(q . k_c * scale for c in [lo, hi)) . v_c; k, v: cell 0 of this head, f16, `stride`
-     * elements between cells; scores: scratch for hi - lo floats */
-    void (*attend)(float *out, const float *q, const uint16_t *k, const uint16_t *v, int64_t stride,
+    /* out[head_dim] = softmax(q . k_c * scale for c in [lo, hi)) . v_c; k, v: cell 0 of this head, F16 or F32,
+     * `stride` elements between cells; scores: scratch for hi - lo floats */
+    void (*attend)(float *out, const float *q, const void *k, const void *v, DlmType type, int64_t stride,
                    int32_t lo, int32_t hi, int32_t head_dim, float scale, float *scores);
     /* index of the largest logit (lowest on ties) and sum over i of exp(logit_i - that logit) */
     int32_t (*top1)(const float *logits, int32_t n, float *sum_exp);
@@ -189,6 +193,8 @@ typedef struct {
 typedef struct DlmOps {
     const char *name;
     void *self;
+    /* scratch for the largest forward: rows, the widest linear input, cells of one slot's cache */
+    const char *(*reserve)(void *self, int32_t n_rows_max, int32_t n_in_max, int32_t n_cell_max);
     void *(*alloc)(void *self, uint64_t n_bytes); /* zeroed; NULL when refused */
     void (*free)(void *self, void *p);
     void (*upload)(void *self, void *dst, const void *src, uint64_t n_bytes);
@@ -202,15 +208,19 @@ typedef struct DlmOps {
     void (*linear)(void *self, const DlmLinear *jobs, int32_t n_jobs, const float *x, int32_t n_rows);
     void (*add)(void *self, float *y, const float *x, int64_t n); /* y += x */
     void (*gate)(void *self, float *gate, const float *up, int64_t n, DlmAct act);
-    /* rotates the first n_rot of each head in place; inv_freq: [n_rot/2] f32, host memory */
+    /* rotates the first n_rot of each head in place by the row's position; turns: [n_pos][n_rot/2][2] f32, the
+     * cosine and sine of pos * inv_freq[i], a buffer of the backend */
     void (*rope)(void *self, float *x, const DlmRow *rows, int32_t n_rows, int32_t n_head, int32_t head_dim,
-                 int32_t n_rot, const float *inv_freq, DlmRope kind);
+                 int32_t n_rot, const float *turns, DlmRope kind);
     void (*kv_store)(void *self, DlmKv *kv, int32_t layer, const float *k, const float *v, const DlmRow *rows,
                      int32_t n_rows);
     void (*attend)(void *self, float *out, const float *q, const DlmKv *kv, int32_t layer, const DlmRow *rows,
                    int32_t n_rows, int32_t n_head, float scale);
     /* y[i] = x[r] for each row r with rows[r].logits == i */
     void (*gather)(void *self, float *y, const float *x, const DlmRow *rows, int32_t n_rows, int32_t n);
+    /* per row of logits [n_rows][n]: the likeliest id and its softmax probability, to host memory. `banned` (or
+     * -1) never wins: its logit is overwritten with minus infinity, here and for whoever downloads the row */
+    void (*top1)(void *self, float *logits, int32_t n_rows, int32_t n, int32_t banned, int32_t *ids, float *probs);
 } DlmOps;
 
 #ifdef DLM_CUDA

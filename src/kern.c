@@ -1,0 +1,450 @@
+/* kern.c - the CPU backend: picks a kernel level, brings weights into shape, runs ops over the thread pool.
+ *
+ * Owns:      the backend's scratch buffers and the matrices it repacked.
+ * Stands on: base mem pool quant kern_ref kern_x86
+ * Promises:  threads split outputs, rows or heads, never one sum: results do not depend on the thread count;
+ *            no op allocates once `reserve` has succeeded. */
+#ifndef DLM_KERN_C
+#define DLM_KERN_C
+
+#include "base.c"
+#include "kern_ref.c"
+#include "kern_x86.c"
+#include "mem.c"
+#include "pool.c"
+#include "quant.c"
+
+/* ---- levels ---- */
+
+/* The i-th level of this machine, best first and "ref" last; NULL past the end. */
+static const DlmKernels *kern_level(int i) {
+    const DlmKernels *level = kern_x86_level(i);
+    if (level) return level;
+    return i == 0 || kern_x86_level(i - 1) ? &KERN_REF : NULL;
+}
+
+/* The named level, or the best one for NULL. */
+static const DlmKernels *kern_choose(const char *name, Err *e) {
+    char have[128] = "";
+    for (int i = 0; kern_level(i); i++) {
+        if (!name || strcmp(name, kern_level(i)->name) == 0) return kern_level(i);
+        size_t n = strlen(have);
+        snprintf(have + n, sizeof have - n, "%s%s", i ? ", " : "", kern_level(i)->name);
+    }
+    err_set(e, ERR_USAGE, "CPU level '%s' is unknown or not available on this machine; it has: %s", name, have);
+    return NULL;
+}
+
+/* ---- the backend ---- */
+
+typedef struct {
+    Pool *pool;
+    const DlmKernels *k;
+    i32 n_rows_max, q_stride_max, n_cell_max;
+    i8 *q;          /* [n_rows_max][q_stride_max] quantized activations */
+    f32 *inv_scale; /* [n_rows_max] */
+    i32 *sum;       /* [n_rows_max] */
+    f32 *scores;    /* [threads][n_cell_max] */
+    char error[ERR_MSG_MAX];
+} Cpu;
+
+/* Work below this many multiply-adds is not worth waking a thread for (a wake costs a few microseconds). */
+#define CPU_MACS_PER_SPLIT 200000
+
+static i32 cpu_grain_(i64 macs_per_item) {
+    i64 grain = CPU_MACS_PER_SPLIT / MAX_OF(macs_per_item, 1);
+    return (i32)MIN_OF(MAX_OF(grain, 1), 1 << 20);
+}
+
+static void *cpu_alloc(void *self, u64 n_bytes) {
+    (void)self;
+    return mem_alloc(n_bytes, NULL);
+}
+
+static void cpu_free(void *self, void *p) {
+    (void)self;
+    mem_free(p);
+}
+
+static void cpu_copy(void *self, void *dst, const void *src, u64 n_bytes) {
+    (void)self;
+    memcpy(dst, src, n_bytes);
+}
+
+static const char *cpu_reserve(void *self, i32 n_rows_max, i32 n_in_max, i32 n_cell_max) {
+    Cpu *c = self;
+    Err e = {0};
+    c->n_rows_max = n_rows_max;
+    c->q_stride_max = (n_in_max + DLM_TILE_IN - 1) / DLM_TILE_IN * DLM_TILE_IN;
+    c->n_cell_max = (n_cell_max + 15) & ~15; /* whole cache lines: threads do not share one */
+    c->q = mem_alloc_n((u64)n_rows_max, (u64)c->q_stride_max, &e);
+    c->inv_scale = mem_alloc_n((u64)n_rows_max, sizeof(f32), &e);
+    c->sum = mem_alloc_n((u64)n_rows_max, sizeof(i32), &e);
+    c->scores = mem_alloc_n((u64)pool_threads(c->pool) * (u64)c->n_cell_max, sizeof(f32), &e);
+    if (e.code == ERR_NONE) return NULL;
+    memcpy(c->error, e.msg, sizeof c->error);
+    return c->error;
+}
+
+/* ---- weights ---- */
+
+typedef struct {
+    const DlmTensor *t;
+    u8 *tiles;
+    f32 *scales;   /* [groups][n_blocks][16] */
+    u8 *codes;     /* [threads][padded n_in] */
+    f32 *row_scale; /* [threads][n_blocks] */
+    i32 n_blocks, n_tiles;
+} Repack;
+
+/* Spreads one row's codes over its tiles: input 16 t + 4 l + k goes to byte 4 o + k, bits 2l. */
+static void cpu_tile_row_(u8 *tiles, const u8 *codes, i32 n_tiles, i32 o) {
+    for (i32 t = 0; t < n_tiles; t++)
+        for (int k = 0; k < 4; k++) {
+            const u8 *c = codes + 16 * t + k;
+            tiles[(i64)t * DLM_TILE_BYTES + 4 * o + k] = (u8)(c[0] | c[4] << 2 | c[8] << 4 | c[12] << 6);
+        }
+}
+
+static void cpu_repack_groups_(void *arg, i32 begin, i32 end, i32 thread) {
+    Repack *r = arg;
+    i64 n_in = r->t->n_in, padded = (i64)r->n_tiles * DLM_TILE_IN;
+    u8 *codes = r->codes + thread * padded;
+    f32 *row_scale = r->row_scale + (i64)thread * r->n_blocks;
+    for (i32 g = begin; g < end; g++)
+        for (i32 o = 0; o < DLM_TILE_OUT; o++) {
+            i64 row = (i64)g * DLM_TILE_OUT + o;
+            memset(codes, 1, (size_t)padded);
+            if (row < r->t->n_out) quant_codes_row(r->t, row, codes, row_scale);
+            else memset(row_scale, 0, (size_t)r->n_blocks * sizeof *row_scale);
+            for (i32 b = 0; b < r->n_blocks; b++) {
+                f32 s = row_scale[b] * r->t->extra_scale;
+                if (s == 0) memset(codes + b * (n_in / r->n_blocks), 1, (size_t)(n_in / r->n_blocks));
+                r->scales[((i64)g * r->n_blocks + b) * DLM_TILE_OUT + o] = s;
+            }
+            cpu_tile_row_(r->tiles + (i64)g * r->n_tiles * DLM_TILE_BYTES, codes, r->n_tiles, o);
+        }
+}
+
+/* One scale for the whole matrix? Blocks of zeros have scale 0 and fit any. */
+static bool cpu_one_scale_(const f32 *scales, i64 n, f32 *scale) {
+    *scale = 0;
+    for (i64 i = 0; i < n; i++) {
+        if (scales[i] == 0 || scales[i] == *scale) continue;
+        if (*scale != 0) return false;
+        *scale = scales[i];
+    }
+    return true;
+}
+
+static bool cpu_scales_finite_(const f32 *scales, i64 n) {
+    for (i64 i = 0; i < n; i++)
+        if (!(f32_abs_(scales[i]) < 1e30f)) return false;
+    return true;
+}
+
+static bool cpu_repack_(Cpu *c, DlmMat *m, const DlmTensor *t, Err *e) {
+    i32 groups = (i32)((t->n_out + DLM_TILE_OUT - 1) / DLM_TILE_OUT);
+    Repack r = {.t = t};
+    r.n_tiles = (i32)((t->n_in + DLM_TILE_IN - 1) / DLM_TILE_IN);
+    r.n_blocks = (i32)(t->n_in / quant_scale_block(t));
+    i64 n_scales = (i64)groups * r.n_blocks * DLM_TILE_OUT;
+    u64 threads = (u64)pool_threads(c->pool);
+    r.tiles = mem_alloc_n((u64)groups * (u64)r.n_tiles, DLM_TILE_BYTES, e);
+    r.scales = mem_alloc_n((u64)n_scales, sizeof(f32), e);
+    r.codes = mem_alloc_n(threads, (u64)r.n_tiles * DLM_TILE_IN, e);
+    r.row_scale = mem_alloc_n(threads, (u64)r.n_blocks * sizeof(f32), e);
+    bool ok = r.tiles && r.scales && r.codes && r.row_scale;
+    if (ok) {
+        pool_for(c->pool, groups, cpu_grain_(16 * t->n_in * 8), cpu_repack_groups_, &r);
+        if (!cpu_scales_finite_(r.scales, n_scales))
+            ok = err_set(e, ERR_MODEL, "tensor %s has a scale that is not a finite number: the file is damaged", t->name);
+    }
+    *m = (DlmMat){.kind = DLM_MAT_TERNARY, .n_in = (i32)t->n_in, .n_out = (i32)t->n_out, .data = r.tiles,
+                  .owned = r.tiles, .scales = r.scales, .owned_scales = r.scales, .scale_block = quant_scale_block(t)};
+    if (ok && cpu_one_scale_(r.scales, n_scales, &m->scale)) {
+        mem_free(r.scales);
+        m->scales = m->owned_scales = NULL;
+    }
+    mem_free(r.codes);
+    mem_free(r.row_scale);
+    return ok;
+}
+
+/* Dense weights stay where they lie; ternary ones are repacked into tiles. */
+static const char *cpu_mat_load(void *self, DlmMat *m, const DlmTensor *t) {
+    Cpu *c = self;
+    Err e = {0};
+    *m = (DlmMat){.n_in = (i32)t->n_in, .n_out = (i32)t->n_out, .data = t->data, .scale = 1};
+    if (t->type == DLM_F32) m->kind = DLM_MAT_F32;
+    else if (t->type == DLM_F16) m->kind = DLM_MAT_F16;
+    else if (t->type == DLM_BF16) m->kind = DLM_MAT_BF16;
+    else if (t->type == DLM_Q8_0) m->kind = DLM_MAT_Q8_0;
+    else if (t->type == DLM_I2_S && !quant_i2s_fits(t))
+        err_set(&e, ERR_MODEL, "tensor %s has %lld x %lld weights, which do not fill whole groups of this I2_S layout; "
+                "try another --i2s-layout", t->name, (long long)t->n_out, (long long)t->n_in);
+    else if (!cpu_repack_(c, m, t, &e) && e.code == ERR_NONE) err_set(&e, ERR_MEMORY, "out of memory");
+    if (e.code == ERR_NONE) return NULL;
+    memcpy(c->error, e.msg, sizeof c->error);
+    return c->error;
+}
+
+static void cpu_mat_free(void *self, DlmMat *m) {
+    (void)self;
+    mem_free(m->owned);
+    mem_free(m->owned_scales);
+    *m = (DlmMat){0};
+}
+
+/* Row o of a matrix as f32. */
+static void cpu_mat_row_(f32 *y, const DlmMat *w, i32 o) {
+    if (w->kind != DLM_MAT_TERNARY) {
+        const u8 *row = (const u8 *)w->data + o * kern_dense_row_bytes(w);
+        for (i32 i = 0; i < w->n_in; i++) y[i] = ref_weight_(w->kind, row, i);
+        return;
+    }
+    for (i32 i = 0; i < w->n_in; i++) {
+        f32 s = w->scales ? ref_tile_scale(w, o, i / w->scale_block) : w->scale;
+        y[i] = ((f32)ref_tile_code(w, o, i) - 1) * s;
+    }
+}
+
+static void cpu_embed(void *self, f32 *y, const DlmMat *w, const DlmRow *rows, i32 n_rows) {
+    (void)self;
+    for (i32 r = 0; r < n_rows; r++) cpu_mat_row_(y + (i64)r * w->n_in, w, rows[r].token);
+}
+
+/* ---- ops over rows ---- */
+
+typedef struct {
+    Cpu *c;
+    f32 *y;
+    const f32 *x, *gain;
+    i32 n, n_rows;
+    f32 eps;
+} RowsJob;
+
+static void cpu_rms_norm_rows_(void *arg, i32 begin, i32 end, i32 thread) {
+    RowsJob *j = arg;
+    (void)thread;
+    for (i32 r = begin; r < end; r++)
+        j->c->k->rms_norm(j->y + (i64)r * j->n, j->x + (i64)r * j->n, j->gain, j->n, j->eps);
+}
+
+static void cpu_rms_norm(void *self, f32 *y, const f32 *x, const f32 *gain, i32 n_rows, i32 n, f32 eps) {
+    RowsJob j = {.c = self, .y = y, .x = x, .gain = gain, .n = n, .eps = eps};
+    pool_for(j.c->pool, n_rows, cpu_grain_(8 * (i64)n), cpu_rms_norm_rows_, &j);
+}
+
+static void cpu_quantize_rows_(void *arg, i32 begin, i32 end, i32 thread) {
+    RowsJob *j = arg;
+    (void)thread;
+    i64 stride = (j->n + DLM_TILE_IN - 1) / DLM_TILE_IN * DLM_TILE_IN;
+    for (i32 r = begin; r < end; r++) {
+        i8 *q = j->c->q + r * stride;
+        j->c->k->quantize_row(q, j->c->inv_scale + r, j->c->sum + r, j->x + (i64)r * j->n, j->n);
+        memset(q + j->n, 0, (size_t)(stride - j->n));
+    }
+}
+
+typedef struct {
+    Cpu *c;
+    const DlmLinear *jobs;
+    const f32 *x;
+    i32 n_jobs, n_rows;
+} LinearJob;
+
+static void cpu_linear_part_(const LinearJob *l, const DlmLinear *job, i32 lo, i32 hi) {
+    const DlmMat *w = job->w;
+    const Cpu *c = l->c;
+    i64 q_stride = (w->n_in + DLM_TILE_IN - 1) / DLM_TILE_IN * DLM_TILE_IN;
+    if (w->kind == DLM_MAT_TERNARY)
+        c->k->ternary(job->y, w->n_out, w, lo, hi, c->q, q_stride, c->inv_scale, c->sum, l->n_rows);
+    else
+        c->k->dense(job->y, w->n_out, w, lo, hi, l->x, w->n_in, l->n_rows);
+    for (i32 m = 0; job->bias && m < l->n_rows; m++)
+        for (i32 o = lo; o < hi; o++) job->y[(i64)m * w->n_out + o] += job->bias[o];
+}
+
+static i32 cpu_groups_(const DlmMat *w) {
+    return (w->n_out + DLM_TILE_OUT - 1) / DLM_TILE_OUT;
+}
+
+/* Items are groups of 16 outputs, numbered through all the jobs. */
+static void cpu_linear_groups_(void *arg, i32 begin, i32 end, i32 thread) {
+    const LinearJob *l = arg;
+    (void)thread;
+    i32 first = 0;
+    for (i32 j = 0; j < l->n_jobs; first += cpu_groups_(l->jobs[j].w), j++) {
+        const DlmMat *w = l->jobs[j].w;
+        i32 lo = MAX_OF(begin - first, 0), hi = MIN_OF(end - first, cpu_groups_(w));
+        if (lo < hi)
+            cpu_linear_part_(l, &l->jobs[j], lo * DLM_TILE_OUT, MIN_OF(hi * DLM_TILE_OUT, w->n_out));
+    }
+}
+
+static void cpu_linear(void *self, const DlmLinear *jobs, i32 n_jobs, const f32 *x, i32 n_rows) {
+    Cpu *c = self;
+    LinearJob l = {c, jobs, x, n_jobs, n_rows};
+    i32 groups = 0, n_in = jobs[0].w->n_in;
+    bool ternary = false;
+    for (i32 j = 0; j < n_jobs; j++) {
+        ASSERT(jobs[j].w->n_in == n_in);
+        groups += cpu_groups_(jobs[j].w);
+        ternary |= jobs[j].w->kind == DLM_MAT_TERNARY;
+    }
+    ASSERT(n_rows <= c->n_rows_max && n_in <= c->q_stride_max);
+    if (ternary) {
+        RowsJob q = {.c = c, .x = x, .n = n_in};
+        pool_for(c->pool, n_rows, cpu_grain_(8 * (i64)n_in), cpu_quantize_rows_, &q);
+    }
+    pool_for(c->pool, groups, cpu_grain_((i64)n_in * DLM_TILE_OUT * n_rows), cpu_linear_groups_, &l);
+}
+
+static void cpu_add(void *self, f32 *y, const f32 *x, i64 n) {
+    (void)self;
+    for (i64 i = 0; i < n; i++) y[i] += x[i];
+}
+
+static void cpu_gate(void *self, f32 *gate, const f32 *up, i64 n, DlmAct act) {
+    Cpu *c = self;
+    const i64 chunk = 1 << 20;
+    for (i64 i = 0; i < n; i += chunk) c->k->gate(gate + i, up + i, (i32)MIN_OF(chunk, n - i), act);
+}
+
+/* Su et al. 2021, eq. 34: each pair turns by pos * inv_freq. */
+static void cpu_rope(void *self, f32 *x, const DlmRow *rows, i32 n_rows, i32 n_head, i32 head_dim, i32 n_rot,
+                     const f32 *turns, DlmRope kind) {
+    (void)self;
+    i32 half = n_rot / 2, step = kind == DLM_ROPE_NORM ? 2 : 1, apart = kind == DLM_ROPE_NORM ? 1 : half;
+    for (i32 r = 0; r < n_rows; r++) {
+        const f32 *turn = turns + (i64)rows[r].pos * n_rot;
+        for (i32 h = 0; h < n_head; h++) {
+            f32 *v = x + ((i64)r * n_head + h) * head_dim;
+            for (i32 i = 0; i < half; i++) {
+                f32 a = v[i * step], b = v[i * step + apart], cos = turn[2 * i], sin = turn[2 * i + 1];
+                v[i * step] = a * cos - b * sin;
+                v[i * step + apart] = b * cos + a * sin;
+            }
+        }
+    }
+}
+
+/* ---- attention ---- */
+
+/* First element of a slot's cells in one layer. */
+static i64 cpu_kv_at_(const DlmKv *kv, i32 slot, i32 layer) {
+    return ((i64)slot * kv->n_layer + layer) * kv->n_cell * kv->n_head_kv * kv->head_dim;
+}
+
+static void cpu_kv_put_(const Cpu *c, void *cells, DlmType type, i64 at, const f32 *x, i32 n) {
+    if (type == DLM_F32) memcpy((f32 *)cells + at, x, (size_t)n * sizeof *x);
+    else c->k->to_f16((u16 *)cells + at, x, n);
+}
+
+static void cpu_kv_store(void *self, DlmKv *kv, i32 layer, const f32 *k, const f32 *v, const DlmRow *rows, i32 n_rows) {
+    i32 n = kv->n_head_kv * kv->head_dim;
+    for (i32 r = 0; r < n_rows; r++) {
+        i64 at = cpu_kv_at_(kv, rows[r].slot, layer) + (i64)rows[r].cell * n;
+        ASSERT(rows[r].cell >= 0 && rows[r].cell < kv->n_cell && rows[r].slot < kv->n_slot);
+        cpu_kv_put_(self, kv->k, kv->type, at, k + (i64)r * n, n);
+        cpu_kv_put_(self, kv->v, kv->type, at, v + (i64)r * n, n);
+    }
+}
+
+typedef struct {
+    Cpu *c;
+    f32 *out;
+    const f32 *q;
+    const DlmKv *kv;
+    const DlmRow *rows;
+    i32 layer, n_head;
+    f32 scale;
+} AttendJob;
+
+/* Items are (row, head) pairs. */
+static void cpu_attend_heads_(void *arg, i32 begin, i32 end, i32 thread) {
+    AttendJob *j = arg;
+    const DlmKv *kv = j->kv;
+    i64 stride = (i64)kv->n_head_kv * kv->head_dim;
+    f32 *scores = j->c->scores + (i64)thread * j->c->n_cell_max;
+    for (i32 i = begin; i < end; i++) {
+        const DlmRow *row = &j->rows[i / j->n_head];
+        i32 head = i % j->n_head, head_kv = head / (j->n_head / kv->n_head_kv);
+        i64 at = (cpu_kv_at_(kv, row->slot, j->layer) + (i64)head_kv * kv->head_dim) * (kv->type == DLM_F32 ? 4 : 2);
+        ASSERT(row->kv_lo < row->kv_hi && row->kv_hi <= kv->n_cell);
+        j->c->k->attend(j->out + (i64)i * kv->head_dim, j->q + (i64)i * kv->head_dim, (const u8 *)kv->k + at,
+                        (const u8 *)kv->v + at, kv->type, stride, row->kv_lo, row->kv_hi, kv->head_dim, j->scale, scores);
+    }
+}
+
+static void cpu_attend(void *self, f32 *out, const f32 *q, const DlmKv *kv, i32 layer, const DlmRow *rows, i32 n_rows,
+                       i32 n_head, f32 scale) {
+    AttendJob j = {self, out, q, kv, rows, layer, n_head, scale};
+    i64 cells = 0;
+    for (i32 r = 0; r < n_rows; r++) cells += rows[r].kv_hi - rows[r].kv_lo;
+    pool_for(j.c->pool, n_rows * n_head, cpu_grain_(8 * cells / MAX_OF(n_rows, 1) * kv->head_dim), cpu_attend_heads_,
+             &j);
+}
+
+static void cpu_gather(void *self, f32 *y, const f32 *x, const DlmRow *rows, i32 n_rows, i32 n) {
+    (void)self;
+    for (i32 r = 0; r < n_rows; r++)
+        if (rows[r].logits >= 0) memcpy(y + (i64)rows[r].logits * n, x + (i64)r * n, (size_t)n * sizeof *y);
+}
+
+/* ---- choice ---- */
+
+typedef struct {
+    Cpu *c;
+    f32 *logits;
+    i32 n, banned;
+    i32 *ids;
+    f32 *probs;
+} Top1Job;
+
+static void cpu_top1_rows_(void *arg, i32 begin, i32 end, i32 thread) {
+    Top1Job *j = arg;
+    (void)thread;
+    for (i32 r = begin; r < end; r++) {
+        f32 *row = j->logits + (i64)r * j->n, sum = 1;
+        if (j->banned >= 0) row[j->banned] = KERN_MINUS_INF;
+        j->ids[r] = j->c->k->top1(row, j->n, &sum);
+        j->probs[r] = 1.0f / sum;
+    }
+}
+
+static void cpu_top1(void *self, f32 *logits, i32 n_rows, i32 n, i32 banned, i32 *ids, f32 *probs) {
+    Top1Job j = {self, logits, n, banned, ids, probs};
+    pool_for(j.c->pool, n_rows, cpu_grain_(16 * (i64)n), cpu_top1_rows_, &j);
+}
+
+/* ---- door ---- */
+
+/* Fills ops with the CPU backend at the named level (NULL: the best). The pool must outlive it. */
+static bool kern_open_cpu(DlmOps *ops, Pool *pool, const char *level, Err *e) {
+    const DlmKernels *k = kern_choose(level, e);
+    Cpu *c = k ? mem_alloc(sizeof *c, e) : NULL;
+    if (!c) return false;
+    c->pool = pool;
+    c->k = k;
+    *ops = (DlmOps){.name = k->name, .self = c, .reserve = cpu_reserve, .alloc = cpu_alloc, .free = cpu_free,
+                    .upload = cpu_copy, .download = cpu_copy, .mat_load = cpu_mat_load, .mat_free = cpu_mat_free,
+                    .embed = cpu_embed, .rms_norm = cpu_rms_norm, .linear = cpu_linear, .add = cpu_add,
+                    .gate = cpu_gate, .rope = cpu_rope, .kv_store = cpu_kv_store, .attend = cpu_attend,
+                    .gather = cpu_gather, .top1 = cpu_top1};
+    return true;
+}
+
+static void kern_close_cpu(DlmOps *ops) {
+    Cpu *c = ops->self;
+    if (!c) return;
+    mem_free(c->q);
+    mem_free(c->inv_scale);
+    mem_free(c->sum);
+    mem_free(c->scores);
+    mem_free(c);
+    *ops = (DlmOps){0};
+}
+
+#endif

@@ -1,0 +1,269 @@
+/* kern_ref.c - the scalar kernels and the house's own math functions: the law that every SIMD level follows.
+ *
+ * Owns:      nothing.
+ * Stands on: base quant
+ * Promises:  the same bits on every machine: no libm, no fused multiply-add, one fixed order of additions.
+ *
+ * The order: a sum over i runs in 16 lanes, lane i mod 16, each lane adding in rising i; the lanes are then
+ * folded 16 -> 8 -> 4 -> 2 -> 1, lane j taking lane j + half. One AVX-512 register, two AVX2 registers or four
+ * NEON registers hold the lanes, so every level can keep the law at full width. Multiplications are rounded
+ * before they are added: -ffp-contract=off. A result therefore depends on its own inputs only, never on the
+ * batch, the thread count or the CPU. */
+#ifndef DLM_KERN_REF_C
+#define DLM_KERN_REF_C
+
+#include "base.c"
+#include "quant.c"
+
+#define KERN_LANES 16
+#define KERN_MINUS_INF (-__builtin_inff())
+
+/* ---- math. Double versions are good to about 1e-14 relative; they feed tables, not inner loops. ---- */
+
+static f32 kern_sqrtf(f32 x) {
+    return __builtin_sqrtf(x); /* one correctly rounded instruction (the build passes -fno-math-errno) */
+}
+
+/* exp(x) in f32, about 1 ulp; 0 below -87.3, saturates above 88.3. exp(x) = 2^n * exp(r), |r| <= ln2/2, the
+ * polynomial is the degree-6 minimax of Cephes' expf. The SIMD versions do the same operations in this order. */
+#define KERN_EXP_LO (-87.3f)
+#define KERN_EXP_HI 88.3f
+#define KERN_LOG2E 1.44269504088896341f
+#define KERN_LN2_HI 0.693359375f      /* 9 bits: n * LN2_HI is exact */
+#define KERN_LN2_LO (-2.12194440e-4f) /* ln2 - LN2_HI */
+static const f32 KERN_EXP_C[6] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
+                                  4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
+
+static f32 kern_expf(f32 x) {
+    if (!(x >= KERN_EXP_LO)) return 0; /* also NaN: a broken row must not poison a softmax silently twice */
+    if (x > KERN_EXP_HI) x = KERN_EXP_HI;
+    f32 n = f32_rint_(x * KERN_LOG2E);
+    f32 r = (x - n * KERN_LN2_HI) - n * KERN_LN2_LO;
+    f32 p = KERN_EXP_C[0];
+    for (int i = 1; i < 6; i++) p = p * r + KERN_EXP_C[i];
+    p = p * (r * r) + (r + 1.0f);
+    u32 bits = (u32)((i32)n + 127) << 23;
+    f32 scale;
+    memcpy(&scale, &bits, sizeof scale);
+    return p * scale;
+}
+
+/* exp(x) in f64 for |x| < 700, by Taylor's series on |r| <= ln2/2. */
+static f64 kern_exp(f64 x) {
+    f64 t = x * 1.4426950408889634;
+    i64 n = (i64)(t < 0 ? t - 0.5 : t + 0.5);
+    f64 r = (x - (f64)n * 0.693147180369123816490) - (f64)n * 1.90821492927058770002e-10;
+    f64 sum = 1, term = 1;
+    for (int i = 1; i <= 16; i++) {
+        term *= r / i;
+        sum += term;
+    }
+    u64 bits = (u64)(n + 1023) << 52;
+    f64 scale;
+    memcpy(&scale, &bits, sizeof scale);
+    return sum * scale;
+}
+
+/* ln(x) for positive normal x: x = 2^e * m, ln m = 2 atanh((m - 1)/(m + 1)), m in [sqrt(1/2), sqrt(2)). */
+static f64 kern_log(f64 x) {
+    u64 bits;
+    memcpy(&bits, &x, sizeof bits);
+    i64 e = (i64)(bits >> 52) - 1023;
+    bits = (bits & 0xfffffffffffffu) | 0x3ff0000000000000u;
+    f64 m;
+    memcpy(&m, &bits, sizeof m);
+    if (m > 1.4142135623730951) m *= 0.5, e++;
+    f64 s = (m - 1) / (m + 1), s2 = s * s, sum = 0;
+    for (int k = 27; k >= 1; k -= 2) sum = sum * s2 + 1.0 / k;
+    return 2 * s * sum + (f64)e * 0.693147180559945309417;
+}
+
+/* sin and cos of x for |x| < 1e9: reduce by pi/2 in two parts, then Taylor on |r| <= pi/4. */
+static void kern_sincos(f64 x, f64 *sin_out, f64 *cos_out) {
+    f64 t = x * 0.63661977236758134308;
+    i64 n = (i64)(t < 0 ? t - 0.5 : t + 0.5);
+    f64 r = (x - (f64)n * 1.57079632673412561417) - (f64)n * 6.07710050650619224932e-11;
+    f64 r2 = r * r, s = 0, c = 0;
+    for (int k = 10; k >= 1; k--) { /* Horner over 1/(2k (2k+1)) and 1/((2k-1) 2k) */
+        s = (1 + s) * (-r2 / (f64)(2 * k * (2 * k + 1)));
+        c = (1 + c) * (-r2 / (f64)(2 * k * (2 * k - 1)));
+    }
+    s = (1 + s) * r, c = 1 + c;
+    switch (n & 3) {
+    case 0: *sin_out = s, *cos_out = c; break;
+    case 1: *sin_out = c, *cos_out = -s; break;
+    case 2: *sin_out = -s, *cos_out = -c; break;
+    default: *sin_out = -c, *cos_out = s; break;
+    }
+}
+
+/* ---- lanes ---- */
+
+static f32 ref_fold_(f32 lane[KERN_LANES]) {
+    for (int half = KERN_LANES / 2; half > 0; half /= 2)
+        for (int j = 0; j < half; j++) lane[j] += lane[j + half];
+    return lane[0];
+}
+
+static f32 ref_dot_(const f32 *a, const f32 *b, i32 n) {
+    f32 lane[KERN_LANES] = {0};
+    for (i32 i = 0; i < n; i++) lane[i % KERN_LANES] += a[i] * b[i];
+    return ref_fold_(lane);
+}
+
+/* ---- kernels; contracts in dlm_kernels.h ---- */
+
+/* BitNet b1.58 activation quantization, per row: facts of the published model code (ActQuant):
+ * s = 127 / max(max|x|, 1e-5), q = clamp(round_half_even(x s), -128, 127). */
+static void ref_quantize_row(i8 *q, f32 *inv_scale, i32 *sum, const f32 *x, i32 n) {
+    f32 m = 1e-5f;
+    for (i32 i = 0; i < n; i++) m = MAX_OF(f32_abs_(x[i]), m); /* a NaN is passed over, as maxps does */
+    f32 s = 127.0f / m;
+    i32 total = 0;
+    for (i32 i = 0; i < n; i++) {
+        f32 v = x[i] * s;
+        if (!(v >= -128.0f)) v = -128.0f;
+        if (v > 127.0f) v = 127.0f;
+        q[i] = (i8)f32_rint_(v);
+        total += q[i];
+    }
+    *inv_scale = 1.0f / s;
+    *sum = total;
+}
+
+/* The code (0..3) of output o, input i of a tiled matrix. */
+static u8 ref_tile_code(const DlmMat *w, i32 o, i32 i) {
+    i64 n_tiles = (w->n_in + DLM_TILE_IN - 1) / DLM_TILE_IN;
+    const u8 *tile = (const u8 *)w->data +
+                     ((i64)(o / DLM_TILE_OUT) * n_tiles + i / DLM_TILE_IN) * DLM_TILE_BYTES;
+    return tile[4 * (o % DLM_TILE_OUT) + i % 4] >> 2 * (i % DLM_TILE_IN / 4) & 3;
+}
+
+/* Sum of (code - 1) q over inputs [lo, hi): |each| <= 2 * 128, so an i32 holds 2^23 of them. */
+static i32 ref_ternary_dot_(const DlmMat *w, i32 o, const i8 *q, i32 lo, i32 hi) {
+    i32 acc = 0;
+    for (i32 i = lo; i < hi; i++) acc += ((i32)ref_tile_code(w, o, i) - 1) * q[i];
+    return acc;
+}
+
+/* The scale of output o, input block b, of a matrix that has a scale per block. */
+static f32 ref_tile_scale(const DlmMat *w, i32 o, i32 b) {
+    i64 n_blocks = w->n_in / w->scale_block;
+    return w->scales[((i64)(o / DLM_TILE_OUT) * n_blocks + b) * DLM_TILE_OUT + o % DLM_TILE_OUT];
+}
+
+static void ref_ternary(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi, const i8 *q, i64 q_stride,
+                        const f32 *inv_scale, const i32 *sum, i32 n_rows) {
+    (void)sum; /* the SIMD levels use it to turn codes 0..3 into values -1..2 */
+    for (i32 m = 0; m < n_rows; m++)
+        for (i32 o = out_lo; o < out_hi; o++) {
+            const i8 *row = q + m * q_stride;
+            f32 *out = y + m * y_stride + o;
+            if (!w->scales) {
+                *out = (f32)ref_ternary_dot_(w, o, row, 0, w->n_in) * (w->scale * inv_scale[m]);
+                continue;
+            }
+            f32 acc = 0; /* one scale per block: blocks add in rising order */
+            for (i32 b = 0; b < w->n_in / w->scale_block; b++)
+                acc += (f32)ref_ternary_dot_(w, o, row, b * w->scale_block, (b + 1) * w->scale_block) *
+                       ref_tile_scale(w, o, b);
+            *out = acc * inv_scale[m];
+        }
+}
+
+/* Weight i of row p of a dense matrix; exact in every format. */
+static f32 ref_weight_(DlmMatKind kind, const u8 *p, i32 i) {
+    switch (kind) {
+    case DLM_MAT_F32: return load_f32(p + 4 * (i64)i);
+    case DLM_MAT_F16: return f16_to_f32(load_u16(p + 2 * (i64)i));
+    case DLM_MAT_BF16: return bf16_to_f32(load_u16(p + 2 * (i64)i));
+    default: {
+        const u8 *block = p + i / DLM_QK8_0 * (i64)sizeof(DlmBlockQ8_0);
+        return f16_to_f32(load_u16(block)) * (f32)(i8)block[2 + i % DLM_QK8_0];
+    }
+    }
+}
+
+static i64 kern_dense_row_bytes(const DlmMat *w) {
+    switch (w->kind) {
+    case DLM_MAT_F32: return 4 * (i64)w->n_in;
+    case DLM_MAT_Q8_0: return (i64)w->n_in / DLM_QK8_0 * (i64)sizeof(DlmBlockQ8_0);
+    default: return 2 * (i64)w->n_in;
+    }
+}
+
+static void ref_dense(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi, const f32 *x, i64 x_stride,
+                      i32 n_rows) {
+    i64 bytes = kern_dense_row_bytes(w);
+    for (i32 o = out_lo; o < out_hi; o++) {
+        const u8 *row = (const u8 *)w->data + o * bytes;
+        for (i32 m = 0; m < n_rows; m++) {
+            f32 lane[KERN_LANES] = {0};
+            for (i32 i = 0; i < w->n_in; i++)
+                lane[i % KERN_LANES] += ref_weight_(w->kind, row, i) * x[m * x_stride + i];
+            y[m * y_stride + o] = ref_fold_(lane);
+        }
+    }
+}
+
+static void ref_rms_norm(f32 *y, const f32 *x, const f32 *gain, i32 n, f32 eps) {
+    f32 r = 1.0f / kern_sqrtf(ref_dot_(x, x, n) / (f32)n + eps);
+    for (i32 i = 0; i < n; i++) y[i] = x[i] * r * gain[i];
+}
+
+static void ref_gate(f32 *gate, const f32 *up, i32 n, DlmAct act) {
+    for (i32 i = 0; i < n; i++) {
+        f32 g = gate[i];
+        if (act == DLM_ACT_RELU2) {
+            g = g > 0 ? g : 0;
+            gate[i] = g * g * up[i];
+        } else {
+            gate[i] = g / (1.0f + kern_expf(-g)) * up[i];
+        }
+    }
+}
+
+static void ref_to_f16(u16 *h, const f32 *x, i32 n) {
+    for (i32 i = 0; i < n; i++) h[i] = f32_to_f16(x[i]);
+}
+
+/* Element i of a key or value. */
+static f32 ref_kv_(const void *p, DlmType type, i64 i) {
+    return type == DLM_F32 ? ((const f32 *)p)[i] : f16_to_f32(((const u16 *)p)[i]);
+}
+
+/* Softmax attention over one contiguous range of cells: Vaswani et al. 2017, eq. 1, with the maximum taken out. */
+static void ref_attend(f32 *out, const f32 *q, const void *k, const void *v, DlmType type, i64 stride, i32 lo, i32 hi,
+                       i32 head_dim, f32 scale, f32 *scores) {
+    f32 max = KERN_MINUS_INF;
+    for (i32 c = lo; c < hi; c++) {
+        f32 lane[KERN_LANES] = {0};
+        for (i32 i = 0; i < head_dim; i++) lane[i % KERN_LANES] += q[i] * ref_kv_(k, type, c * stride + i);
+        scores[c - lo] = ref_fold_(lane) * scale;
+        max = MAX_OF(scores[c - lo], max);
+    }
+    f32 lane[KERN_LANES] = {0};
+    for (i32 c = 0; c < hi - lo; c++) lane[c % KERN_LANES] += scores[c] = kern_expf(scores[c] - max);
+    f32 inv = 1.0f / ref_fold_(lane);
+    for (i32 i = 0; i < head_dim; i++) out[i] = 0;
+    for (i32 c = lo; c < hi; c++)
+        for (i32 i = 0; i < head_dim; i++) out[i] += scores[c - lo] * ref_kv_(v, type, c * stride + i);
+    for (i32 i = 0; i < head_dim; i++) out[i] *= inv;
+}
+
+static i32 ref_top1(const f32 *logits, i32 n, f32 *sum_exp) {
+    i32 best = 0;
+    for (i32 i = 1; i < n; i++) /* a NaN never wins; one in first place is passed over */
+        if (logits[i] > logits[best] || (logits[best] != logits[best] && logits[i] == logits[i])) best = i;
+    f32 lane[KERN_LANES] = {0};
+    for (i32 i = 0; i < n; i++) lane[i % KERN_LANES] += kern_expf(logits[i] - logits[best]);
+    *sum_exp = ref_fold_(lane);
+    return best;
+}
+
+static const DlmKernels KERN_REF = {
+    "ref",    ref_quantize_row, ref_ternary, ref_dense, ref_rms_norm,
+    ref_gate, ref_to_f16,       ref_attend,  ref_top1,
+};
+
+#endif

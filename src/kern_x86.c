@@ -1,0 +1,508 @@
+/* kern_x86.c - the x86-64 kernels: avx2 (with fma and f16c present), and its siblings avxvnni and avx512.
+ *
+ * Owns:      nothing.
+ * Stands on: base quant kern_ref
+ * Promises:  equal to kern_ref bit for bit; runs an instruction only after kern_x86_probe saw the CPU and the
+ *            operating system offer it.
+ *
+ * The only room with immintrin.h. Each function carries its target attribute, so the one translation unit needs
+ * no -m flags; helpers carry the attribute of a subset of their callers' and are therefore inlined. */
+#ifndef DLM_KERN_X86_C
+#define DLM_KERN_X86_C
+
+#include "base.c"
+#include "kern_ref.c"
+#include "quant.c"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <immintrin.h>
+
+#define AVX2_FN __attribute__((target("avx2,fma,f16c")))
+#define AVXVNNI_FN __attribute__((target("avx2,fma,f16c,avxvnni")))
+#define AVX512_FN __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")))
+#define INLINE static inline __attribute__((always_inline))
+
+/* ---- which levels this machine has: Intel SDM vol. 2, CPUID leaves 1 and 7, and XCR0 ---- */
+
+typedef struct {
+    bool avx2, avxvnni, avx512;
+} KernX86;
+
+static u64 x86_xcr0_(void) {
+    u32 lo, hi;
+    __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
+    return (u64)hi << 32 | lo;
+}
+
+static KernX86 kern_x86_probe(void) {
+    KernX86 has = {0};
+    u32 a, b, c, d, b7, c7, d7;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return has;
+    bool osxsave = c >> 27 & 1, avx = c >> 28 & 1, fma = c >> 12 & 1, f16c = c >> 29 & 1;
+    if (!osxsave || !avx || !fma || !f16c) return has;
+    if (!__get_cpuid_count(7, 0, &a, &b7, &c7, &d7)) return has;
+    u64 xcr0 = x86_xcr0_();
+    has.avx2 = (xcr0 & 6) == 6 && (b7 >> 5 & 1);
+    bool zmm = (xcr0 & 0xe6) == 0xe6;
+    has.avx512 = has.avx2 && zmm && (b7 >> 16 & 1) && (b7 >> 30 & 1) && (b7 >> 31 & 1) && (c7 >> 11 & 1);
+    if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) has.avxvnni = has.avx2 && (a >> 4 & 1);
+    return has;
+}
+
+/* ---- float helpers: lanes 0..7 in the first register of a pair, 8..15 in the second ---- */
+
+AVX2_FN INLINE f32 avx2_fold_(__m256 lo, __m256 hi) {
+    __m256 s8 = _mm256_add_ps(lo, hi);
+    __m128 s4 = _mm_add_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));
+    __m128 s2 = _mm_add_ps(s4, _mm_movehl_ps(s4, s4));
+    return _mm_cvtss_f32(_mm_add_ss(s2, _mm_shuffle_ps(s2, s2, 1)));
+}
+
+AVX2_FN INLINE __m256 avx2_exp_(__m256 x) { /* kern_expf, operation by operation */
+    __m256 keep = _mm256_cmp_ps(x, _mm256_set1_ps(KERN_EXP_LO), _CMP_GE_OQ);
+    x = _mm256_min_ps(x, _mm256_set1_ps(KERN_EXP_HI));
+    __m256 magic = _mm256_set1_ps(12582912.0f);
+    __m256 n = _mm256_sub_ps(_mm256_add_ps(_mm256_mul_ps(x, _mm256_set1_ps(KERN_LOG2E)), magic), magic);
+    __m256 r = _mm256_sub_ps(_mm256_sub_ps(x, _mm256_mul_ps(n, _mm256_set1_ps(KERN_LN2_HI))),
+                             _mm256_mul_ps(n, _mm256_set1_ps(KERN_LN2_LO)));
+    __m256 p = _mm256_set1_ps(KERN_EXP_C[0]);
+    for (int i = 1; i < 6; i++) p = _mm256_add_ps(_mm256_mul_ps(p, r), _mm256_set1_ps(KERN_EXP_C[i]));
+    p = _mm256_add_ps(_mm256_mul_ps(p, _mm256_mul_ps(r, r)), _mm256_add_ps(r, _mm256_set1_ps(1.0f)));
+    __m256i bits = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    return _mm256_and_ps(_mm256_mul_ps(p, _mm256_castsi256_ps(bits)), keep);
+}
+
+/* Adds the tail terms i in [from, n), computed by the caller into t[i - from], to the lanes and folds. */
+AVX2_FN INLINE f32 avx2_fold_tail_(__m256 lo, __m256 hi, const f32 *t, i32 n_tail) {
+    if (n_tail == 0) return avx2_fold_(lo, hi);
+    f32 lane[KERN_LANES];
+    _mm256_storeu_ps(lane, lo);
+    _mm256_storeu_ps(lane + 8, hi);
+    for (i32 i = 0; i < n_tail; i++) lane[i] += t[i];
+    return ref_fold_(lane);
+}
+
+/* ---- float kernels ---- */
+
+AVX2_FN static void avx2_quantize_row(i8 *q, f32 *inv_scale, i32 *sum, const f32 *x, i32 n) {
+    const __m256 abs_mask = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    __m256 max8 = _mm256_set1_ps(1e-5f);
+    i32 i = 0;
+    for (; i + 8 <= n; i += 8) max8 = _mm256_max_ps(_mm256_and_ps(_mm256_loadu_ps(x + i), abs_mask), max8);
+    f32 lane[8], m = 1e-5f;
+    _mm256_storeu_ps(lane, max8);
+    for (int j = 0; j < 8; j++) m = MAX_OF(lane[j], m);
+    for (; i < n; i++) m = MAX_OF(f32_abs_(x[i]), m);
+    f32 s = 127.0f / m;
+    __m256 s8 = _mm256_set1_ps(s), lo8 = _mm256_set1_ps(-128.0f), hi8 = _mm256_set1_ps(127.0f);
+    __m256i sum8 = _mm256_setzero_si256();
+    for (i = 0; i + 8 <= n; i += 8) {
+        __m256 v = _mm256_mul_ps(_mm256_loadu_ps(x + i), s8);
+        __m256i c = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(v, lo8), hi8));
+        sum8 = _mm256_add_epi32(sum8, c);
+        __m128i w = _mm_packs_epi32(_mm256_castsi256_si128(c), _mm256_extracti128_si256(c, 1));
+        _mm_storel_epi64((__m128i *)(void *)(q + i), _mm_packs_epi16(w, w));
+    }
+    i32 lanes[8], total = 0;
+    _mm256_storeu_si256((__m256i *)(void *)lanes, sum8);
+    for (int j = 0; j < 8; j++) total += lanes[j];
+    for (; i < n; i++) {
+        f32 v = x[i] * s;
+        if (!(v >= -128.0f)) v = -128.0f;
+        q[i] = (i8)f32_rint_(MIN_OF(v, 127.0f));
+        total += q[i];
+    }
+    *inv_scale = 1.0f / s;
+    *sum = total;
+}
+
+AVX2_FN static void avx2_rms_norm(f32 *y, const f32 *x, const f32 *gain, i32 n, f32 eps) {
+    __m256 lo = _mm256_setzero_ps(), hi = lo;
+    i32 i = 0;
+    for (; i + 16 <= n; i += 16) {
+        __m256 a = _mm256_loadu_ps(x + i), b = _mm256_loadu_ps(x + i + 8);
+        lo = _mm256_add_ps(lo, _mm256_mul_ps(a, a));
+        hi = _mm256_add_ps(hi, _mm256_mul_ps(b, b));
+    }
+    f32 t[KERN_LANES];
+    for (i32 j = i; j < n; j++) t[j - i] = x[j] * x[j];
+    f32 r = 1.0f / kern_sqrtf(avx2_fold_tail_(lo, hi, t, n - i) / (f32)n + eps);
+    __m256 r8 = _mm256_set1_ps(r);
+    for (i = 0; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(y + i, _mm256_mul_ps(_mm256_mul_ps(_mm256_loadu_ps(x + i), r8), _mm256_loadu_ps(gain + i)));
+    for (; i < n; i++) y[i] = x[i] * r * gain[i];
+}
+
+AVX2_FN static void avx2_gate(f32 *gate, const f32 *up, i32 n, DlmAct act) {
+    const __m256 zero = _mm256_setzero_ps(), one = _mm256_set1_ps(1.0f);
+    i32 i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m256 g = _mm256_loadu_ps(gate + i), u = _mm256_loadu_ps(up + i);
+        if (act == DLM_ACT_RELU2) {
+            g = _mm256_max_ps(g, zero);
+            g = _mm256_mul_ps(g, g);
+        } else {
+            __m256 minus = _mm256_xor_ps(g, _mm256_set1_ps(-0.0f));
+            g = _mm256_div_ps(g, _mm256_add_ps(one, avx2_exp_(minus)));
+        }
+        _mm256_storeu_ps(gate + i, _mm256_mul_ps(g, u));
+    }
+    ref_gate(gate + i, up + i, n - i, act);
+}
+
+AVX2_FN static void avx2_to_f16(u16 *h, const f32 *x, i32 n) {
+    i32 i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm_storeu_si128((__m128i *)(void *)(h + i),
+                         _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT));
+    ref_to_f16(h + i, x + i, n - i);
+}
+
+AVX2_FN INLINE __m256 avx2_load_f16_(const u16 *p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
+}
+
+/* scores[c] = exp(scores[c] - max); returns their sum by the 16-lane law. */
+AVX2_FN static f32 avx2_exp_sum_(f32 *scores, i32 n, f32 max) {
+    __m256 lo = _mm256_setzero_ps(), hi = lo, max8 = _mm256_set1_ps(max);
+    i32 c = 0;
+    for (; c + 16 <= n; c += 16) {
+        __m256 a = avx2_exp_(_mm256_sub_ps(_mm256_loadu_ps(scores + c), max8));
+        __m256 b = avx2_exp_(_mm256_sub_ps(_mm256_loadu_ps(scores + c + 8), max8));
+        _mm256_storeu_ps(scores + c, a);
+        _mm256_storeu_ps(scores + c + 8, b);
+        lo = _mm256_add_ps(lo, a);
+        hi = _mm256_add_ps(hi, b);
+    }
+    for (i32 j = c; j < n; j++) scores[j] = kern_expf(scores[j] - max);
+    return avx2_fold_tail_(lo, hi, scores + c, n - c);
+}
+
+/* 8 elements of a key or value, from element i. */
+AVX2_FN INLINE __m256 avx2_load_kv_(const void *p, DlmType type, i64 i) {
+    return type == DLM_F32 ? _mm256_loadu_ps((const f32 *)p + i) : avx2_load_f16_((const u16 *)p + i);
+}
+
+AVX2_FN INLINE void avx2_attend_type_(f32 *out, const f32 *q, const void *k, const void *v, DlmType type, i64 stride,
+                                      i32 lo, i32 hi, i32 head_dim, f32 scale, f32 *scores) {
+    f32 max = KERN_MINUS_INF;
+    i32 whole = head_dim / 16 * 16;
+    for (i32 c = lo; c < hi; c++) {
+        __m256 a = _mm256_setzero_ps(), b = a;
+        for (i32 i = 0; i < whole; i += 16) {
+            i64 at = c * stride + i;
+            a = _mm256_add_ps(a, _mm256_mul_ps(_mm256_loadu_ps(q + i), avx2_load_kv_(k, type, at)));
+            b = _mm256_add_ps(b, _mm256_mul_ps(_mm256_loadu_ps(q + i + 8), avx2_load_kv_(k, type, at + 8)));
+        }
+        f32 t[KERN_LANES];
+        for (i32 i = whole; i < head_dim; i++) t[i - whole] = q[i] * ref_kv_(k, type, c * stride + i);
+        f32 s = avx2_fold_tail_(a, b, t, head_dim - whole) * scale;
+        scores[c - lo] = s;
+        max = MAX_OF(s, max);
+    }
+    f32 inv = 1.0f / avx2_exp_sum_(scores, hi - lo, max);
+    i32 i = 0;
+    for (; i + 32 <= head_dim; i += 32) {
+        __m256 acc[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+        for (i32 c = lo; c < hi; c++) {
+            __m256 s = _mm256_set1_ps(scores[c - lo]);
+            for (int j = 0; j < 4; j++)
+                acc[j] = _mm256_add_ps(acc[j], _mm256_mul_ps(s, avx2_load_kv_(v, type, c * stride + i + 8 * j)));
+        }
+        for (int j = 0; j < 4; j++) _mm256_storeu_ps(out + i + 8 * j, _mm256_mul_ps(acc[j], _mm256_set1_ps(inv)));
+    }
+    for (; i < head_dim; i++) {
+        f32 acc = 0;
+        for (i32 c = lo; c < hi; c++) acc += scores[c - lo] * ref_kv_(v, type, c * stride + i);
+        out[i] = acc * inv;
+    }
+}
+
+AVX2_FN static void avx2_attend(f32 *out, const f32 *q, const void *k, const void *v, DlmType type, i64 stride, i32 lo,
+                                i32 hi, i32 head_dim, f32 scale, f32 *scores) {
+    if (type == DLM_F32) avx2_attend_type_(out, q, k, v, DLM_F32, stride, lo, hi, head_dim, scale, scores);
+    else avx2_attend_type_(out, q, k, v, DLM_F16, stride, lo, hi, head_dim, scale, scores);
+}
+
+AVX2_FN static i32 avx2_top1(const f32 *logits, i32 n, f32 *sum_exp) {
+    __m256 max8 = _mm256_set1_ps(KERN_MINUS_INF);
+    i32 i = 0;
+    for (; i + 8 <= n; i += 8) max8 = _mm256_max_ps(_mm256_loadu_ps(logits + i), max8);
+    f32 lane[8], max = KERN_MINUS_INF;
+    _mm256_storeu_ps(lane, max8);
+    for (int j = 0; j < 8; j++) max = MAX_OF(lane[j], max);
+    for (; i < n; i++) max = MAX_OF(logits[i], max);
+    i32 best = 0;
+    while (best < n && logits[best] != max) best++;
+    if (best == n) return ref_top1(logits, n, sum_exp); /* nothing but NaN: let the law decide */
+    __m256 lo = _mm256_setzero_ps(), hi = lo, m8 = _mm256_set1_ps(max);
+    for (i = 0; i + 16 <= n; i += 16) {
+        lo = _mm256_add_ps(lo, avx2_exp_(_mm256_sub_ps(_mm256_loadu_ps(logits + i), m8)));
+        hi = _mm256_add_ps(hi, avx2_exp_(_mm256_sub_ps(_mm256_loadu_ps(logits + i + 8), m8)));
+    }
+    f32 t[KERN_LANES];
+    for (i32 j = i; j < n; j++) t[j - i] = kern_expf(logits[j] - max);
+    *sum_exp = avx2_fold_tail_(lo, hi, t, n - i);
+    return best;
+}
+
+/* ---- dense matrices: one conversion of 16 weights serves up to 4 rows ---- */
+
+AVX2_FN INLINE void avx2_load_weights_(DlmMatKind kind, const u8 *row, i32 i, __m256 *lo, __m256 *hi) {
+    if (kind == DLM_MAT_F32) {
+        *lo = _mm256_loadu_ps((const f32 *)(const void *)row + i);
+        *hi = _mm256_loadu_ps((const f32 *)(const void *)row + i + 8);
+    } else if (kind == DLM_MAT_F16) {
+        *lo = avx2_load_f16_((const u16 *)(const void *)row + i);
+        *hi = avx2_load_f16_((const u16 *)(const void *)row + i + 8);
+    } else if (kind == DLM_MAT_BF16) {
+        const __m128i *p = (const __m128i *)(const void *)(row + 2 * (i64)i);
+        *lo = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 16));
+        *hi = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p + 1)), 16));
+    } else {
+        const u8 *block = row + i / DLM_QK8_0 * (i64)sizeof(DlmBlockQ8_0);
+        __m256 d = _mm256_set1_ps(_cvtsh_ss(load_u16(block)));
+        __m128i q = _mm_loadu_si128((const __m128i *)(const void *)(block + 2 + i % DLM_QK8_0));
+        *lo = _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q)));
+        *hi = _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(q, 8))));
+    }
+}
+
+AVX2_FN INLINE void avx2_dense_rows_(DlmMatKind kind, f32 *y, i64 y_stride, const u8 *row, i32 n_in, const f32 *x,
+                                     i64 x_stride, int n_rows) {
+    __m256 lo[4], hi[4];
+    for (int m = 0; m < n_rows; m++) lo[m] = hi[m] = _mm256_setzero_ps();
+    i32 i = 0;
+    for (; i + 16 <= n_in; i += 16) {
+        __m256 a, b;
+        avx2_load_weights_(kind, row, i, &a, &b);
+        for (int m = 0; m < n_rows; m++) {
+            const f32 *xm = x + m * x_stride + i;
+            lo[m] = _mm256_add_ps(lo[m], _mm256_mul_ps(a, _mm256_loadu_ps(xm)));
+            hi[m] = _mm256_add_ps(hi[m], _mm256_mul_ps(b, _mm256_loadu_ps(xm + 8)));
+        }
+    }
+    for (int m = 0; m < n_rows; m++) {
+        f32 t[KERN_LANES];
+        for (i32 j = i; j < n_in; j++) t[j - i] = ref_weight_(kind, row, j) * x[m * x_stride + j];
+        y[m * y_stride] = avx2_fold_tail_(lo[m], hi[m], t, n_in - i);
+    }
+}
+
+AVX2_FN INLINE void avx2_dense_kind_(DlmMatKind kind, f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi,
+                                     const f32 *x, i64 x_stride, i32 n_rows) {
+    i64 bytes = kern_dense_row_bytes(w);
+    for (i32 m = 0; m < n_rows; m += 4) /* rows outside: 4 rows of x stay in the first cache level */
+        for (i32 o = out_lo; o < out_hi; o++) {
+            const u8 *row = (const u8 *)w->data + o * bytes;
+            f32 *out = y + m * y_stride + o;
+            const f32 *in = x + m * x_stride;
+            switch (MIN_OF(4, n_rows - m)) {
+            case 4: avx2_dense_rows_(kind, out, y_stride, row, w->n_in, in, x_stride, 4); break;
+            case 3: avx2_dense_rows_(kind, out, y_stride, row, w->n_in, in, x_stride, 3); break;
+            case 2: avx2_dense_rows_(kind, out, y_stride, row, w->n_in, in, x_stride, 2); break;
+            default: avx2_dense_rows_(kind, out, y_stride, row, w->n_in, in, x_stride, 1); break;
+            }
+        }
+}
+
+AVX2_FN static void avx2_dense(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi, const f32 *x,
+                               i64 x_stride, i32 n_rows) {
+    switch (w->kind) {
+    case DLM_MAT_F32: avx2_dense_kind_(DLM_MAT_F32, y, y_stride, w, out_lo, out_hi, x, x_stride, n_rows); return;
+    case DLM_MAT_F16: avx2_dense_kind_(DLM_MAT_F16, y, y_stride, w, out_lo, out_hi, x, x_stride, n_rows); return;
+    case DLM_MAT_BF16: avx2_dense_kind_(DLM_MAT_BF16, y, y_stride, w, out_lo, out_hi, x, x_stride, n_rows); return;
+    case DLM_MAT_Q8_0: avx2_dense_kind_(DLM_MAT_Q8_0, y, y_stride, w, out_lo, out_hi, x, x_stride, n_rows); return;
+    case DLM_MAT_TERNARY: ASSERT(!"a ternary matrix reached the dense kernel");
+    }
+}
+
+/* ---- ternary matrices ----
+ *
+ * X_acc_(acc, tiles, n_tiles, q, q_stride, n_rows, less_one): acc[m][o] = sum over the tiles' inputs of
+ * code * q[m] (less_one: (code - 1) * q[m]), for the 16 outputs of a tile column and n_rows <= ROWS rows.
+ * One load, shift and mask of a weight vector serves all the rows. */
+
+typedef i32 TileAcc[8][DLM_TILE_OUT];
+
+/* 16-bit range proof: |code * q| <= 3 * 128, so one vpmaddubsw lane (two products) is within 768 in magnitude,
+ * also after less_one takes its 2 * 128 off (the result is then (code - 1) * q twice: at most 512). A lane takes
+ * 4 of them per tile; AVX2_FLUSH = 10 tiles make 40 * 768 = 30720 < 32768. */
+#define AVX2_FLUSH 10
+
+AVX2_FN INLINE void avx2_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, const i8 *q, i64 q_stride, int n_rows,
+                              bool less_one) {
+    const __m256i mask = _mm256_set1_epi8(3), one8 = _mm256_set1_epi8(1), one16 = _mm256_set1_epi16(1);
+    __m256i *wide = (__m256i *)(void *)acc; /* [8][2] registers of 8 outputs */
+    for (int j = 0; j < 2 * n_rows; j++) _mm256_store_si256(wide + j, _mm256_setzero_si256());
+    for (i32 t = 0; t < n_tiles;) {
+        __m256i part[8];
+        for (int j = 0; j < 2 * n_rows; j++) part[j] = _mm256_setzero_si256();
+        for (i32 end = MIN_OF(t + AVX2_FLUSH, n_tiles); t < end; t++) {
+            __m256i w0 = _mm256_load_si256((const __m256i *)(const void *)(tiles + 64 * (i64)t));
+            __m256i w1 = _mm256_load_si256((const __m256i *)(const void *)(tiles + 64 * (i64)t + 32));
+            for (int l = 0; l < 4; l++) {
+                __m256i c0 = _mm256_and_si256(_mm256_srli_epi16(w0, 2 * l), mask);
+                __m256i c1 = _mm256_and_si256(_mm256_srli_epi16(w1, 2 * l), mask);
+                for (int m = 0; m < n_rows; m++) {
+                    i32 four;
+                    memcpy(&four, q + m * q_stride + 16 * (i64)t + 4 * l, sizeof four);
+                    __m256i a = _mm256_set1_epi32(four);
+                    __m256i p0 = _mm256_maddubs_epi16(c0, a), p1 = _mm256_maddubs_epi16(c1, a);
+                    if (less_one) {
+                        __m256i s = _mm256_maddubs_epi16(one8, a);
+                        p0 = _mm256_sub_epi16(p0, s);
+                        p1 = _mm256_sub_epi16(p1, s);
+                    }
+                    part[2 * m] = _mm256_add_epi16(part[2 * m], p0);
+                    part[2 * m + 1] = _mm256_add_epi16(part[2 * m + 1], p1);
+                }
+            }
+        }
+        for (int j = 0; j < 2 * n_rows; j++)
+            _mm256_store_si256(wide + j,
+                               _mm256_add_epi32(_mm256_load_si256(wide + j), _mm256_madd_epi16(part[j], one16)));
+    }
+}
+
+AVXVNNI_FN INLINE void avxvnni_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, const i8 *q, i64 q_stride, int n_rows,
+                                    bool less_one) {
+    const __m256i mask = _mm256_set1_epi8(3), one8 = _mm256_set1_epi8(1);
+    __m256i part[8];
+    for (int j = 0; j < 2 * n_rows; j++) part[j] = _mm256_setzero_si256();
+    for (i32 t = 0; t < n_tiles; t++) {
+        __m256i w0 = _mm256_load_si256((const __m256i *)(const void *)(tiles + 64 * (i64)t));
+        __m256i w1 = _mm256_load_si256((const __m256i *)(const void *)(tiles + 64 * (i64)t + 32));
+        for (int l = 0; l < 4; l++) {
+            __m256i c0 = _mm256_and_si256(_mm256_srli_epi16(w0, 2 * l), mask);
+            __m256i c1 = _mm256_and_si256(_mm256_srli_epi16(w1, 2 * l), mask);
+            for (int m = 0; m < n_rows; m++) {
+                i32 four;
+                memcpy(&four, q + m * q_stride + 16 * (i64)t + 4 * l, sizeof four);
+                __m256i a = _mm256_set1_epi32(four);
+                if (less_one) {
+                    __m256i s = _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), one8, a);
+                    part[2 * m] = _mm256_sub_epi32(part[2 * m], s);
+                    part[2 * m + 1] = _mm256_sub_epi32(part[2 * m + 1], s);
+                }
+                part[2 * m] = _mm256_dpbusd_avx_epi32(part[2 * m], c0, a);
+                part[2 * m + 1] = _mm256_dpbusd_avx_epi32(part[2 * m + 1], c1, a);
+            }
+        }
+    }
+    for (int j = 0; j < 2 * n_rows; j++) _mm256_store_si256((__m256i *)(void *)acc + j, part[j]);
+}
+
+AVX512_FN INLINE void avx512_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, const i8 *q, i64 q_stride, int n_rows,
+                                  bool less_one) {
+    const __m512i mask = _mm512_set1_epi8(3), one8 = _mm512_set1_epi8(1);
+    __m512i part[8][2]; /* two chains a row: vpdpbusd has a latency of 4 to 5 */
+    for (int m = 0; m < n_rows; m++) part[m][0] = part[m][1] = _mm512_setzero_si512();
+    for (i32 t = 0; t < n_tiles; t++) {
+        __m512i w = _mm512_load_si512(tiles + 64 * (i64)t);
+        for (int l = 0; l < 4; l++) {
+            __m512i c = _mm512_and_si512(_mm512_srli_epi16(w, 2 * l), mask);
+            for (int m = 0; m < n_rows; m++) {
+                i32 four;
+                memcpy(&four, q + m * q_stride + 16 * (i64)t + 4 * l, sizeof four);
+                __m512i a = _mm512_set1_epi32(four);
+                if (less_one)
+                    part[m][l & 1] = _mm512_sub_epi32(part[m][l & 1],
+                                                      _mm512_dpbusd_epi32(_mm512_setzero_si512(), one8, a));
+                part[m][l & 1] = _mm512_dpbusd_epi32(part[m][l & 1], c, a);
+            }
+        }
+    }
+    for (int m = 0; m < n_rows; m++) _mm512_store_si512(acc[m], _mm512_add_epi32(part[m][0], part[m][1]));
+}
+
+/* y[o] = (f32)(acc[o] - sum) * scale for n <= 16 outputs. */
+AVX2_FN INLINE void avx2_scale_store_(f32 *y, const i32 *acc, i32 sum, f32 scale, i32 n) {
+    __m256i sum8 = _mm256_set1_epi32(sum);
+    __m256 s8 = _mm256_set1_ps(scale), v[2];
+    for (int j = 0; j < 2; j++) {
+        __m256i a = _mm256_load_si256((const __m256i *)(const void *)(acc + 8 * j));
+        v[j] = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(a, sum8)), s8);
+    }
+    if (n == DLM_TILE_OUT) {
+        _mm256_storeu_ps(y, v[0]);
+        _mm256_storeu_ps(y + 8, v[1]);
+        return;
+    }
+    f32 tmp[DLM_TILE_OUT];
+    _mm256_storeu_ps(tmp, v[0]);
+    _mm256_storeu_ps(tmp + 8, v[1]);
+    memcpy(y, tmp, (size_t)n * sizeof *y);
+}
+
+/* The loops around X_acc_, the same at each level: groups of 16 outputs, then rows by ROWS, then the remainder.
+ * A matrix with a scale per block is summed block by block, in floats, in rising order (the law). */
+#define DEFINE_TERNARY(level, FN, ROWS)                                                                               \
+    FN INLINE void level##_blocks_(f32 *y, const DlmMat *w, i32 group, const i8 *q, const f32 *inv_scale, i32 n) {    \
+        _Alignas(64) TileAcc acc;                                                                                     \
+        i32 n_tiles = (w->n_in + DLM_TILE_IN - 1) / DLM_TILE_IN, per_block = w->scale_block / DLM_TILE_IN;            \
+        const u8 *tiles = (const u8 *)w->data + (i64)group * n_tiles * DLM_TILE_BYTES;                                \
+        const f32 *scales = w->scales + (i64)group * (w->n_in / w->scale_block) * DLM_TILE_OUT;                       \
+        f32 out[DLM_TILE_OUT] = {0};                                                                                  \
+        for (i32 b = 0; b < w->n_in / w->scale_block; b++) {                                                          \
+            level##_acc_(acc, tiles + (i64)b * per_block * DLM_TILE_BYTES, per_block, q + b * w->scale_block, 0, 1,   \
+                         true);                                                                                       \
+            for (int o = 0; o < DLM_TILE_OUT; o++) out[o] += (f32)acc[0][o] * scales[b * DLM_TILE_OUT + o];           \
+        }                                                                                                             \
+        for (i32 o = 0; o < n; o++) y[o] = out[o] * *inv_scale;                                                       \
+    }                                                                                                                 \
+    FN static void level##_ternary(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi, const i8 *q,        \
+                                   i64 q_stride, const f32 *inv_scale, const i32 *sum, i32 n_rows) {                  \
+        _Alignas(64) TileAcc acc;                                                                                     \
+        i32 n_tiles = (w->n_in + DLM_TILE_IN - 1) / DLM_TILE_IN;                                                      \
+        for (i32 o = out_lo; o < out_hi; o += DLM_TILE_OUT) {                                                         \
+            const u8 *tiles = (const u8 *)w->data + (i64)(o / DLM_TILE_OUT) * n_tiles * DLM_TILE_BYTES;               \
+            i32 n = MIN_OF(DLM_TILE_OUT, out_hi - o);                                                                 \
+            for (i32 m = 0, step; m < n_rows; m += step) {                                                            \
+                const i8 *qm = q + m * q_stride;                                                                      \
+                step = n_rows - m;                                                                                    \
+                if (w->scales) {                                                                                      \
+                    step = 1;                                                                                         \
+                    level##_blocks_(y + m * y_stride + o, w, o / DLM_TILE_OUT, qm, inv_scale + m, n);                 \
+                    continue;                                                                                         \
+                }                                                                                                     \
+                if (step >= ROWS) level##_acc_(acc, tiles, n_tiles, qm, q_stride, step = ROWS, false);                \
+                else if (step >= 4) level##_acc_(acc, tiles, n_tiles, qm, q_stride, step = 4, false);                 \
+                else if (step >= 2) level##_acc_(acc, tiles, n_tiles, qm, q_stride, step = 2, false);                 \
+                else level##_acc_(acc, tiles, n_tiles, qm, q_stride, step = 1, false);                                \
+                for (i32 r = 0; r < step; r++)                                                                        \
+                    avx2_scale_store_(y + (m + r) * y_stride + o, acc[r], sum[m + r], w->scale * inv_scale[m + r],    \
+                                      n);                                                                             \
+            }                                                                                                         \
+        }                                                                                                             \
+    }
+
+DEFINE_TERNARY(avx2, AVX2_FN, 4)
+DEFINE_TERNARY(avxvnni, AVXVNNI_FN, 4)
+DEFINE_TERNARY(avx512, AVX512_FN, 8)
+
+#define X86_LEVEL(name, ternary)                                                                        \
+    {name,      avx2_quantize_row, ternary,     avx2_dense, avx2_rms_norm, avx2_gate, avx2_to_f16, avx2_attend, \
+     avx2_top1}
+static const DlmKernels KERN_AVX2 = X86_LEVEL("avx2", avx2_ternary);
+static const DlmKernels KERN_AVXVNNI = X86_LEVEL("avxvnni", avxvnni_ternary);
+static const DlmKernels KERN_AVX512 = X86_LEVEL("avx512", avx512_ternary);
+
+/* The levels that this machine can run, best first; NULL past the last. */
+static const DlmKernels *kern_x86_level(int i) {
+    KernX86 has = kern_x86_probe();
+    if (has.avx512 && i-- == 0) return &KERN_AVX512;
+    if (has.avxvnni && i-- == 0) return &KERN_AVXVNNI;
+    return has.avx2 && i == 0 ? &KERN_AVX2 : NULL;
+}
+
+#else
+
+static const DlmKernels *kern_x86_level(int i) {
+    (void)i;
+    return NULL;
+}
+
+#endif
+#endif

@@ -1,0 +1,285 @@
+/* quant.c - every block format, one row at a time: sizes, codes, values, and back.
+ *
+ * Owns:      nothing.
+ * Stands on: base, dlm_kernels.h
+ * Promises:  reads and writes only the row asked for; never allocates; the same bits on every machine.
+ *
+ * Block layouts: dlm_kernels.h. Rounding in the encoders follows ggml's reference quantizers, so that a file
+ * written here equals one written there. */
+#ifndef DLM_QUANT_C
+#define DLM_QUANT_C
+
+#include "../dlm_kernels.h"
+#include "base.c"
+
+/* ---- 16-bit floats ---- */
+
+/* IEEE 754 binary16 to binary32, exact for every input. */
+static f32 f16_to_f32(u16 h) {
+    u32 sign = (u32)(h & 0x8000u) << 16, exp = (h >> 10) & 31, man = h & 0x3ffu, bits;
+    if (exp == 31) {
+        bits = sign | 0x7f800000u | man << 13;
+    } else if (exp) {
+        bits = sign | (exp + 112) << 23 | man << 13;
+    } else { /* zero or subnormal: man * 2^-24 is exact in binary32 */
+        f32 v = (f32)man * 0x1p-24f;
+        memcpy(&bits, &v, sizeof bits);
+        bits |= sign;
+    }
+    f32 out;
+    memcpy(&out, &bits, sizeof out);
+    return out;
+}
+
+/* binary32 to binary16, round to nearest even, as vcvtps2ph does. */
+static u16 f32_to_f16(f32 x) {
+    u32 bits;
+    memcpy(&bits, &x, sizeof bits);
+    u32 sign = bits >> 16 & 0x8000u, mag = bits & 0x7fffffffu;
+    if (mag > 0x7f800000u) return (u16)(sign | 0x7e00u | (mag >> 13 & 0x3ffu)); /* NaN, made quiet */
+    if (mag >= 0x477ff000u) return (u16)(sign | 0x7c00u);                       /* 65520 and above */
+    if (mag < 0x38800000u) { /* below 2^-14: the result is a multiple of 2^-24 */
+        f32 a;
+        memcpy(&a, &mag, sizeof a);
+        a += 0.5f; /* ulp(0.5) is 2^-24: the addition rounds to nearest even for us */
+        memcpy(&mag, &a, sizeof mag);
+        return (u16)(sign | (mag - 0x3f000000u));
+    }
+    mag += 0xfffu + (mag >> 13 & 1u);
+    return (u16)(sign | ((mag >> 13) - (112u << 10)));
+}
+
+static f32 bf16_to_f32(u16 h) {
+    u32 bits = (u32)h << 16;
+    f32 out;
+    memcpy(&out, &bits, sizeof out);
+    return out;
+}
+
+static u16 f32_to_bf16(f32 x) {
+    u32 bits;
+    memcpy(&bits, &x, sizeof bits);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return (u16)(bits >> 16 | 64u);
+    return (u16)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+static f32 f32_abs_(f32 x) {
+    return x < 0 ? -x : x;
+}
+
+/* Round half to even for |x| < 2^22. The sum forces the rounding; volatile is not needed without -ffast-math. */
+static f32 f32_rint_(f32 x) {
+    const f32 magic = 12582912.0f; /* 1.5 * 2^23 */
+    return (x + magic) - magic;
+}
+
+/* C's lroundf for |x| < 2^22: half away from zero, as ggml's ternary encoders round. */
+static i32 f32_lround_(f32 x) {
+    i32 t = (i32)x;
+    f32 rest = x - (f32)t; /* exact */
+    return rest >= 0.5f ? t + 1 : rest <= -0.5f ? t - 1 : t;
+}
+
+/* ---- sizes ---- */
+
+static bool quant_is_ternary(DlmType type) {
+    return type == DLM_TQ1_0 || type == DLM_TQ2_0 || type == DLM_I2_S || type == DLM_Q2_0;
+}
+
+/* NULL for a type that dlm does not read. */
+static const DlmTypeInfo *quant_info(DlmType type) {
+    for (size_t i = 0; i < COUNT_OF(DLM_TYPES); i++)
+        if (DLM_TYPES[i].type == type) return &DLM_TYPES[i];
+    return NULL;
+}
+
+/* Bytes of one row of n weights; n must divide by the block size. Not for I2_S, whose rows share bytes. */
+static u64 quant_row_bytes(DlmType type, i64 n) {
+    const DlmTypeInfo *info = quant_info(type);
+    ASSERT(info && type != DLM_I2_S && n > 0 && n % info->block == 0);
+    return (u64)n / info->block * info->bytes;
+}
+
+/* ---- ternary codes: value = (code - 1) * scale ---- */
+
+/* Trit n of a TQ1_0 byte: the byte is ceil(value * 256 / 3^5), so multiplying by 3^n shifts trit n to the top. */
+static u8 tq1_trit_(u8 byte, int n) {
+    static const u8 pow3[5] = {1, 3, 9, 27, 81};
+    u8 u = (u8)(byte * pow3[n]);
+    return (u8)((u32)u * 3 >> 8);
+}
+
+static void tq1_codes_(const DlmBlockTQ1_0 *b, u8 *codes /* [256] */) {
+    for (int n = 0; n < 5; n++) {
+        for (int m = 0; m < 32; m++) codes[32 * n + m] = tq1_trit_(b->qs[m], n);
+        for (int m = 0; m < 16; m++) codes[160 + 16 * n + m] = tq1_trit_(b->qs[32 + m], n);
+    }
+    for (int n = 0; n < 4; n++)
+        for (int j = 0; j < 4; j++) codes[240 + 4 * n + j] = tq1_trit_(b->qh[j], n);
+}
+
+static void tq2_codes_(const DlmBlockTQ2_0 *b, u8 *codes /* [256] */) {
+    for (int g = 0; g < 2; g++)
+        for (int l = 0; l < 4; l++)
+            for (int m = 0; m < 32; m++) codes[128 * g + 32 * l + m] = b->qs[32 * g + m] >> 2 * l & 3;
+}
+
+static void q2_codes_(const DlmBlockQ2_0 *b, u8 *codes /* [64] */) {
+    for (int j = 0; j < DLM_QK2_0; j++) codes[j] = b->qs[j / 4] >> 2 * (j % 4) & 3;
+}
+
+/* Codes of row `row` of an I2_S tensor. The flat layouts run over row ends, so elements are found one by one. */
+static void i2s_codes_(const DlmTensor *t, i64 row, u8 *codes /* [n_in] */) {
+    for (i64 i = 0; i < t->n_in; i++) {
+        i64 e = row * t->n_in + i, byte = 0;
+        int shift = 0;
+        switch (t->i2s_layout) {
+        case DLM_I2S_128: byte = e / 128 * 32 + e % 32, shift = 6 - 2 * (int)(e % 128 / 32); break;
+        case DLM_I2S_64: byte = e / 64 * 16 + e % 16, shift = 6 - 2 * (int)(e % 64 / 16); break;
+        case DLM_I2S_ROW4: byte = row / 4 * t->n_in + i, shift = 6 - 2 * (int)(row % 4); break;
+        case DLM_I2S_SEQ: byte = e / 4, shift = 2 * (int)(e % 4); break;
+        }
+        codes[i] = t->data[byte] >> shift & 3;
+    }
+}
+
+/* True when the whole tensor fills whole groups of its I2_S layout; else the layout cannot be the right one. */
+static bool quant_i2s_fits(const DlmTensor *t) {
+    i64 n = t->n_in * t->n_out;
+    switch (t->i2s_layout) {
+    case DLM_I2S_128: return n % 128 == 0;
+    case DLM_I2S_64: return n % 64 == 0;
+    case DLM_I2S_ROW4: return t->n_out % 4 == 0;
+    case DLM_I2S_SEQ: return n % 4 == 0;
+    }
+    return false;
+}
+
+/* Inputs that share one scale: 256 for TQ*, 64 for Q2_0, the whole row (n_in) for I2_S. */
+static i32 quant_scale_block(const DlmTensor *t) {
+    return t->type == DLM_I2_S ? (i32)t->n_in : (i32)quant_info(t->type)->block;
+}
+
+/* Row `row` of a ternary tensor: codes [n_in], scales [n_in / quant_scale_block]. */
+static void quant_codes_row(const DlmTensor *t, i64 row, u8 *codes, f32 *scales) {
+    ASSERT(quant_is_ternary(t->type) && row >= 0 && row < t->n_out);
+    if (t->type == DLM_I2_S) {
+        i2s_codes_(t, row, codes);
+        scales[0] = load_f32(t->data + (u64)(t->n_in * t->n_out) / 4);
+        return;
+    }
+    const u8 *p = t->data + (u64)row * quant_row_bytes(t->type, t->n_in);
+    i64 block = quant_info(t->type)->block;
+    for (i64 b = 0; b < t->n_in / block; b++) {
+        if (t->type == DLM_TQ1_0) {
+            const DlmBlockTQ1_0 *q = (const DlmBlockTQ1_0 *)p + b;
+            tq1_codes_(q, codes + b * block);
+            scales[b] = f16_to_f32(q->d);
+        } else if (t->type == DLM_TQ2_0) {
+            const DlmBlockTQ2_0 *q = (const DlmBlockTQ2_0 *)p + b;
+            tq2_codes_(q, codes + b * block);
+            scales[b] = f16_to_f32(q->d);
+        } else {
+            const DlmBlockQ2_0 *q = (const DlmBlockQ2_0 *)p + b;
+            q2_codes_(q, codes + b * block);
+            scales[b] = f16_to_f32(q->d);
+        }
+    }
+}
+
+/* ---- values ---- */
+
+/* Row of a tensor that is not ternary: p is the row's first byte, out [n] f32. */
+static void quant_values(DlmType type, const u8 *p, i64 n, f32 *out) {
+    switch (type) {
+    case DLM_F32: memcpy(out, p, (size_t)n * 4); return;
+    case DLM_F16:
+        for (i64 i = 0; i < n; i++) out[i] = f16_to_f32(load_u16(p + 2 * i));
+        return;
+    case DLM_BF16:
+        for (i64 i = 0; i < n; i++) out[i] = bf16_to_f32(load_u16(p + 2 * i));
+        return;
+    case DLM_Q8_0:
+        for (i64 b = 0; b < n / DLM_QK8_0; b++) {
+            const DlmBlockQ8_0 *q = (const DlmBlockQ8_0 *)p + b;
+            f32 d = f16_to_f32(q->d);
+            for (int j = 0; j < DLM_QK8_0; j++) out[b * DLM_QK8_0 + j] = d * (f32)q->q[j];
+        }
+        return;
+    default: ASSERT(!"quant_values: a ternary type");
+    }
+}
+
+/* ---- encoders: x [n] f32 to one row, n a multiple of the block size ---- */
+
+static f32 max_abs_(const f32 *x, int n) {
+    f32 m = 0;
+    for (int i = 0; i < n; i++) m = MAX_OF(m, f32_abs_(x[i]));
+    return m;
+}
+
+static void q8_0_encode_(DlmBlockQ8_0 *b, const f32 *x) {
+    f32 d = max_abs_(x, DLM_QK8_0) / 127.0f, id = d != 0 ? 1.0f / d : 0;
+    b->d = f32_to_f16(d);
+    for (int j = 0; j < DLM_QK8_0; j++) b->q[j] = (i8)f32_lround_(x[j] * id);
+}
+
+static void ternary_codes_of_(const f32 *x, int n, u8 *codes, u16 *d16, int code_max) {
+    f32 d = max_abs_(x, n), id = d != 0 ? 1.0f / d : 0;
+    *d16 = f32_to_f16(d);
+    for (int i = 0; i < n; i++) {
+        i32 c = f32_lround_(x[i] * id) + 1;
+        codes[i] = (u8)MIN_OF(MAX_OF(c, 0), code_max);
+    }
+}
+
+static u8 tq1_byte_(const u8 *codes, int stride, int n_trits) {
+    u32 v = 0;
+    for (int n = 0; n < 5; n++) v = v * 3 + (n < n_trits ? codes[n * stride] : 0);
+    return (u8)((v * 256 + 242) / 243); /* ceil(v * 256 / 3^5): decoding by multiplication then is exact */
+}
+
+static void tq1_encode_(DlmBlockTQ1_0 *b, const f32 *x) {
+    u8 c[DLM_QK_T];
+    ternary_codes_of_(x, DLM_QK_T, c, &b->d, 2);
+    for (int m = 0; m < 32; m++) b->qs[m] = tq1_byte_(c + m, 32, 5);
+    for (int m = 0; m < 16; m++) b->qs[32 + m] = tq1_byte_(c + 160 + m, 16, 5);
+    for (int j = 0; j < 4; j++) b->qh[j] = tq1_byte_(c + 240 + j, 4, 4);
+}
+
+static void tq2_encode_(DlmBlockTQ2_0 *b, const f32 *x) {
+    u8 c[DLM_QK_T];
+    ternary_codes_of_(x, DLM_QK_T, c, &b->d, 2);
+    for (int i = 0; i < 64; i++) {
+        const u8 *group = c + i / 32 * 128 + i % 32;
+        b->qs[i] = (u8)(group[0] | group[32] << 2 | group[64] << 4 | group[96] << 6);
+    }
+}
+
+static void q2_encode_(DlmBlockQ2_0 *b, const f32 *x) {
+    u8 c[DLM_QK2_0];
+    ternary_codes_of_(x, DLM_QK2_0, c, &b->d, 3);
+    for (int i = 0; i < 16; i++)
+        b->qs[i] = (u8)(c[4 * i] | c[4 * i + 1] << 2 | c[4 * i + 2] << 4 | c[4 * i + 3] << 6);
+}
+
+/* Encodes a row; out has quant_row_bytes(type, n) bytes. False for a type without a row encoder (I2_S: its one
+ * scale belongs to the whole tensor). */
+static bool quant_encode_row(DlmType type, const f32 *x, i64 n, u8 *out) {
+    if (type == DLM_I2_S) return false;
+    u64 bytes = quant_row_bytes(type, n);
+    i64 n_blocks = n / quant_info(type)->block;
+    if (type == DLM_F32) memcpy(out, x, bytes);
+    for (i64 i = 0; i < n_blocks; i++) switch (type) {
+        case DLM_F16: ((u16 *)(void *)out)[i] = f32_to_f16(x[i]); break;
+        case DLM_BF16: ((u16 *)(void *)out)[i] = f32_to_bf16(x[i]); break;
+        case DLM_Q8_0: q8_0_encode_((DlmBlockQ8_0 *)(void *)out + i, x + i * DLM_QK8_0); break;
+        case DLM_TQ1_0: tq1_encode_((DlmBlockTQ1_0 *)(void *)out + i, x + i * DLM_QK_T); break;
+        case DLM_TQ2_0: tq2_encode_((DlmBlockTQ2_0 *)(void *)out + i, x + i * DLM_QK_T); break;
+        case DLM_Q2_0: q2_encode_((DlmBlockQ2_0 *)(void *)out + i, x + i * DLM_QK2_0); break;
+        default: break;
+        }
+    return true;
+}
+
+#endif
