@@ -20,7 +20,7 @@ help() {
 ./build.sh [release]         ./dlm: one static binary, the demo model inside (DLM_DEMO=0 leaves it out)
 ./build.sh run ARGS...       builds ./dlm when it is out of date, then runs it
 ./build.sh debug             build/dlm-debug: host libc, AddressSanitizer and UBSan
-./build.sh test [NAME]       all tests, or the one of that name; ends with `N passed, N failed`
+./build.sh test [NAME...]    all tests, or the named ones; ends with `N passed, N failed`
 ./build.sh check             lint, tests at every CPU level of this machine, sanitizers, fuzzing (long)
 ./build.sh fuzz NAME SECONDS fuzzes one room: tests/fuzz/fuzz_NAME.c
 ./build.sh compdb            compile_commands.json for editors

@@ -3,7 +3,7 @@
 #
 # Every test program prints `N passed, N failed`, and the last line of all is their sum. A program that
 # crashes, runs too long or prints no count is a failure.
-# shellcheck disable=SC2086,SC2153,SC2154
+# shellcheck disable=SC2086,SC2119,SC2120,SC2153,SC2154
 
 CPUS=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 passed=0 failed=0 broken='' only=''
@@ -34,9 +34,12 @@ finish() { # the closing line
     [ $failed = 0 ]
 }
 
-chosen() { # chosen FILE: is it the one that `test NAME` names?
+chosen() { # chosen FILE: is it one that `test NAME...` names?
     base=$(basename "${1%.*}")
-    [ -z "$only" ] || [ "$base" = "$only" ] || [ "$base" = "t_$only" ]
+    case " $only " in
+    '  ' | *" $base "* | *" ${base#t_} "*) ;;
+    *) return 1 ;;
+    esac
 }
 
 compile_tests() { # compile_tests FOLDER COMPILER-AND-FLAGS: the chosen unit tests, $CPUS at a time
@@ -91,8 +94,8 @@ prepare() { # what every test stands on
     models
 }
 
-run_test() { # run_test [NAME]
-    only=${1:-}
+run_test() { # run_test [NAME...]
+    only=$*
     prepare
     compile_tests test "gcc $CFLAGS -O1 -g -DDLM_TEST_ALLOC="
     units test
@@ -113,20 +116,29 @@ fuzz() { # fuzz NAME SECONDS: what it finds stays in build/fuzz
         echo "fuzz_$1: 1 passed, 0 failed"
 }
 
-# Runs the kernel checks on an emulated CPU that has what this machine lacks, where Bochs is installed.
-emulate() { # emulate BOCHS-MODEL LEVEL
+# Runs the kernel checks on an emulated CPU that has what this machine may lack, where Bochs is installed.
+emulate() { # emulate BOCHS-MODEL
     command -v bochs-bin >/dev/null && [ -d ../shared/tools/bochs ] || return 0
-    rm -rf build/bochs && mkdir -p build/bochs && cp ../shared/tools/bochs/* build/bochs
-    run $CC $CFLAGS -O2 -static tests/kern_check.c -o build/bochs/kern_check
-    try "bochs $2" sh -c "cd build/bochs && sh mkimg.sh kern_check 'kern_check --level $2' img && sh go.sh $1 img"
+    mkdir -p build/bochs && cp ../shared/tools/bochs/* build/bochs && chmod u+w build/bochs/*
+    run musl-gcc $CFLAGS -O2 -static tests/kern_check.c -o build/bochs/kern_check
+    (cd build/bochs && run sh mkimg.sh kern_check kern_check image)
+    try "bochs $1" env T=$LIMIT sh -c "cd build/bochs && sh go.sh $1 image"
+}
+
+levels() { # the kernel levels of this machine, each with the CPU flag that tells, but not the best one
+    {
+        echo ref
+        for level in avx2 avxvnni:avx_vnni avx512:avx512_vnni; do
+            ! grep -qw "${level#*:}" /proc/cpuinfo || echo "${level%:*}"
+        done
+    } | sed '$d'
 }
 
 run_check() {
     export LIMIT=1200
-    run_test '' # at the best level
+    run_test # at the best level
     try lint tools/lint.sh
-    for level in ref avx2; do # the levels below; one that the machine lacks would only repeat another
-        grep -qw $level /proc/cpuinfo || [ $level = ref ] || continue
+    for level in $(levels); do
         export DLM_CPU=$level
         scripts $level ./dlm
         unset DLM_CPU
@@ -136,7 +148,7 @@ run_check() {
     units asan
     debug
     scripts asan build/dlm-debug
-    only=pool
+    only='pool engine'
     compile_tests tsan "clang $CFLAGS -O1 -g -fsanitize=thread"
     units tsan
     only=''
@@ -144,6 +156,6 @@ run_check() {
         room=$(basename "$target" .c) && room=${room#fuzz_}
         try "fuzz $room" ./build.sh fuzz "$room" 30
     done
-    emulate haswell avx2
+    emulate corei7_icelake_u # AVX-512 with VNNI
 }
 
