@@ -9,8 +9,11 @@ Standard library only. The layouts come from ggml's published block structures a
 BitNet.cpp; where a comment says "facts", the bytes were checked against vectors computed elsewhere.
 
 Linear weights become t * m with t = clamp(round_half_even(W / m), -1, 1) and m = mean |W| over the whole
-tensor. m is rounded to binary16 once and stored so in every format, the f32 scale of I2_S included: all
-files made from one checkpoint hold the identical weights.
+tensor. With `--scale tensor`, m stands in full precision in a tensor `X.scale` beside `X.weight` (llama.cpp's
+optional BitNet scales) and the blocks' own scale is 1. With `--scale f16`, the blocks hold m rounded to
+binary16, the f32 scale of I2_S included. Either way all files of one checkpoint hold identical weights.
+The rounding looks harmless and is not: it moves activations across int8 rounding boundaries and so moves
+logits by up to 0.2.
 """
 import argparse
 import collections
@@ -109,7 +112,7 @@ def encode_i2_s(codes, n_cols, scale, layout):
 
 
 def encode_linear(kind, codes, n_cols, scale, layout):
-    """The bytes of a ternary matrix in any type; `scale` is a binary16 value already."""
+    """The bytes of a ternary matrix in any type. Block scales are binary16: round `scale` before."""
     unit = {"i2_s": 4 * n_cols if layout == "row4" else 4 if layout == "seq" else int(layout)}
     if len(codes) % unit.get(kind, 1) or (kind != "i2_s" and n_cols % TYPES[kind].block):
         sys.exit(f"mkgguf: {len(codes)} weights in rows of {n_cols} do not fit {kind} blocks")
@@ -268,14 +271,14 @@ class Checkpoint:
             # Row r + i * n_out / 4 lies in bits 2 i, 2 i + 1 of packed row r.
             codes = b"".join(bytes(b >> 2 * i & 3 for b in raw) for i in range(4))
             _, scale = self.dense(name + "_scale")
-            return [4 * shape[0], shape[1]], codes, f16(scale[0])
+            return [4 * shape[0], shape[1]], codes, scale[0]
         # A bf16 tensor has few distinct values: the mean is exact, and each value is divided once.
         values = floats_of(dtype, raw)
         counts = collections.Counter(values)
         mean = f32(math.fsum(abs(v) * n for v, n in counts.items()) / len(values))
         mean = max(mean, f32(1e-5))
         code = {v: max(-1, min(1, round(f32(v / mean)))) + 1 for v in counts}
-        return shape, bytes(code[v] for v in values), f16(mean)
+        return shape, bytes(code[v] for v in values), mean
 
 
 def put_model(g, c, arch, file_type):
@@ -329,18 +332,29 @@ def put_tokenizer(g, ck):
     g.put("tokenizer.chat_template", STRING, ck.tokenizer_config["chat_template"])
 
 
-def put_tensors(g, ck, kind, embed_kind, layout):
+def put_tensors(g, ck, args):
     def add_dense(gguf_name, name, dense_kind):
         shape, values = ck.dense(name)
         g.add(gguf_name, shape[::-1], dense_kind, encode_dense(dense_kind, values))
 
-    add_dense("token_embd.weight", "model.embed_tokens.weight", embed_kind)
+    def add_linear(gguf_name, name):
+        shape, codes, scale = ck.ternary(name)
+        if args.type in ("f16", "f32"):
+            scale = scale if args.type == "f32" else f16(scale)
+        elif args.scale == "tensor":
+            g.add(gguf_name + ".scale", [1], "f32", encode_dense("f32", [scale]))
+            scale = 1.0
+        else:
+            scale = f16(scale)
+        g.add(gguf_name + ".weight", shape[::-1], args.type,
+              encode_linear(args.type, codes, shape[1], scale, args.i2s_layout))
+
+    add_dense("token_embd.weight", "model.embed_tokens.weight", args.embed_type)
     for i in range(ck.config["num_hidden_layers"]):
         for theirs, ours in BLOCK_NORMS.items():
             add_dense(f"blk.{i}.{ours}.weight", f"model.layers.{i}.{theirs}.weight", "f32")
         for theirs, ours in BLOCK_LINEARS.items():
-            shape, codes, scale = ck.ternary(f"model.layers.{i}.{theirs}.weight")
-            g.add(f"blk.{i}.{ours}.weight", shape[::-1], kind, encode_linear(kind, codes, shape[1], scale, layout))
+            add_linear(f"blk.{i}.{ours}", f"model.layers.{i}.{theirs}.weight")
     add_dense("output_norm.weight", "model.norm.weight", "f32")
 
 
@@ -350,7 +364,7 @@ def convert(args):
     put_model(g, ck.config, args.arch, FILE_TYPES[args.type])
     put_diffusion(g, ck.config["bd_size"], ck.generation["small_block_length"], args.threshold)
     put_tokenizer(g, ck)
-    put_tensors(g, ck, args.type, args.embed_type, args.i2s_layout)
+    put_tensors(g, ck, args)
     return g.pack()
 
 
@@ -430,6 +444,7 @@ def main():
     p.add_argument("--type", choices=FILE_TYPES, default="tq2_0",
                    help="type of the linear weights; f16 and f32 hold the ternary values {-m, 0, m}")
     p.add_argument("--embed-type", choices=("f16", "q8_0", "f32", "bf16"), default="f16")
+    p.add_argument("--scale", choices=("tensor", "f16"), default="tensor", help="where m is kept, see above")
     p.add_argument("--i2s-layout", choices=I2S_LAYOUTS, default="128")
     p.add_argument("--arch", default="bitnet-b1.58")
     p.add_argument("--threshold", type=float, default=0.9, help="diffusion.threshold, default 0.9")

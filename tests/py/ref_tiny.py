@@ -1,13 +1,21 @@
 #!/usr/bin/env python3
 """ref_tiny.py - tiny-dlm written out a second time in numpy, without a cache, against the shared goldens.
 
-  .venv/bin/python tests/py/ref_tiny.py [CHECKPOINT_DIR] [--gguf-weights] [--f16-kv]
+  .venv/bin/python tests/py/ref_tiny.py [CHECKPOINT_DIR] [--f16 scales,embed,kv]
 
 A forward pass runs the whole sequence under the block-causal mask; the decode loop follows Fast-dLLM v2
 with the first token of a block an ordinary masked candidate, predicted by the previous block's last row.
-Prints how far the golden logits are, and which traces are equal. --gguf-weights uses what our GGUF files
-hold (scales rounded to binary16, embedding in binary16); --f16-kv rounds keys and values to binary16.
-With both, the distance is what an engine that is otherwise exact will show.
+Prints how far the golden logits are, and which traces are equal. --f16 rounds the named things to binary16:
+the scales of the weights, the embedding, the keys and values.
+
+The golden logits hang on int8 roundings: an activation that moves by its last bit may cross a rounding
+boundary, and one such step in an early layer moves logits by up to 0.2. So each case is run again with
+the linear layers' outputs moved by three units in their last place at most; the least distance over these
+runs is what a faithful implementation can reach. --runs N is the number of such runs.
+
+--write OUT.json keeps the outcomes of these runs that differ: an engine with f32 keys and values is right
+when it is close to one of them.
+  .venv/bin/python tests/py/ref_tiny.py --f16 embed --runs 300 --write tests/golden/tiny-dlm-logits.json
 """
 import argparse
 import json
@@ -21,6 +29,7 @@ sys.path.insert(0, os.path.join(HERE, "..", "..", "tools"))
 import mkgguf  # noqa: E402
 
 F = np.float32
+JITTER = 4e-7  # relative: about three units in the last place of a binary32
 
 
 def half(x):
@@ -28,10 +37,10 @@ def half(x):
 
 
 class Model:
-    def __init__(self, folder, gguf_weights=False, f16_kv=False):
+    def __init__(self, folder, f16=()):
         ck = mkgguf.Checkpoint(folder)
         c = self.c = ck.config
-        self.f16_kv = f16_kv
+        self.f16, self.jitter = f16, None
 
         def dense(name):
             shape, values = ck.dense(name)
@@ -39,13 +48,10 @@ class Model:
 
         def linear(name):
             shape, codes, scale = ck.ternary(name)
-            if not gguf_weights:
-                w = np.abs(dense(name)) if ck.directory[name]["dtype"] == "BF16" else dense(name + "_scale")
-                scale = np.maximum(w.mean(dtype=np.float64).astype(F), F(1e-5))
-            return np.frombuffer(codes, np.uint8).reshape(shape).astype(F).T - 1, F(scale)
+            return np.frombuffer(codes, np.uint8).reshape(shape).astype(F).T - 1, half(F(scale)) if "scales" in f16 else F(scale)
 
         self.embed = dense("model.embed_tokens.weight")
-        if gguf_weights:
+        if "embed" in f16:
             self.embed = half(self.embed)
         self.norm = dense("model.norm.weight")
         self.layers = []
@@ -60,13 +66,15 @@ class Model:
     def rms(self, x, gain):
         return x / np.sqrt((x * x).mean(-1, keepdims=True) + F(self.c["rms_norm_eps"])) * gain
 
-    @staticmethod
-    def bit_linear(x, w):
+    def bit_linear(self, x, w):
         """int8 activations per token, ternary weights; the integer product is exact in binary32."""
         t, scale = w
         s = F(127) / np.maximum(np.abs(x).max(-1, keepdims=True), F(1e-5))
         q = np.clip(np.rint(x * s), -128, 127)
-        return (q @ t) * scale / s
+        y = (q @ t) * scale / s
+        if self.jitter is not None:
+            y *= 1 + self.jitter.uniform(-JITTER, JITTER, y.shape).astype(F)
+        return y
 
     def rope(self, x):
         """x: [n_tokens][n_head][head_dim], pairs i and i + head_dim / 2."""
@@ -76,7 +84,7 @@ class Model:
         return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
 
     def attend(self, q, k, v, mask):
-        if self.f16_kv:
+        if "kv" in self.f16:
             k, v = half(k), half(v)
         group = q.shape[1] // k.shape[1]
         k, v = (np.repeat(z, group, axis=1) for z in (k, v))
@@ -125,18 +133,49 @@ def decode(model, prompt, threshold, max_new, stop, sub=8):
     return out[:out.index(stop) + 1] if stop in out else out, trace
 
 
-def compare_logits(model, golden):
-    worst, wrong_top, rows = 0.0, 0, 0
+def distance(got, case):
+    """Largest difference from what the golden case records, and the number of rows with another top-1."""
+    worst = max(np.abs(got[0] - case["logits_first_row"]).max(), np.abs(got[-1] - case["logits_last_row"]).max())
+    for row, top in zip(got, case["top5"]):
+        worst = max(worst, max(abs(float(row[i]) - v) for i, v in top))
+    return worst, sum(int(row.argmax()) != top[0][0] for row, top in zip(got, case["top5"]))
+
+
+def outcomes(model, ids, runs):
+    """The logits that differ by more than 5e-3 among one plain run and `runs` jittered ones, and how often each."""
+    found, count = [], []
+    for run in range(runs + 1):
+        model.jitter = np.random.default_rng(run) if run else None
+        got = model.forward(ids)
+        same = next((i for i, o in enumerate(found) if np.abs(got - o).max() < 5e-3), None)
+        if same is None:
+            found.append(got)
+            count.append(1)
+        else:
+            count[same] += 1
+    model.jitter = None
+    return found, count
+
+
+def compare_logits(model, golden, runs, out_path):
+    ok, cases = True, []
     for case in golden["cases"]:
-        got = model.forward(case["prompt_ids"])
-        worst = max(worst, np.abs(got[0] - case["logits_first_row"]).max(),
-                    np.abs(got[-1] - case["logits_last_row"]).max())
-        for row, top in zip(got, case["top5"]):
-            rows += 1
-            wrong_top += int(row.argmax()) != top[0][0]
-            worst = max(worst, max(abs(float(row[i]) - v) for i, v in top))
-    print(f"logits: largest difference {worst:.3e}, different top-1 in {wrong_top} of {rows} rows")
-    return worst, wrong_top
+        found, count = outcomes(model, case["prompt_ids"], runs)
+        dist = [distance(got, case) for got in found]
+        least, wrong_top = min(d for d, _ in dist), max(w for _, w in dist)
+        ok &= least <= 1e-4 and wrong_top == 0
+        print(f"logits: {dist[0][0]:.1e}, least {least:.1e} of {len(found)} outcomes, "
+              f"{wrong_top} of {len(case['top5'])} rows with another top-1")
+        cases.append({"prompt_ids": case["prompt_ids"], "outcomes": [
+            {"runs": n, "top5": [[[int(i), round(float(row[i]), 5)] for i in np.argsort(-row, kind="stable")[:5]]
+                                 for row in got]} for got, n in zip(found, count)]})
+    if out_path:
+        with open(out_path, "w", encoding="utf-8") as f:
+            json.dump({"made_by": "tests/py/ref_tiny.py " + " ".join(sys.argv[1:]), "numpy": np.__version__,
+                       "note": "Block-causal forward of each prompt, f32. An outcome is what remains of one choice "
+                       "of int8 rounding ties; top5: [token, logit] of every row.", "cases": cases}, f)
+            f.write("\n")
+    return ok
 
 
 def compare_traces(model, golden):
@@ -162,15 +201,15 @@ def compare_traces(model, golden):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("checkpoint", nargs="?", default=os.path.join(HERE, "../../../shared/models/tiny-dlm"))
-    p.add_argument("--gguf-weights", action="store_true")
-    p.add_argument("--f16-kv", action="store_true")
+    p.add_argument("--f16", default="", metavar="scales,embed,kv")
+    p.add_argument("--runs", type=int, default=100)
+    p.add_argument("--write", metavar="OUT.json")
     p.add_argument("--logits-only", action="store_true")
     args = p.parse_args()
     golden = os.path.join(args.checkpoint, "golden")
-    model = Model(args.checkpoint, args.gguf_weights, args.f16_kv)
+    model = Model(args.checkpoint, args.f16.split(","))
     with open(os.path.join(golden, "logits.json"), encoding="utf-8") as f:
-        worst, wrong_top = compare_logits(model, json.load(f))
-    ok = wrong_top == 0 and worst <= (2e-2 if args.gguf_weights or args.f16_kv else 1e-4)
+        ok = compare_logits(model, json.load(f), args.runs, args.write)
     for name in () if args.logits_only else ("traces_t90.json", "traces_t95.json"):
         with open(os.path.join(golden, name), encoding="utf-8") as f:
             ok &= compare_traces(model, json.load(f)) >= 22
