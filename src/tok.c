@@ -1,0 +1,948 @@
+/* tok.c - byte-level BPE: text to token ids and back, as the vocabulary in a GGUF file says.
+ *
+ * Owns:      its tables; token texts stay in the GGUF mapping, which must outlive the Tok.
+ * Stands on: base mem utf8 gguf
+ * Promises:  immutable once open, so any number of threads may encode; no text, however long or broken, takes
+ *            more than O(n log n) time; text that is not trusted never becomes a control token. */
+#ifndef DLM_TOK_C
+#define DLM_TOK_C
+
+#include "base.c"
+#include "gguf.c"
+#include "mem.c"
+#include "utf8.c"
+
+#define TOK_VOCAB_MAX (1u << 22)         /* tokens */
+#define TOK_MERGES_MAX (1u << 23)        /* merges */
+#define TOK_TEXT_MAX ((size_t)64 << 10)  /* bytes of one token's text */
+#define TOK_SPECIAL_MAX ((size_t)256)    /* bytes of a token that is looked for in the text */
+#define TOK_INPUT_MAX ((size_t)1 << 30)  /* bytes of text in one call */
+#define TOK_IDS_MAX_DEFAULT ((size_t)1 << 28)
+/* Slots that a look-up may visit. Tables are at most 2/3 full, where honest rows stay under a hundred; a
+ * longer one was made on purpose, and is refused when the table is filled. */
+#define TOK_PROBE_MAX 1024u
+
+/* ---- growing lists of ids ---- */
+
+typedef struct {
+    i32 *p;     /* [n] token ids */
+    size_t n;   /* ids in use */
+    size_t cap; /* ids held */
+    size_t max; /* the lid; 0 means TOK_IDS_MAX_DEFAULT */
+} TokIds;
+
+static void tok_ids_free(TokIds *ids) {
+    mem_free(ids->p);
+    *ids = (TokIds){.max = ids->max};
+}
+
+static bool tok_ids_push(TokIds *ids, i32 id, Err *e) {
+    size_t max = ids->max ? ids->max : TOK_IDS_MAX_DEFAULT;
+    if (ids->n >= max)
+        return err_set(e, ERR_RUNTIME, "the text is longer than %zu tokens; shorten it", max);
+    if (ids->n == ids->cap) {
+        size_t cap = ids->cap ? MIN_OF(ids->cap * 2, max) : MIN_OF((size_t)256, max);
+        i32 *p = mem_alloc_n(cap, sizeof *p, e);
+        if (!p) return false;
+        if (ids->n) memcpy(p, ids->p, ids->n * sizeof *p);
+        mem_free(ids->p);
+        ids->p = p;
+        ids->cap = cap;
+    }
+    ids->p[ids->n++] = id;
+    return true;
+}
+
+/* ---- pre-tokenizers: the published regular expressions, by hand ----
+ *
+ * A split takes the piece s.p[i .. s.n) and returns where its first part ends: either a match of the
+ * expression at i, or the text before the next match. Splits are applied one inside the other, and a
+ * lookahead sees the end of the piece, as in the `tokenizers` package. Each advances at least one code
+ * point and looks at every code point a bounded number of times. */
+
+typedef size_t (*TokSplit)(Str s, size_t i);
+
+#define TOK_OTHER (~(UTF8_LETTER | UTF8_NUMBER | UTF8_SPACE)) /* [^\s\p{L}\p{N}] */
+
+/* The class of the code point at i, and where the next one begins; 0 at the end of the piece. */
+static u32 tok_class_(Str s, size_t i, size_t *next) {
+    *next = i;
+    return i < s.n ? utf8_class(utf8_next(s, next)) : 0;
+}
+
+/* The end of the run of code points in `set` that begins at i. */
+static size_t tok_run_(Str s, size_t i, u32 set) {
+    size_t next;
+    while (tok_class_(s, i, &next) & set) i = next;
+    return i;
+}
+
+static bool tok_is_newline_(Str s, size_t i) {
+    return i < s.n && (s.p[i] == '\r' || s.p[i] == '\n');
+}
+
+/* 's|'t|'re|'ve|'m|'ll|'d: the end of the match at i, or i. */
+static size_t tok_contraction_(Str s, size_t i, bool any_case) {
+    if (i >= s.n || s.p[i] != '\'') return i;
+    size_t j = i + 1, k;
+    if (j >= s.n) return i;
+    u32 a = utf8_next(s, &j), b = 0;
+    k = j;
+    if (k < s.n) b = utf8_next(s, &k);
+    if (any_case) {
+        a = utf8_fold_ascii(a);
+        b = utf8_fold_ascii(b);
+    }
+    if (a == 's' || a == 't' || a == 'm' || a == 'd') return j;
+    if ((a == 'r' || a == 'v') && b == 'e') return k;
+    return a == 'l' && b == 'l' ? k : i;
+}
+
+/* \s+(?!\S)|\s+ at i, which is a white space: a run leaves its last character to the word that follows. */
+static size_t tok_spaces_(Str s, size_t i) {
+    size_t last = i, end = i, next;
+    while (tok_class_(s, end, &next) & UTF8_SPACE) {
+        last = end;
+        end = next;
+    }
+    return end == s.n || last == i ? end : last;
+}
+
+/* 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+ */
+static size_t tok_split_gpt2_(Str s, size_t i) {
+    size_t end = tok_contraction_(s, i, false), next;
+    if (end > i) return end;
+    size_t word = i + (s.p[i] == ' ');
+    u32 class = tok_class_(s, word, &next);
+    if (class & UTF8_LETTER) return tok_run_(s, next, UTF8_LETTER);
+    if (class & UTF8_NUMBER) return tok_run_(s, next, UTF8_NUMBER);
+    if (class & TOK_OTHER) return tok_run_(s, next, TOK_OTHER);
+    return tok_spaces_(s, i);
+}
+
+/* (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,DIGITS}| ?[^\s\p{L}\p{N}]+[\r\n]*|
+ * \s*[\r\n]+|\s+(?!\S)|\s+ */
+static size_t tok_split_cl100k_(Str s, size_t i, u32 digits) {
+    size_t end = tok_contraction_(s, i, true), next, after;
+    if (end > i) return end;
+    u32 class = tok_class_(s, i, &next);
+    if (class & UTF8_LETTER) return tok_run_(s, next, UTF8_LETTER);
+    if (class & UTF8_NUMBER) {
+        for (end = next; --digits && tok_class_(s, end, &next) & UTF8_NUMBER;) end = next;
+        return end;
+    }
+    if (!tok_is_newline_(s, i) && tok_class_(s, next, &after) & UTF8_LETTER)
+        return tok_run_(s, after, UTF8_LETTER);
+    if (tok_class_(s, i + (s.p[i] == ' '), &next) & TOK_OTHER) {
+        for (end = tok_run_(s, next, TOK_OTHER); tok_is_newline_(s, end);) end++;
+        return end;
+    }
+    /* Only white space is left. \s* gives back no more than it must: up to the run's last newline. */
+    size_t run = tok_run_(s, i, UTF8_SPACE);
+    for (end = run; end > i; end--)
+        if (tok_is_newline_(s, end - 1)) return end;
+    return tok_spaces_(s, i);
+}
+
+static size_t tok_split_qwen2_(Str s, size_t i) {
+    return tok_split_cl100k_(s, i, 1);
+}
+
+static size_t tok_split_llama3_(Str s, size_t i) {
+    return tok_split_cl100k_(s, i, 3);
+}
+
+/* \p{N} */
+static size_t tok_split_digit_(Str s, size_t i) {
+    size_t next;
+    return tok_class_(s, i, &next) & UTF8_NUMBER ? next : tok_run_(s, next, ~UTF8_NUMBER);
+}
+
+/* [\r\n] */
+static size_t tok_split_newline_(Str s, size_t i) {
+    if (tok_is_newline_(s, i)) return i + 1;
+    while (i < s.n && !tok_is_newline_(s, i)) i++;
+    return i;
+}
+
+/* [\p{P}\$\+<=>\^~\|`]+ : punctuation, and every symbol of ASCII */
+static size_t tok_split_punct_(Str s, size_t i) {
+    bool want = false;
+    for (size_t at = i, next; at < s.n; at = next) {
+        u32 class = tok_class_(s, at, &next);
+        bool is = class & UTF8_PUNCTUATION || ((u8)s.p[at] < 0x80 && class & UTF8_SYMBOL);
+        if (at == i) want = is;
+        if (is != want) return at;
+    }
+    return s.n;
+}
+
+static bool tok_three_digits_(Str s, size_t i) {
+    if (s.n - i < 3) return false;
+    for (size_t k = i; k < i + 3; k++)
+        if (s.p[k] < '0' || s.p[k] > '9') return false;
+    return true;
+}
+
+/* [0-9][0-9][0-9] */
+static size_t tok_split_thousand_(Str s, size_t i) {
+    if (tok_three_digits_(s, i)) return i + 3;
+    while (i < s.n && !tok_three_digits_(s, i)) i++;
+    return i;
+}
+
+/* \s?SET+ : the end of the match at i, or i. */
+static size_t tok_spaced_(Str s, size_t i, u32 set) {
+    size_t next, after;
+    u32 class = tok_class_(s, i, &next);
+    if (class & set) return tok_run_(s, next, set);
+    if (class & UTF8_SPACE && tok_class_(s, next, &after) & set) return tok_run_(s, after, set);
+    return i;
+}
+
+static size_t tok_split_spaced_(Str s, size_t i, u32 set) {
+    size_t end = tok_spaced_(s, i, set), next;
+    if (end > i) return end;
+    for (tok_class_(s, i, &next); next < s.n && tok_spaced_(s, next, set) == next;)
+        tok_class_(s, next, &next);
+    return next;
+}
+
+static size_t tok_split_letters_(Str s, size_t i) {
+    return tok_split_spaced_(s, i, UTF8_LETTER);
+}
+
+static size_t tok_split_puncts_(Str s, size_t i) {
+    return tok_split_spaced_(s, i, UTF8_PUNCTUATION);
+}
+
+/* [U+4E00-U+9FA5 U+0800-U+4E00 U+AC00-U+D7FF]+ : DeepSeek's idea of CJK, as published */
+static size_t tok_split_cjk_(Str s, size_t i) {
+    bool want = false;
+    for (size_t at = i, next; at < s.n; at = next) {
+        next = at;
+        u32 cp = utf8_next(s, &next);
+        bool is = (cp >= 0x800 && cp <= 0x9FA5) || (cp >= 0xAC00 && cp <= 0xD7FF);
+        if (at == i) want = is;
+        if (is != want) return at;
+    }
+    return s.n;
+}
+
+typedef enum {
+    TOK_PRE_GPT2,
+    TOK_PRE_SMOLLM,
+    TOK_PRE_QWEN2,
+    TOK_PRE_LLAMA3,
+    TOK_PRE_DBRX,
+    TOK_PRE_FALCON,
+    TOK_PRE_DEEPSEEK_CODER
+} TokPre;
+
+#define TOK_SPLITS_MAX 5
+
+static const struct {
+    TokSplit split[TOK_SPLITS_MAX]; /* outermost first; NULL ends the list */
+    bool ignore_merges;             /* a word that is a token is that token, whatever the merges say */
+    bool add_bos;                   /* when the file does not say */
+} TOK_PRES[] = {
+    [TOK_PRE_GPT2] = {{tok_split_gpt2_}, false, false},
+    [TOK_PRE_SMOLLM] = {{tok_split_digit_, tok_split_gpt2_}, false, false},
+    [TOK_PRE_QWEN2] = {{tok_split_qwen2_}, false, false},
+    [TOK_PRE_LLAMA3] = {{tok_split_llama3_}, true, true},
+    [TOK_PRE_DBRX] = {{tok_split_llama3_}, false, false},
+    [TOK_PRE_FALCON] = {{tok_split_punct_, tok_split_gpt2_, tok_split_thousand_}, false, false},
+    [TOK_PRE_DEEPSEEK_CODER] = {{tok_split_newline_, tok_split_letters_, tok_split_puncts_,
+                                 tok_split_cjk_, tok_split_digit_},
+                                false, false},
+};
+
+/* Values of tokenizer.ggml.pre, as llama.cpp's converter writes them. The first of each kind is its name. */
+static const struct {
+    const char *name;
+    TokPre pre;
+} TOK_PRE_NAMES[] = {
+    {"gpt-2", TOK_PRE_GPT2},         {"phi-2", TOK_PRE_GPT2},
+    {"mpt", TOK_PRE_GPT2},           {"olmo", TOK_PRE_GPT2},
+    {"jais", TOK_PRE_GPT2},          {"trillion", TOK_PRE_GPT2},
+    {"exaone4", TOK_PRE_GPT2},       {"modern-bert", TOK_PRE_GPT2},
+    {"smollm", TOK_PRE_SMOLLM},      {"starcoder", TOK_PRE_SMOLLM},
+    {"refact", TOK_PRE_SMOLLM},      {"command-r", TOK_PRE_SMOLLM},
+    {"codeshell", TOK_PRE_SMOLLM},   {"exaone", TOK_PRE_SMOLLM},
+    {"minerva-7b", TOK_PRE_SMOLLM},  {"mellum2", TOK_PRE_SMOLLM},
+    {"qwen2", TOK_PRE_QWEN2},        {"deepseek-r1-qwen", TOK_PRE_QWEN2},
+    {"stablelm2", TOK_PRE_QWEN2},    {"megrez", TOK_PRE_QWEN2},
+    {"hunyuan", TOK_PRE_QWEN2},      {"solar-open", TOK_PRE_QWEN2},
+    {"llama-bpe", TOK_PRE_LLAMA3},   {"llama3", TOK_PRE_LLAMA3},
+    {"llama-v3", TOK_PRE_LLAMA3},    {"falcon3", TOK_PRE_LLAMA3},
+    {"falcon-h1", TOK_PRE_LLAMA3},   {"pixtral", TOK_PRE_LLAMA3},
+    {"lfm2", TOK_PRE_LLAMA3},        {"dbrx", TOK_PRE_DBRX},
+    {"smaug-bpe", TOK_PRE_DBRX},     {"falcon", TOK_PRE_FALCON},
+    {"deepseek-coder", TOK_PRE_DEEPSEEK_CODER},
+};
+#define TOK_PRE_LIST "gpt-2, smollm, qwen2, llama-bpe, dbrx, falcon, deepseek-coder"
+
+/* ---- the tokenizer ---- */
+
+/* tokenizer.ggml.token_type */
+enum {
+    TOK_UNDEFINED,
+    TOK_NORMAL,  /* spelled in byte characters, built by merges */
+    TOK_UNKNOWN,
+    TOK_CONTROL, /* spelled as is; made by trusted text only; not shown */
+    TOK_USER,    /* spelled as is; shown */
+    TOK_UNUSED,
+    TOK_BYTE     /* <0x00> .. <0xFF> */
+};
+#define TOK_TYPE_BITS 7u
+#define TOK_EOG 8u /* flag beside the type: ends the generation */
+
+/* GPT-2 spells the 256 bytes by printable characters: themselves, or U+0100 + k for the k-th other. */
+#define TOK_BYTE_CHARS (256u + 68u)
+
+typedef struct {
+    u32 id_1; /* token id + 1; 0: empty */
+    u32 hash; /* the other half of the hash: most misses end here, without a look at the text */
+} TokSlot_;
+
+typedef struct {
+    i32 left, right; /* the pair of token ids */
+    u32 rank_1;      /* its place in the list of merges + 1; 0: empty */
+    i32 id;          /* what it becomes */
+} TokMerge_;
+
+typedef struct {
+    Str text;
+    i32 id;
+    bool plain; /* ordinary text that happens to be one token: matches trusted or not */
+} TokSpecial_;
+
+typedef struct {
+    u32 n_vocab;
+    i32 bos, eos, eot, unk, pad, mask; /* token ids; -1: none */
+    bool add_bos, add_eos;
+    TokPre pre;
+    const char *pre_name;
+    Str chat_template; /* empty: none */
+
+    Str *text;                         /* [n_vocab] in the mapping */
+    u8 *kind;                          /* [n_vocab] type | TOK_EOG */
+    TokSlot_ *slots;                   /* [slots_mask + 1] by hash of the text */
+    u32 slots_mask;
+    TokMerge_ *merges;                 /* [merges_mask + 1] by hash of the pair */
+    u32 merges_mask;
+    TokSpecial_ *special;              /* [n_special] in byte order */
+    u32 n_special, special_first[257]; /* those that begin with byte b: [special_first[b], special_first[b+1]) */
+    i32 byte_id[256];                  /* the token that is this one byte; -1: none */
+    u16 char_of_byte[256];             /* code points */
+    i16 byte_of_char[TOK_BYTE_CHARS];  /* -1: not such a character */
+    size_t longest;                    /* bytes of the longest token text */
+} Tok;
+
+static bool tok_has_(const Tok *t, i32 id) {
+    return id >= 0 && (u32)id < t->n_vocab;
+}
+
+static u32 tok_type_(const Tok *t, i32 id) {
+    return t->kind[id] & TOK_TYPE_BITS;
+}
+
+/* The vocabulary's spelling; empty for an id that is not in it (models may have more rows than tokens). */
+static Str tok_text(const Tok *t, i32 id) {
+    return tok_has_(t, id) ? t->text[id] : (Str){"", 0};
+}
+
+/* Not part of the answer's text. */
+static bool tok_is_special(const Tok *t, i32 id) {
+    return tok_has_(t, id) && (tok_type_(t, id) == TOK_CONTROL || tok_type_(t, id) == TOK_UNKNOWN);
+}
+
+static bool tok_is_eog(const Tok *t, i32 id) {
+    return tok_has_(t, id) && t->kind[id] & TOK_EOG;
+}
+
+/* ---- hash tables: open addressing, filled once ---- */
+
+/* FNV-1a of a and b as one string. */
+static u64 tok_hash_(Str a, Str b) {
+    u64 h = str_hash(a);
+    for (size_t i = 0; i < b.n; i++) h = (h ^ (u8)b.p[i]) * 0x100000001b3u;
+    return h ^ h >> 32;
+}
+
+/* The slot of the token spelled a + b, or the empty one where it belongs; NULL when the row is too long. */
+static TokSlot_ *tok_slot_(const Tok *t, Str a, Str b) {
+    u64 h = tok_hash_(a, b);
+    for (u32 k = 0; k < TOK_PROBE_MAX; k++) {
+        TokSlot_ *slot = &t->slots[((u32)h + k) & t->slots_mask];
+        if (!slot->id_1) return slot;
+        if (slot->hash != (u32)(h >> 32)) continue;
+        Str text = t->text[slot->id_1 - 1];
+        if (text.n == a.n + b.n && str_starts(text, a) && str_ends(text, b)) return slot;
+    }
+    return NULL;
+}
+
+static i32 tok_find_pair_(const Tok *t, Str a, Str b) {
+    const TokSlot_ *slot = tok_slot_(t, a, b);
+    return slot ? (i32)slot->id_1 - 1 : -1;
+}
+
+/* The token with exactly this spelling, or -1. */
+static i32 tok_find(const Tok *t, Str text) {
+    return tok_find_pair_(t, text, (Str){"", 0});
+}
+
+/* Likewise for the merge of a pair. */
+static TokMerge_ *tok_merge_(const Tok *t, i32 left, i32 right) {
+    u64 h = ((u64)(u32)left << 32 | (u32)right) * 0x9E3779B97F4A7C15u;
+    for (u32 k = 0; k < TOK_PROBE_MAX; k++) {
+        TokMerge_ *m = &t->merges[((u32)(h >> 32) + k) & t->merges_mask];
+        if (!m->rank_1 || (m->left == left && m->right == right)) return m;
+    }
+    return NULL;
+}
+
+/* Slots for n entries: a power of two, at most 2/3 full. */
+static u32 tok_table_size_(u32 n) {
+    u32 size = 16;
+    while (size / 3 * 2 <= n) size *= 2;
+    return size;
+}
+
+/* ---- opening ---- */
+
+/* <...>, [...] and |...|: the spellings of tokens that steer a model. A user who types one gets text. */
+static bool tok_is_markup_(Str s) {
+    if (s.n < 3) return false;
+    char a = s.p[0], b = s.p[s.n - 1];
+    return (a == '<' && b == '>') || (a == '[' && b == ']') || (a == '|' && b == '|');
+}
+
+static void tok_close(Tok *t) {
+    mem_free(t->text);
+    mem_free(t->kind);
+    mem_free(t->slots);
+    mem_free(t->merges);
+    mem_free(t->special);
+    *t = (Tok){0};
+}
+
+static bool tok_open_pre_(Tok *t, const Gguf *g, const char *override, Err *e) {
+    Str model = {0}, name = {0};
+    if (!gguf_get_str(g, "tokenizer.ggml.model", &model, e)) return false;
+    if (!model.p)
+        return err_set(e, ERR_MODEL, "%s: no tokenizer in the file (key tokenizer.ggml.model); convert "
+                       "the model again, with its tokenizer", g->label);
+    if (!str_eq(model, STR("gpt2")))
+        return err_set(e, ERR_MODEL, "%s: tokenizer '%.*s' is not supported; dlm reads 'gpt2' "
+                       "(byte-level BPE)", g->label, STR_ARG(model));
+    if (!gguf_get_str(g, "tokenizer.ggml.pre", &name, e)) return false;
+    if (override) name = str_of(override);
+    if (!name.p)
+        return err_set(e, ERR_MODEL, "%s: the file does not name its pre-tokenizer (key "
+                       "tokenizer.ggml.pre); give it with --pre NAME: " TOK_PRE_LIST, g->label);
+    for (size_t i = 0; i < COUNT_OF(TOK_PRE_NAMES); i++)
+        if (str_eq(name, str_of(TOK_PRE_NAMES[i].name))) {
+            t->pre_name = TOK_PRE_NAMES[i].name;
+            t->pre = TOK_PRE_NAMES[i].pre;
+            return true;
+        }
+    if (override)
+        return err_set(e, ERR_USAGE, "--pre %.*s: no such pre-tokenizer; there are " TOK_PRE_LIST,
+                       STR_ARG(name));
+    return err_set(e, ERR_MODEL, "%s: pre-tokenizer '%.*s' is not supported; if it is the same as one of "
+                   TOK_PRE_LIST ", give that with --pre NAME", g->label, STR_ARG(name));
+}
+
+static void tok_open_bytes_(Tok *t) {
+    memset(t->byte_of_char, 0xFF, sizeof t->byte_of_char);
+    u32 other = 256;
+    for (u32 b = 0; b < 256; b++) {
+        bool printable = (b > 0x20 && b < 0x7F) || (b > 0xA0 && b != 0xAD);
+        t->char_of_byte[b] = (u16)(printable ? b : other++);
+        t->byte_of_char[t->char_of_byte[b]] = (i16)b;
+    }
+    ASSERT(other == TOK_BYTE_CHARS);
+}
+
+/* Token texts and their index. Of equal texts the first is found; the others can only be decoded. */
+static bool tok_open_texts_(Tok *t, const Gguf *g, Err *e) {
+    GgufStrIter it = {0};
+    bool found;
+    if (!gguf_get_array(g, "tokenizer.ggml.tokens", GGUF_STRING, &it.a, &found, e)) return false;
+    if (!found || it.a.count == 0 || it.a.count > TOK_VOCAB_MAX)
+        return err_set(e, ERR_MODEL, "%s: key 'tokenizer.ggml.tokens' has %llu tokens; 1 to %u are wanted",
+                       g->label, (unsigned long long)it.a.count, TOK_VOCAB_MAX);
+    t->n_vocab = (u32)it.a.count;
+    u32 size = tok_table_size_(t->n_vocab);
+    t->slots_mask = size - 1;
+    t->text = mem_alloc_n(t->n_vocab, sizeof *t->text, e);
+    t->kind = mem_alloc_n(t->n_vocab, sizeof *t->kind, e);
+    t->slots = mem_alloc_n(size, sizeof *t->slots, e);
+    if (!t->text || !t->kind || !t->slots) return false;
+    for (u32 id = 0; id < t->n_vocab; id++) {
+        Str s;
+        ASSERT(gguf_str_next(&it, &s));
+        if (s.n > TOK_TEXT_MAX)
+            return err_set(e, ERR_MODEL, "%s: token %u is %zu bytes long; %zu is the limit", g->label, id,
+                           s.n, TOK_TEXT_MAX);
+        t->text[id] = s;
+        t->kind[id] = TOK_NORMAL;
+        t->longest = MAX_OF(t->longest, s.n);
+        TokSlot_ *slot = tok_slot_(t, s, (Str){"", 0});
+        if (!slot)
+            return err_set(e, ERR_MODEL, "%s: the vocabulary is made to be slow: token %u and over %u "
+                           "others have the same hash", g->label, id, TOK_PROBE_MAX);
+        if (!slot->id_1) *slot = (TokSlot_){id + 1, (u32)(tok_hash_(s, (Str){"", 0}) >> 32)};
+    }
+    return true;
+}
+
+static bool tok_open_types_(Tok *t, const Gguf *g, Err *e) {
+    GgufArray types;
+    bool found;
+    if (!gguf_get_array(g, "tokenizer.ggml.token_type", GGUF_I32, &types, &found, e)) return false;
+    if (!found) return true;
+    if (types.count != t->n_vocab)
+        return err_set(e, ERR_MODEL, "%s: key 'tokenizer.ggml.token_type' has %llu entries for %u tokens",
+                       g->label, (unsigned long long)types.count, t->n_vocab);
+    for (u32 id = 0; id < t->n_vocab; id++) {
+        i64 type = gguf_array_int(&types, id);
+        if (type < TOK_UNDEFINED || type > TOK_BYTE)
+            return err_set(e, ERR_MODEL, "%s: key 'tokenizer.ggml.token_type': token %u has type %lld; 0 "
+                           "to %d are known", g->label, id, (long long)type, TOK_BYTE);
+        t->kind[id] = (u8)type;
+    }
+    return true;
+}
+
+/* Tokens that end an answer, by name: files name one of them by id, and models emit the others as well.
+ * The first that the vocabulary has is the end of a turn, when no key says. */
+static const char *const TOK_EOG_NAMES[] = {
+    "<|eot_id|>", "<|im_end|>", "<|end|>",    "<end_of_turn>",      "<|role_end|>",  "<|EOT|>",
+    "<EOT>",      "[EOT]",      "<|eom_id|>", "<end_of_utterance>", "<|endoftext|>", "<|end_of_text|>",
+    "<\357\275\234end\342\226\201of\342\226\201sentence\357\275\234>", /* DeepSeek's */
+    "</s>",
+};
+
+/* A token that a key names, when it is spelled like markup, is a control token whatever its type says. */
+static bool tok_open_id_(Tok *t, const Gguf *g, const char *key, i32 *id, Err *e) {
+    *id = -1;
+    if (!gguf_get_token_id(g, key, t->n_vocab, id, e)) return false;
+    if (*id >= 0 && tok_is_markup_(t->text[*id])) t->kind[*id] = TOK_CONTROL;
+    return true;
+}
+
+static bool tok_open_ids_(Tok *t, const Gguf *g, Err *e) {
+    i32 eom;
+    bool ok = tok_open_id_(t, g, "tokenizer.ggml.bos_token_id", &t->bos, e) &&
+              tok_open_id_(t, g, "tokenizer.ggml.eos_token_id", &t->eos, e) &&
+              tok_open_id_(t, g, "tokenizer.ggml.eot_token_id", &t->eot, e) &&
+              tok_open_id_(t, g, "tokenizer.ggml.eom_token_id", &eom, e) &&
+              tok_open_id_(t, g, "tokenizer.ggml.unknown_token_id", &t->unk, e) &&
+              tok_open_id_(t, g, "tokenizer.ggml.padding_token_id", &t->pad, e) &&
+              tok_open_id_(t, g, "tokenizer.ggml.mask_token_id", &t->mask, e);
+    if (!ok) return false;
+    for (size_t i = 0; i < COUNT_OF(TOK_EOG_NAMES); i++) {
+        Str name = str_of(TOK_EOG_NAMES[i]);
+        i32 id = tok_find(t, name);
+        /* "</s>" may be an ordinary word of HTML; "<|...|>" is nobody's word. */
+        if (id < 0 || (tok_type_(t, id) == TOK_NORMAL && !str_starts(name, STR("<|")))) continue;
+        t->kind[id] = TOK_CONTROL | TOK_EOG;
+        if (t->eot < 0) t->eot = id;
+    }
+    if (t->eos >= 0) t->kind[t->eos] |= TOK_EOG;
+    if (t->eot >= 0) t->kind[t->eot] |= TOK_EOG;
+    if (eom >= 0) t->kind[eom] |= TOK_EOG;
+
+    const GgufKv *says = gguf_find(g, STR("tokenizer.ggml.add_bos_token"));
+    t->add_bos = !says && TOK_PRES[t->pre].add_bos && t->bos >= 0;
+    if (!gguf_get_bool(g, "tokenizer.ggml.add_bos_token", &t->add_bos, e) ||
+        !gguf_get_bool(g, "tokenizer.ggml.add_eos_token", &t->add_eos, e) ||
+        !gguf_get_str(g, "tokenizer.chat_template", &t->chat_template, e))
+        return false;
+    if ((t->add_bos && t->bos < 0) || (t->add_eos && t->eos < 0))
+        return err_set(e, ERR_MODEL, "%s: key 'tokenizer.ggml.add_%s_token' is true, but there is no such "
+                       "token", g->label, t->bos < 0 && t->add_bos ? "bos" : "eos");
+    return true;
+}
+
+/* A byte's token: its one-character spelling, else <0xHH>. Only tokens of those two types qualify: a user
+ * token may be spelled by the same character and mean the character. */
+static void tok_open_byte_ids_(Tok *t) {
+    for (u32 b = 0; b < 256; b++) {
+        char s[8];
+        size_t n = utf8_put(t->char_of_byte[b], s);
+        i32 id = tok_find(t, (Str){s, n});
+        if (id < 0 || tok_type_(t, id) != TOK_NORMAL) {
+            snprintf(s, sizeof s, "<0x%02X>", b);
+            id = tok_find(t, str_of(s));
+            if (id >= 0 && tok_type_(t, id) != TOK_BYTE) id = -1;
+        }
+        t->byte_id[b] = id;
+    }
+}
+
+static bool tok_open_merges_(Tok *t, const Gguf *g, Err *e) {
+    GgufStrIter it = {0};
+    bool found;
+    if (!gguf_get_array(g, "tokenizer.ggml.merges", GGUF_STRING, &it.a, &found, e)) return false;
+    if (!found || it.a.count > TOK_MERGES_MAX)
+        return err_set(e, ERR_MODEL, "%s: key 'tokenizer.ggml.merges' has %llu merges; at most %u, and the "
+                       "key itself, are wanted", g->label, (unsigned long long)it.a.count, TOK_MERGES_MAX);
+    u32 n = (u32)it.a.count, size = tok_table_size_(n);
+    t->merges_mask = size - 1;
+    t->merges = mem_alloc_n(size, sizeof *t->merges, e);
+    if (!t->merges) return false;
+    for (u32 rank = 0; rank < n; rank++) {
+        Str s;
+        ASSERT(gguf_str_next(&it, &s));
+        size_t space = str_find(s, STR(" "), 1);
+        Str a = str_cut(s, 0, space), b = str_cut(s, space == SIZE_MAX ? space : space + 1, s.n);
+        i32 left = tok_find(t, a), right = tok_find(t, b), id = tok_find_pair_(t, a, b);
+        if (space == SIZE_MAX || left < 0 || right < 0 || id < 0)
+            return err_set(e, ERR_MODEL, "%s: merge %u ('%.*s') is not a pair of tokens whose union is a "
+                           "token", g->label, rank, STR_ARG(s));
+        if (tok_is_special(t, id)) continue; /* text must not add up to a control token */
+        TokMerge_ *m = tok_merge_(t, left, right);
+        if (!m)
+            return err_set(e, ERR_MODEL, "%s: the merges are made to be slow: merge %u and over %u others "
+                           "have the same hash", g->label, rank, TOK_PROBE_MAX);
+        if (!m->rank_1) *m = (TokMerge_){left, right, rank + 1, id}; /* listed twice: the first holds */
+    }
+    return true;
+}
+
+static int tok_by_bytes_(const void *pa, const void *pb) {
+    const TokSpecial_ *a = pa, *b = pb;
+    int order = memcmp(a->text.p, b->text.p, MIN_OF(a->text.n, b->text.n));
+    if (order) return order;
+    if (a->text.n != b->text.n) return a->text.n < b->text.n ? -1 : 1;
+    return a->id < b->id ? -1 : a->id > b->id;
+}
+
+/* The tokens that are looked for in the text before it is cut into words. */
+static bool tok_open_special_(Tok *t, const Gguf *g, Err *e) {
+    u32 n = 0;
+    for (u32 id = 0; id < t->n_vocab; id++)
+        n += tok_is_special(t, (i32)id) || tok_type_(t, (i32)id) == TOK_USER;
+    t->special = mem_alloc_n(n, sizeof *t->special, e);
+    if (!t->special) return false;
+    for (u32 id = 0; id < t->n_vocab; id++) {
+        bool user = tok_type_(t, (i32)id) == TOK_USER;
+        Str text = t->text[id];
+        if ((!user && !tok_is_special(t, (i32)id)) || text.n == 0) continue;
+        if (text.n > TOK_SPECIAL_MAX)
+            return err_set(e, ERR_MODEL, "%s: special token %u is %zu bytes long; %zu is the limit",
+                           g->label, id, text.n, TOK_SPECIAL_MAX);
+        t->special[t->n_special++] = (TokSpecial_){text, (i32)id, user && !tok_is_markup_(text)};
+    }
+    qsort(t->special, t->n_special, sizeof *t->special, tok_by_bytes_);
+    for (u32 byte = 0, at = 0; byte <= 256; byte++) {
+        while (at < t->n_special && (u8)t->special[at].text.p[0] < byte) at++;
+        t->special_first[byte] = at;
+    }
+    return true;
+}
+
+/* pre_override: the name of a pre-tokenizer that replaces the file's, or NULL. */
+static bool tok_open(Tok *t, const Gguf *g, const char *pre_override, Err *e) {
+    *t = (Tok){0};
+    tok_open_bytes_(t);
+    if (tok_open_pre_(t, g, pre_override, e) && tok_open_texts_(t, g, e) && tok_open_types_(t, g, e) &&
+        tok_open_ids_(t, g, e) && tok_open_merges_(t, g, e) && tok_open_special_(t, g, e)) {
+        tok_open_byte_ids_(t);
+        return true;
+    }
+    tok_close(t);
+    return false;
+}
+
+/* ---- BPE of one word ----
+ *
+ * Symbols are a doubly linked list; a heap holds, for every pair that can merge, its rank and its place, so
+ * that the lowest rank, and of equal ranks the leftmost, comes out first. Each merge adds at most two
+ * pairs: n log n, where the textbook's rescan of the word is n^2. */
+
+#define TOK_NONE UINT32_MAX /* no neighbour; no rank */
+
+typedef struct {
+    u32 prev, next; /* neighbours, or TOK_NONE */
+    i32 id;         /* token id */
+    u32 rank;       /* of the merge with next; TOK_NONE: none, or this symbol is gone */
+    i32 merged;     /* the id that merge makes */
+} TokSym_;
+
+typedef struct {
+    TokSym_ *sym; /* [cap] */
+    u64 *heap;    /* [2 * cap] rank << 32 | index of the left symbol */
+    size_t n_heap, cap;
+    Buf spelling;
+} TokWork_;
+
+static void tok_work_free_(TokWork_ *w) {
+    mem_free(w->sym);
+    mem_free(w->heap);
+    buf_free(&w->spelling);
+    *w = (TokWork_){0};
+}
+
+static bool tok_work_reserve_(TokWork_ *w, size_t n, Err *e) {
+    if (n <= w->cap) return true;
+    size_t cap = w->cap ? w->cap : 256;
+    while (cap < n) cap *= 2;
+    tok_work_free_(w);
+    w->sym = mem_alloc_n(cap, sizeof *w->sym, e);
+    w->heap = mem_alloc_n(cap, 2 * sizeof *w->heap, e);
+    if (!w->sym || !w->heap) return false;
+    w->cap = cap;
+    return true;
+}
+
+static void tok_heap_push_(TokWork_ *w, u64 key) {
+    ASSERT(w->n_heap < 2 * w->cap);
+    size_t i = w->n_heap++;
+    for (; i > 0 && w->heap[(i - 1) / 2] > key; i = (i - 1) / 2) w->heap[i] = w->heap[(i - 1) / 2];
+    w->heap[i] = key;
+}
+
+static u64 tok_heap_pop_(TokWork_ *w) {
+    u64 top = w->heap[0], key = w->heap[--w->n_heap];
+    size_t i = 0;
+    for (size_t child; (child = 2 * i + 1) < w->n_heap; i = child) {
+        if (child + 1 < w->n_heap && w->heap[child + 1] < w->heap[child]) child++;
+        if (w->heap[child] >= key) break;
+        w->heap[i] = w->heap[child];
+    }
+    w->heap[i] = key;
+    return top;
+}
+
+/* Looks up the merge of symbol i with its right neighbour. */
+static void tok_pair_(const Tok *t, TokWork_ *w, u32 i) {
+    TokSym_ *s = &w->sym[i];
+    s->rank = TOK_NONE;
+    if (s->next == TOK_NONE) return;
+    const TokMerge_ *m = tok_merge_(t, s->id, w->sym[s->next].id);
+    if (!m || !m->rank_1) return;
+    s->rank = m->rank_1 - 1;
+    s->merged = m->id;
+    tok_heap_push_(w, (u64)s->rank << 32 | i);
+}
+
+static void tok_merge_all_(const Tok *t, TokWork_ *w) {
+    while (w->n_heap) {
+        u64 key = tok_heap_pop_(w);
+        u32 i = (u32)key;
+        TokSym_ *s = &w->sym[i];
+        if (s->rank != key >> 32) continue; /* a neighbour was faster; a rank belongs to one pair only */
+        TokSym_ *gone = &w->sym[s->next];
+        gone->rank = TOK_NONE;
+        s->id = s->merged;
+        s->next = gone->next;
+        if (s->next != TOK_NONE) w->sym[s->next].prev = i;
+        tok_pair_(t, w, i);
+        if (s->prev != TOK_NONE) tok_pair_(t, w, s->prev);
+    }
+}
+
+/* The word as the vocabulary would spell it: one character per byte. */
+static i32 tok_find_word_(const Tok *t, TokWork_ *w, Str word) {
+    if (word.n > t->longest) return -1;
+    buf_clear(&w->spelling);
+    for (size_t i = 0; i < word.n; i++) {
+        char c[UTF8_MAX];
+        buf_put(&w->spelling, c, utf8_put(t->char_of_byte[(u8)word.p[i]], c));
+    }
+    i32 id = w->spelling.failed ? -1 : tok_find(t, buf_view(&w->spelling));
+    return id >= 0 && tok_type_(t, id) == TOK_NORMAL ? id : -1;
+}
+
+/* A byte without a token is dropped before the merging, as the reference does: vocabularies leave out
+ * bytes that UTF-8 never has, and some a few control characters. */
+static bool tok_encode_word_(const Tok *t, TokWork_ *w, Str word, TokIds *out, Err *e) {
+    if (TOK_PRES[t->pre].ignore_merges) {
+        i32 id = tok_find_word_(t, w, word);
+        if (w->spelling.failed) return buf_ok(&w->spelling, "a word's spelling", e);
+        if (id >= 0) return tok_ids_push(out, id, e);
+    }
+    if (!tok_work_reserve_(w, word.n, e)) return false;
+    u32 n = 0;
+    for (size_t i = 0; i < word.n; i++) {
+        i32 id = t->byte_id[(u8)word.p[i]];
+        if (id < 0) continue;
+        w->sym[n] = (TokSym_){n - 1, n + 1, id, TOK_NONE, 0};
+        n++;
+    }
+    if (n == 0) return true;
+    w->sym[n - 1].next = TOK_NONE; /* and sym[0].prev is 0 - 1 = TOK_NONE */
+    w->n_heap = 0;
+    for (u32 i = 0; i + 1 < n; i++) tok_pair_(t, w, i);
+    tok_merge_all_(t, w);
+    for (u32 i = 0; i != TOK_NONE; i = w->sym[i].next)
+        if (!tok_ids_push(out, w->sym[i].id, e)) return false;
+    return true;
+}
+
+/* ---- encode ---- */
+
+/* Text without special tokens: cut into words, piece within piece. */
+static bool tok_encode_text_(const Tok *t, TokWork_ *w, Str text, TokIds *out, Err *e) {
+    const TokSplit *split = TOK_PRES[t->pre].split;
+    size_t end[TOK_SPLITS_MAX] = {0}; /* where the piece of each split that holds i ends */
+    for (size_t i = 0; i < text.n;) {
+        Str piece = text;
+        for (size_t k = 0; k < TOK_SPLITS_MAX && split[k]; k++) {
+            if (i >= end[k]) end[k] = split[k](piece, i);
+            piece.n = end[k];
+        }
+        ASSERT(piece.n > i && piece.n <= text.n);
+        if (!tok_encode_word_(t, w, str_cut(text, i, piece.n), out, e)) return false;
+        i = piece.n;
+    }
+    return true;
+}
+
+/* The first of special[lo, hi), which agree on `depth` bytes, whose next byte is at least `byte`. */
+static u32 tok_special_bound_(const Tok *t, u32 lo, u32 hi, size_t depth, u32 byte) {
+    while (lo < hi) {
+        u32 mid = lo + (hi - lo) / 2;
+        if ((u8)t->special[mid].text.p[depth] < byte) lo = mid + 1;
+        else hi = mid;
+    }
+    return lo;
+}
+
+/* The longest special token at text.p[i] that may stand there, and its length; or NULL. */
+static const TokSpecial_ *tok_special_at_(const Tok *t, Str text, const u8 *trusted, size_t i) {
+    const TokSpecial_ *best = NULL;
+    u8 byte = (u8)text.p[i];
+    u32 lo = t->special_first[byte], hi = t->special_first[byte + 1];
+    bool trust = trusted && trusted[i];
+    for (size_t depth = 1; lo < hi; depth++) {
+        /* Shorter texts sort first: those that end here lead the range. */
+        for (; lo < hi && t->special[lo].text.n == depth; lo++)
+            if ((trust || t->special[lo].plain) && (!best || best->text.n < depth)) best = &t->special[lo];
+        if (depth >= text.n - i) break;
+        byte = (u8)text.p[i + depth];
+        trust = trust && trusted[i + depth];
+        lo = tok_special_bound_(t, lo, hi, depth, byte);
+        hi = tok_special_bound_(t, lo, hi, depth, byte + 1u);
+    }
+    return best;
+}
+
+static bool tok_encode_(const Tok *t, TokWork_ *w, Str text, const u8 *trusted, TokIds *out, Err *e) {
+    size_t from = 0;
+    for (size_t i = 0; i < text.n && t->n_special;) {
+        const TokSpecial_ *found = tok_special_at_(t, text, trusted, i);
+        if (!found) {
+            i++;
+            continue;
+        }
+        if (!tok_encode_text_(t, w, str_cut(text, from, i), out, e)) return false;
+        if (!tok_ids_push(out, found->id, e)) return false;
+        from = i += found->text.n;
+    }
+    return tok_encode_text_(t, w, str_cut(text, from, text.n), out, e);
+}
+
+/* Appends the ids of text. trusted: NULL when a user wrote all of it; else [text.n] bytes, 1 where the
+ * template wrote it: a control token's text is that token only where every byte of it is trusted. User
+ * tokens that are plain text (runs of blanks, rare letters) are part of the ordinary vocabulary and match
+ * anywhere. Adds no BOS or EOS. No Unicode normalization. */
+static bool tok_encode(const Tok *t, Str text, const u8 *trusted, TokIds *out, Err *e) {
+    if (text.n > TOK_INPUT_MAX)
+        return err_set(e, ERR_RUNTIME, "the text is %zu bytes long; %zu is the limit", text.n,
+                       TOK_INPUT_MAX);
+    TokWork_ w = {0};
+    bool ok = tok_encode_(t, &w, text, trusted, out, e);
+    tok_work_free_(&w);
+    return ok;
+}
+
+/* tok_encode between BOS and EOS as the file asks for them, never twice: templates write them as well. */
+static bool tok_encode_prompt(const Tok *t, Str text, const u8 *trusted, TokIds *out, Err *e) {
+    size_t first = out->n;
+    if (t->add_bos && !tok_ids_push(out, t->bos, e)) return false;
+    size_t body = out->n;
+    if (!tok_encode(t, text, trusted, out, e)) return false;
+    if (body > first && out->n > body && out->p[body] == t->bos) {
+        memmove(out->p + first, out->p + body, (out->n - body) * sizeof *out->p);
+        out->n--;
+        body--;
+    }
+    if (t->add_eos && (out->n == body || out->p[out->n - 1] != t->eos))
+        return tok_ids_push(out, t->eos, e);
+    return true;
+}
+
+/* ---- decode ---- */
+
+static int tok_hex_(char c) {
+    return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+}
+
+/* Appends the token's bytes: any part of UTF-8, so stream them through TokUtf8. Control tokens have none
+ * unless `special`. An id outside the vocabulary has none. False when the buffer is full. */
+static bool tok_bytes(const Tok *t, i32 id, bool special, Buf *out) {
+    if (!tok_has_(t, id)) return true;
+    Str s = t->text[id];
+    switch (tok_type_(t, id)) {
+    case TOK_UNKNOWN:
+    case TOK_CONTROL: return special ? buf_str(out, s) : true;
+    case TOK_USER: return buf_str(out, s);
+    case TOK_UNUSED: return true;
+    case TOK_BYTE:
+        if (s.n == 6 && str_starts(s, STR("<0x")) && s.p[5] == '>' && tok_hex_(s.p[3]) >= 0 &&
+            tok_hex_(s.p[4]) >= 0)
+            return buf_char(out, (char)(tok_hex_(s.p[3]) << 4 | tok_hex_(s.p[4])));
+        return buf_str(out, s); /* not a byte after all: show the spelling */
+    default: break;
+    }
+    for (size_t i = 0, from; i < s.n;) {
+        from = i;
+        u32 c = utf8_next(s, &i);
+        bool is_byte = c < TOK_BYTE_CHARS && t->byte_of_char[c] >= 0;
+        bool ok = is_byte ? buf_char(out, (char)t->byte_of_char[c]) : buf_str(out, str_cut(s, from, i));
+        if (!ok) return false;
+    }
+    return true;
+}
+
+/* Bytes to text, a piece at a time: keeps back what may still become a code point. */
+typedef struct {
+    u8 hold[UTF8_MAX]; /* [n] the beginning of a code point */
+    u8 n;
+} TokUtf8;
+
+/* Appends what is certain; bytes that are not UTF-8 become U+FFFD, as with Python's errors="replace". */
+static void tok_utf8_put(TokUtf8 *s, Str bytes, Buf *out) {
+    for (size_t i = 0; i < bytes.n;) {
+        if (s->n == 0) {
+            size_t valid = utf8_valid(str_cut(bytes, i, bytes.n));
+            buf_put(out, bytes.p + i, valid);
+            i += valid;
+            if (i == bytes.n) return;
+        }
+        ASSERT(s->n < sizeof s->hold);
+        s->hold[s->n] = (u8)bytes.p[i];
+        u32 cp;
+        size_t len;
+        Utf8State state = utf8_read((Str){(char *)s->hold, s->n + 1u}, 0, &cp, &len);
+        if (state == UTF8_OK) buf_put(out, s->hold, len);
+        if (state == UTF8_BAD) buf_str(out, STR("\xEF\xBF\xBD"));
+        /* Of a broken sequence the new byte is looked at again, unless it is the sequence. */
+        i += state != UTF8_BAD || s->n == 0;
+        s->n = state == UTF8_SHORT ? (u8)len : 0;
+    }
+}
+
+/* The end of the text: what is still held back will not be completed. */
+static void tok_utf8_end(TokUtf8 *s, Buf *out) {
+    if (s->n) buf_str(out, STR("\xEF\xBF\xBD"));
+    s->n = 0;
+}
+
+#endif
