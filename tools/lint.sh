@@ -136,6 +136,11 @@ checks=$((checks + 1))
 awk '/TO[D]O|FIX[M]E/ { print FILENAME ":" FNR ": unfinished: do it or leave it out" }
     /[ \t]$/ { print FILENAME ":" FNR ": blank at the end of the line" }' $SH_FILES $PY_FILES >>"$found"
 
+for room in gguf json http utf8 tok safet tmpl; do
+    [ ! -e src/$room.c ] || [ -e tests/fuzz/fuzz_$room.c ] ||
+        echo "src/$room.c:1: reads bytes from outside, and has no tests/fuzz/fuzz_$room.c" >>"$found"
+done
+
 # ---- scripts ----
 
 for sh in $SH_FILES; do
