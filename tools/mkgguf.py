@@ -2,7 +2,7 @@
 """mkgguf.py - write GGUF files for the tests, independently of dlm's own reader and writer.
 
   tools/mkgguf.py CHECKPOINT_DIR -o OUT.gguf --type tq2_0     convert a BitNet b1.58 checkpoint
-  tools/mkgguf.py --hostile OUT_DIR                           one broken file per crime, and their MANIFEST
+  tools/mkgguf.py --hostile OUT_DIR                           one broken file per crime
   tools/mkgguf.py --selftest                                  encoders against published test vectors
 
 Standard library only. The layouts come from ggml's published block structures and, for I2_S, from
@@ -15,6 +15,7 @@ binary16, the f32 scale of I2_S included. Either way all files of one checkpoint
 The rounding looks harmless and is not: it moves activations across int8 rounding boundaries and so moves
 logits by up to 0.2.
 """
+
 import argparse
 import collections
 import hashlib
@@ -41,7 +42,7 @@ def floats_of(dtype, raw):
     """The values of a safetensors tensor, as exact floats."""
     n = len(raw) // {"BF16": 2, "F16": 2, "F32": 4}[dtype]
     if dtype == "BF16":
-        raw = b"".join(b"\0\0" + raw[2 * i:2 * i + 2] for i in range(n))
+        raw = b"".join(b"\0\0" + raw[2 * i : 2 * i + 2] for i in range(n))
     return struct.unpack(f"<{n}{'e' if dtype == 'F16' else 'f'}", raw)
 
 
@@ -49,8 +50,14 @@ def floats_of(dtype, raw):
 
 Type = collections.namedtuple("Type", "id block bytes")
 TYPES = {
-    "f32": Type(0, 1, 4), "f16": Type(1, 1, 2), "q8_0": Type(8, 32, 34), "bf16": Type(30, 1, 2),
-    "tq1_0": Type(34, 256, 54), "tq2_0": Type(35, 256, 66), "i2_s": Type(36, 4, 1), "q2_0": Type(42, 64, 18),
+    "f32": Type(0, 1, 4),
+    "f16": Type(1, 1, 2),
+    "q8_0": Type(8, 32, 34),
+    "bf16": Type(30, 1, 2),
+    "tq1_0": Type(34, 256, 54),
+    "tq2_0": Type(35, 256, 66),
+    "i2_s": Type(36, 4, 1),
+    "q2_0": Type(42, 64, 18),
 }
 # general.file_type. 40 is I2_S in the BitNet fork only; no reader should trust this key.
 FILE_TYPES = {"f32": 0, "f16": 1, "tq1_0": 36, "tq2_0": 37, "i2_s": 40, "q2_0": 41}
@@ -68,7 +75,7 @@ def pack2(lanes, shifts):
 
 def quarters(codes, at, step):
     """Four consecutive runs of `step` codes."""
-    return [codes[at + i * step:at + (i + 1) * step] for i in range(4)]
+    return [codes[at + i * step : at + (i + 1) * step] for i in range(4)]
 
 
 def encode_tq1_0(codes, scale):
@@ -88,23 +95,30 @@ def encode_tq1_0(codes, scale):
 def encode_tq2_0(codes, scale):
     d = struct.pack("<e", scale)
     return b"".join(
-        pack2(quarters(codes, at, 32), (0, 2, 4, 6)) + pack2(quarters(codes, at + 128, 32), (0, 2, 4, 6)) + d
-        for at in range(0, len(codes), 256))
+        pack2(quarters(codes, at, 32), (0, 2, 4, 6))
+        + pack2(quarters(codes, at + 128, 32), (0, 2, 4, 6))
+        + d
+        for at in range(0, len(codes), 256)
+    )
 
 
 def encode_q2_0(codes, scale):
     d, seq = struct.pack("<e", scale), encode_i2s_codes(codes, 0, "seq")
-    return b"".join(d + seq[at:at + 16] for at in range(0, len(seq), 16))
+    return b"".join(d + seq[at : at + 16] for at in range(0, len(seq), 16))
 
 
 def encode_i2s_codes(codes, n_cols, layout):
     if layout == "seq":
         return pack2([codes[i::4] for i in range(4)], (0, 2, 4, 6))
     if layout == "row4":
-        return b"".join(pack2(quarters(codes, at, n_cols), (6, 4, 2, 0))
-                        for at in range(0, len(codes), 4 * n_cols))
+        return b"".join(
+            pack2(quarters(codes, at, n_cols), (6, 4, 2, 0))
+            for at in range(0, len(codes), 4 * n_cols)
+        )
     step = int(layout) // 4
-    return b"".join(pack2(quarters(codes, at, step), (6, 4, 2, 0)) for at in range(0, len(codes), 4 * step))
+    return b"".join(
+        pack2(quarters(codes, at, step), (6, 4, 2, 0)) for at in range(0, len(codes), 4 * step)
+    )
 
 
 def encode_i2_s(codes, n_cols, scale, layout):
@@ -136,20 +150,35 @@ def encode_dense(kind, values):
             out.append((bits + 0x7FFF + (bits >> 16 & 1)) >> 16)  # round half to even
         return struct.pack(f"<{len(out)}H", *out)
     out = []
-    for at in range(0, len(values), 32):  # q8_0: d = max|x| / 127, q = round half away from zero, as ggml's
-        block = values[at:at + 32]
+    for at in range(
+        0, len(values), 32
+    ):  # q8_0: d = max|x| / 127, q = round half away from zero, as ggml's
+        block = values[at : at + 32]
         d = f32(max(abs(v) for v in block) / 127)
         inverse = f32(1 / d) if d else 0.0
         q = [f32(v * inverse) for v in block]
-        out.append(struct.pack("<e32b", d, *(int(math.copysign(math.floor(abs(v) + 0.5), v)) for v in q)))
+        out.append(
+            struct.pack("<e32b", d, *(int(math.copysign(math.floor(abs(v) + 0.5), v)) for v in q))
+        )
     return b"".join(out)
 
 
 # ---- the container -----------------------------------------------------------------------------------------
 
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
-SCALARS = {U8: "B", I8: "b", U16: "H", I16: "h", U32: "I", I32: "i", F32: "f", BOOL: "?", U64: "Q",
-           I64: "q", F64: "d"}
+SCALARS = {
+    U8: "B",
+    I8: "b",
+    U16: "H",
+    I16: "h",
+    U32: "I",
+    I32: "i",
+    F32: "f",
+    BOOL: "?",
+    U64: "Q",
+    I64: "q",
+    F64: "d",
+}
 
 
 def pack_str(text):
@@ -180,8 +209,12 @@ class Tensor:
     def pack_info(self, offset):
         at = offset if self.offset is None else self.offset
         n_dims = len(self.ne) if self.n_dims is None else self.n_dims
-        return (pack_str(self.name) + struct.pack("<I", n_dims) + struct.pack(f"<{len(self.ne)}Q", *self.ne)
-                + struct.pack("<IQ", self.kind, at))
+        return (
+            pack_str(self.name)
+            + struct.pack("<I", n_dims)
+            + struct.pack(f"<{len(self.ne)}Q", *self.ne)
+            + struct.pack("<IQ", self.kind, at)
+        )
 
 
 class Gguf:
@@ -190,8 +223,8 @@ class Gguf:
     def __init__(self, version=3):
         self.magic, self.version, self.alignment = b"GGUF", version, 32
         self.n_kv = self.n_tensors = None
-        self.kv = {}       # key -> (kind, value), in file order
-        self.raw_kv = []   # further entries as bytes
+        self.kv = {}  # key -> (kind, value), in file order
+        self.raw_kv = []  # further entries as bytes
         self.tensors = []
 
     def put(self, key, kind, value):
@@ -226,12 +259,18 @@ class Gguf:
 # ---- a BitNet checkpoint in Hugging Face's layout ------------------------------------------------------------
 
 BLOCK_NORMS = {
-    "input_layernorm": "attn_norm", "self_attn.attn_sub_norm": "attn_sub_norm",
-    "post_attention_layernorm": "ffn_norm", "mlp.ffn_sub_norm": "ffn_sub_norm",
+    "input_layernorm": "attn_norm",
+    "self_attn.attn_sub_norm": "attn_sub_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.ffn_sub_norm": "ffn_sub_norm",
 }
 BLOCK_LINEARS = {
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
 # tokenizer.json's Split pattern -> tokenizer.ggml.pre
@@ -248,17 +287,20 @@ class Checkpoint:
         def load(name):
             with open(os.path.join(folder, name), encoding="utf-8") as f:
                 return json.load(f)
+
         self.config, self.generation = load("config.json"), load("generation_config.json")
-        self.tokenizer, self.tokenizer_config = load("tokenizer.json"), load("tokenizer_config.json")
+        self.tokenizer, self.tokenizer_config = load("tokenizer.json"), load(
+            "tokenizer_config.json"
+        )
         with open(os.path.join(folder, "model.safetensors"), "rb") as f:
             self.blob = f.read()
         (n,) = struct.unpack_from("<Q", self.blob)
-        self.directory, self.start = json.loads(self.blob[8:8 + n]), 8 + n
+        self.directory, self.start = json.loads(self.blob[8 : 8 + n]), 8 + n
 
     def raw(self, name):
         entry = self.directory[name]
         begin, end = entry["data_offsets"]
-        return entry["dtype"], entry["shape"], self.blob[self.start + begin:self.start + end]
+        return entry["dtype"], entry["shape"], self.blob[self.start + begin : self.start + end]
 
     def dense(self, name):
         dtype, shape, raw = self.raw(name)
@@ -287,11 +329,18 @@ def put_model(g, c, arch, file_type):
     g.put("general.architecture", STRING, arch)
     g.put("general.name", STRING, "tiny-dlm")
     g.put("general.file_type", U32, file_type)
-    for key, value in (("context_length", c["max_position_embeddings"]), ("embedding_length", c["hidden_size"]),
-                       ("block_count", c["num_hidden_layers"]), ("feed_forward_length", c["intermediate_size"]),
-                       ("attention.head_count", heads), ("attention.head_count_kv", c["num_key_value_heads"]),
-                       ("attention.key_length", head_dim), ("attention.value_length", head_dim),
-                       ("rope.dimension_count", head_dim), ("vocab_size", c["vocab_size"])):
+    for key, value in (
+        ("context_length", c["max_position_embeddings"]),
+        ("embedding_length", c["hidden_size"]),
+        ("block_count", c["num_hidden_layers"]),
+        ("feed_forward_length", c["intermediate_size"]),
+        ("attention.head_count", heads),
+        ("attention.head_count_kv", c["num_key_value_heads"]),
+        ("attention.key_length", head_dim),
+        ("attention.value_length", head_dim),
+        ("rope.dimension_count", head_dim),
+        ("vocab_size", c["vocab_size"]),
+    ):
         g.put(f"{arch}.{key}", U32, value)
     g.put(f"{arch}.attention.layer_norm_rms_epsilon", F32, c["rms_norm_eps"])
     g.put(f"{arch}.rope.freq_base", F32, c["rope_theta"])
@@ -346,8 +395,12 @@ def put_tensors(g, ck, args):
             scale = 1.0
         else:
             scale = f16(scale)
-        g.add(gguf_name + ".weight", shape[::-1], args.type,
-              encode_linear(args.type, codes, shape[1], scale, args.i2s_layout))
+        g.add(
+            gguf_name + ".weight",
+            shape[::-1],
+            args.type,
+            encode_linear(args.type, codes, shape[1], scale, args.i2s_layout),
+        )
 
     add_dense("token_embd.weight", "model.embed_tokens.weight", args.embed_type)
     for i in range(ck.config["num_hidden_layers"]):
@@ -368,12 +421,424 @@ def convert(args):
     return g.pack()
 
 
+# ---- hostile files: a small model that works, and one crime at a time -----------------------------------------
+
+ARCH = "bitnet-b1.58"
+MINI_TOKENS = [
+    "a",
+    "b",
+    "c",
+    "d",
+    "e",
+    "f",
+    "!",
+    "Ġ",
+    "Ċ",
+    "ab",
+    "cd",
+    "abcd",
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "|<MASK>|",
+]
+MINI_CONFIG = {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": len(MINI_TOKENS),
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+}
+
+
+def mini():
+    """Two layers of 64, 16 tokens: about 20 kB, and every check of a reader applies to it."""
+    g, state, width = Gguf(), 7, 64
+
+    def noise(n):
+        nonlocal state
+        for _ in range(n):
+            state = (state * 1103515245 + 12345) & 0x7FFFFFFF
+            yield state >> 16
+
+    put_model(g, MINI_CONFIG, ARCH, FILE_TYPES["q2_0"])
+    put_diffusion(g, 8, 4, 0.9)
+    g.put("tokenizer.ggml.model", STRING, "gpt2")
+    g.put("tokenizer.ggml.pre", STRING, "qwen2")
+    g.put("tokenizer.ggml.tokens", ARRAY, (STRING, MINI_TOKENS))
+    g.put("tokenizer.ggml.token_type", ARRAY, (I32, [1] * 12 + [3] * 4))
+    g.put("tokenizer.ggml.merges", ARRAY, (STRING, ["a b", "c d", "ab cd"]))
+    for key, value in (("padding", 12), ("bos", 13), ("eos", 14), ("mask", 15)):
+        g.put(f"tokenizer.ggml.{key}_token_id", U32, value)
+    g.put("tokenizer.ggml.add_bos_token", BOOL, False)
+    g.put("tokenizer.chat_template", STRING, "{{ messages[-1]['content'] }}")
+    g.add(
+        "token_embd.weight",
+        [width, len(MINI_TOKENS)],
+        "f16",
+        encode_dense("f16", [(x % 201 - 100) / 100 for x in noise(width * len(MINI_TOKENS))]),
+    )
+    ones = encode_dense("f32", [1.0] * width)
+    for i in range(MINI_CONFIG["num_hidden_layers"]):
+        for name in BLOCK_NORMS.values():
+            g.add(f"blk.{i}.{name}.weight", [width], "f32", ones)
+        for name in BLOCK_LINEARS.values():
+            n_out = width // 2 if name in ("attn_k", "attn_v") else width
+            codes = bytes(x % 3 for x in noise(width * n_out))
+            g.add(f"blk.{i}.{name}.scale", [1], "f32", encode_dense("f32", [0.1]))
+            g.add(f"blk.{i}.{name}.weight", [width, n_out], "q2_0", encode_q2_0(codes, 1.0))
+    g.add("output_norm.weight", [width], "f32", ones)
+    return g
+
+
+CRIMES = {}  # name -> function that spoils the mini model, or returns the whole file as bytes
+
+
+def crime(name, *args):
+    """Registers a crime; with args, one for each of them: `name` with {} filled in, the function given the arg."""
+
+    def register(function):
+        for arg in args or [None]:
+            spoil = (lambda g, a=arg: function(g, a)) if args else function
+            CRIMES[name.format(str(arg).replace(".", "-").replace("_", "-"))] = spoil
+        return function
+
+    return register
+
+
+def crime_key(name, key, kind, value):
+    """The crime of one key with a bad value; a key without dots is one of the architecture."""
+    key = key if key.startswith(("general", "tokenizer", "diffusion")) else f"{ARCH}.{key}"
+    CRIMES[name] = lambda g: g.put(key, kind, value)
+
+
+def crime_tensor(name, tensor, /, **fields):
+    """The crime of one tensor whose record or data is wrong."""
+
+    def spoil(g):
+        for field, value in fields.items():
+            setattr(g.tensor(tensor), field, value)
+
+    CRIMES[name] = spoil
+
+
+def set_field(field, value):
+    return lambda g: setattr(g, field, value)
+
+
+def define_crimes():
+    # Not crimes: the same model in other clothes, to show that the rest fail for the reason they name.
+    CRIMES["fine"] = lambda g: None
+    CRIMES["fine-v2"] = set_field("version", 2)
+
+    @crime("fine-alignment-4096")
+    def _(g):
+        g.alignment = 4096
+        g.put("general.alignment", U32, 4096)
+
+    # The header.
+    CRIMES["not-gguf"] = set_field("magic", b"GGML")
+    CRIMES["git-lfs-pointer"] = lambda g: (
+        b"version https://git-lfs.github.com/spec/v1\n"
+        b"oid sha256:" + b"0" * 64 + b"\nsize 1187680\n"
+    )
+    for version in (0, 1, 4, 0x03000000, 0xFFFFFFFF):
+        CRIMES[f"version-{version:x}"] = set_field("version", version)
+    for count in (2**20, 2**32, 2**63, 2**64 - 1):
+        CRIMES[f"n-tensors-{count:x}"] = set_field("n_tensors", count)
+        CRIMES[f"n-kv-{count:x}"] = set_field("n_kv", count)
+
+    @crime("n-tensors-one-too-many")
+    def _(g):
+        g.n_tensors = len(g.tensors) + 1
+
+    @crime("n-kv-one-too-many")
+    def _(g):
+        g.n_kv = len(g.kv) + 1
+
+    @crime("n-kv-one-too-few")
+    def _(g):
+        g.n_kv = len(g.kv) - 1
+
+    # Truncation, at every stage.
+    @crime("truncated-at-{}", 0, 1, 4, 7, 8, 16, 23, 24, 31, 60)
+    def _(g, at):
+        return g.pack()[:at]
+
+    @crime("truncated-in-tokens")
+    def _(g):
+        data = g.pack()
+        return data[: data.index(b"<|im_start|>") + 3]
+
+    @crime("truncated-in-tensor-record")
+    def _(g):
+        data = g.pack()
+        return data[: data.index(b"output_norm.weight") + 20]
+
+    @crime("truncated-before-data")
+    def _(g):
+        return g.directory()
+
+    @crime("truncated-in-data")
+    def _(g):
+        return g.pack()[:-10000]
+
+    @crime("truncated-by-one-byte")
+    def _(g):
+        return g.pack()[:-1]
+
+    # Keys.
+    def raw(name, data):
+        CRIMES[name] = lambda g: g.raw_kv.append(data)
+
+    u32_key = pack_kv("general.quantization_version", U32, 2)
+    for length in (2**17, 2**31, 2**63, 2**64 - 8):
+        raw(f"key-length-{length:x}", struct.pack("<Q", length) + u32_key)
+        raw(
+            f"string-length-{length:x}", pack_str("k") + struct.pack("<IQ", STRING, length) + b"abc"
+        )
+        raw(
+            f"array-count-{length:x}",
+            pack_str("k") + struct.pack("<IIQ", ARRAY, U32, length) + bytes(64),
+        )
+        raw(
+            f"string-array-count-{length:x}",
+            pack_str("k") + struct.pack("<IIQ", ARRAY, STRING, length) + bytes(64),
+        )
+    raw(
+        "array-count-4-overflows",
+        pack_str("k") + struct.pack("<IIQ", ARRAY, U32, 2**62 + 1) + bytes(64),
+    )
+    raw("key-empty", pack_kv("", U32, 2))
+    raw("key-with-nul", pack_kv("general.\0name", U32, 2))
+    raw("key-with-newline", pack_kv("general.\nname", U32, 2))
+    CRIMES["key-duplicate"] = lambda g: g.raw_kv.extend([u32_key, u32_key])
+    for kind in (13, 255, 0xFFFFFFFF):
+        raw(f"value-type-{kind:x}", pack_str("k") + struct.pack("<IQ", kind, 0))
+        raw(
+            f"array-of-type-{kind:x}",
+            pack_str("k") + struct.pack("<IIQ", ARRAY, kind, 1) + bytes(8),
+        )
+    raw(
+        "array-of-arrays",
+        pack_str("k") + struct.pack("<IIQ", ARRAY, ARRAY, 1) + struct.pack("<IQI", U32, 1, 0),
+    )
+    raw("bool-2", pack_str("k") + struct.pack("<IB", BOOL, 2))
+    for align in (0, 1, 3, 48, 2**31):
+        crime_key(f"alignment-{align}", "general.alignment", U32, align)
+    crime_key("alignment-string", "general.alignment", STRING, "32")
+
+    # Tensor records.
+    q = "blk.0.attn_q.weight"
+    crime_tensor("tensor-name-300-bytes", q, name="n" * 300)
+    crime_tensor("tensor-name-empty", q, name="")
+    crime_tensor("tensor-name-nul", q, name="blk.0\0.attn_q.weight")
+    crime_tensor("tensor-duplicate", "blk.1.attn_q.weight", name=q)
+    crime_tensor("dims-0", q, ne=[])
+    crime_tensor("dims-5", q, ne=[64, 64, 1, 1, 1])
+    crime_tensor("dims-4294967295", q, n_dims=2**32 - 1)
+    crime_tensor("dim-zero", q, ne=[64, 0])
+    crime_tensor("dim-negative", q, ne=[64, 2**64 - 64])
+    crime_tensor("dims-overflow", q, ne=[2**32, 2**32, 2**32, 2**32])
+    crime_tensor("dims-overflow-to-zero", q, ne=[2**16, 2**16, 2**16, 2**16])
+    crime_tensor("bytes-overflow", q, kind=TYPES["f32"].id, ne=[2**31 - 64, 2**31 - 64, 4])
+    crime_tensor("row-of-half-a-block", q, ne=[96, 64])
+    crime_tensor("bytes-beyond-file", "output_norm.weight", ne=[65])
+    crime_tensor("offset-unaligned", q, offset=4100)
+    crime_tensor("offset-beyond-file", q, offset=2**30)
+    crime_tensor("offset-wraps", q, offset=2**64 - 32)
+    crime_tensor("offset-overlaps", "blk.0.attn_k.weight", offset=0)
+    crime_tensor("type-q4-k", q, kind=12, ne=[256, 16])
+    crime_tensor("type-tl1", q, kind=38)
+    crime_tensor("type-removed-q4-2", q, kind=4)
+    crime_tensor("type-99", q, kind=99)
+    crime_tensor("type-4294967295", q, kind=2**32 - 1)
+
+    @crime("type-36-iq4-nl-4-4")
+    def _(g):
+        t = g.tensor(q)
+        t.kind, t.data = 36, bytes(64 * 64 // 32 * 18)
+
+    @crime("type-36-without-tail")
+    def _(g):
+        t = g.tensor(q)
+        t.kind, t.data = 36, bytes(64 * 64 // 4)
+
+    # The tokenizer.
+    tok, n = "tokenizer.ggml.", len(MINI_TOKENS)
+
+    @crime(
+        "no-{}",
+        tok + "model",
+        tok + "tokens",
+        tok + "merges",
+        tok + "pre",
+        "general.architecture",
+        *(
+            f"{ARCH}.{key}"
+            for key in (
+                "embedding_length",
+                "block_count",
+                "feed_forward_length",
+                "attention.head_count",
+                "attention.layer_norm_rms_epsilon",
+                "context_length",
+            )
+        ),
+    )
+    def _(g, key):
+        del g.kv[key]
+
+    crime_key("tokens-empty", tok + "tokens", ARRAY, (STRING, []))
+    crime_key("tokens-of-u8", tok + "tokens", ARRAY, (U8, [0] * n))
+    crime_key("tokens-not-an-array", tok + "tokens", STRING, "abc")
+    crime_key("tokens-too-few", tok + "tokens", ARRAY, (STRING, MINI_TOKENS[:-1]))
+    crime_key("tokens-too-many", tok + "tokens", ARRAY, (STRING, MINI_TOKENS + ["z"]))
+    crime_key(
+        "token-of-70000-bytes", tok + "tokens", ARRAY, (STRING, ["a" * 70000] + MINI_TOKENS[1:])
+    )
+    crime_key("token-type-of-u8", tok + "token_type", ARRAY, (U8, [1] * n))
+    crime_key("token-type-of-strings", tok + "token_type", ARRAY, (STRING, ["1"] * n))
+    crime_key("token-type-too-few", tok + "token_type", ARRAY, (I32, [1] * 3))
+    crime_key("scores-of-u8", tok + "scores", ARRAY, (U8, [1] * n))
+    crime_key("merges-of-u32", tok + "merges", ARRAY, (U32, [1, 2, 3]))
+    crime_key("merge-of-unknown-tokens", tok + "merges", ARRAY, (STRING, ["a b", "x y"]))
+    crime_key("merge-to-unknown-token", tok + "merges", ARRAY, (STRING, ["a b", "a c"]))
+    crime_key("merge-without-space", tok + "merges", ARRAY, (STRING, ["a b", "cd"]))
+    for key in ("bos", "eos", "padding", "mask", "eot", "unknown"):
+        crime_key(f"{key}-id-is-n-vocab", f"{tok}{key}_token_id", U32, n)
+    crime_key("eos-id-huge", tok + "eos_token_id", U32, 2**32 - 1)
+    crime_key("eos-id-negative", tok + "eos_token_id", I32, -2)
+    crime_key("mask-id-string", tok + "mask_token_id", STRING, "|<MASK>|")
+    crime_key("tokenizer-unknown", tok + "model", STRING, "klingon")
+    crime_key("pre-unknown", tok + "pre", STRING, "klingon")
+    crime_key("add-bos-string", tok + "add_bos_token", STRING, "false")
+
+    @crime("no-mask-token")
+    def _(g):
+        del g.kv[tok + "mask_token_id"]
+        g.put(tok + "tokens", ARRAY, (STRING, MINI_TOKENS[:-1] + ["<|unused|>"]))
+
+    # The chat template.
+    for name, text in {
+        "unclosed-tag": "{% if messages",
+        "unclosed-block": "{% for m in messages %}{{ m['content'] }}",
+        "unknown-statement": "{% import os %}",
+        "unknown-filter": "{{ messages[0]['content'] | system }}",
+        "attribute-walk": "{{ messages.__class__.__mro__ }}",
+        "endless": "{% for i in range(1000000000) %}a{% endfor %}",
+        "nested-loops": "{% for i in range(9999) %}" * 8 + "a" + "{% endfor %}" * 8,
+        "deep": "{{" + "(" * 100000,
+        "doubling": "{% set x = 'aaaaaaaa' %}" + "{% set x = x + x %}" * 60 + "{{ x }}",
+        "raises": "{{ raise_exception('no') }}",
+    }.items():
+        crime_key(f"template-{name}", "tokenizer.chat_template", STRING, text)
+
+    # The model.
+    crime_key("architecture-unknown", "general.architecture", STRING, "clip")
+    crime_key("architecture-number", "general.architecture", U32, 1)
+    for name, key, value in (
+        ("head-count-0", "attention.head_count", 0),
+        ("head-count-5", "attention.head_count", 5),
+        ("head-count-huge", "attention.head_count", 2**31),
+        ("head-count-kv-0", "attention.head_count_kv", 0),
+        ("head-count-kv-3", "attention.head_count_kv", 3),
+        ("block-count-0", "block_count", 0),
+        ("block-count-3", "block_count", 3),
+        ("block-count-4000000000", "block_count", 4000000000),
+        ("context-length-0", "context_length", 0),
+        ("embedding-length-0", "embedding_length", 0),
+        ("embedding-length-128", "embedding_length", 128),
+        ("embedding-length-huge", "embedding_length", 2**31),
+        ("feed-forward-length-0", "feed_forward_length", 0),
+        ("feed-forward-length-128", "feed_forward_length", 128),
+        ("vocab-size-17", "vocab_size", 17),
+        ("key-length-0", "attention.key_length", 0),
+        ("key-length-48", "attention.key_length", 48),
+        ("rope-dimensions-31", "rope.dimension_count", 31),
+        ("rope-dimensions-64", "rope.dimension_count", 64),
+        ("sub-block-size-0", "diffusion.sub_block_size", 0),
+        ("sub-block-size-3", "diffusion.sub_block_size", 3),
+        ("sub-block-size-9", "diffusion.sub_block_size", 9),
+        ("block-size-0", "diffusion.block_size", 0),
+        ("block-size-huge", "diffusion.block_size", 2**31),
+    ):
+        crime_key(name, key, U32, value)
+    crime_key("embedding-length-string", "embedding_length", STRING, "64")
+    crime_key("embedding-length-negative", "embedding_length", I32, -64)
+    crime_key("embedding-length-float", "embedding_length", F32, 64.0)
+    for value in (math.nan, math.inf, -1.0):
+        crime_key(f"eps-{value:g}", "attention.layer_norm_rms_epsilon", F32, value)
+        crime_key(f"rope-base-{value:g}", "rope.freq_base", F32, value)
+    crime_key("rope-base-0", "rope.freq_base", F32, 0.0)
+    crime_key("threshold-nan", "diffusion.threshold", F32, math.nan)
+    for key in ("attention", "align", "rule", "first_token"):
+        crime_key(
+            f"diffusion-{key.replace('_', '-')}-unknown", f"diffusion.{key}", STRING, "klingon"
+        )
+    crime_key("shift-logits-string", "diffusion.shift_logits", STRING, "true")
+
+    @crime(
+        "no-tensor-{}",
+        "token_embd.weight",
+        "output_norm.weight",
+        "blk.1.ffn_down.weight",
+        "blk.1.attn_norm.weight",
+        "blk.0.attn_sub_norm.weight",
+    )
+    def _(g, name):
+        g.tensors.remove(g.tensor(name))
+
+    crime_tensor("norm-of-32", "blk.0.attn_norm.weight", ne=[32])
+    crime_tensor("norm-of-two-dimensions", "blk.0.attn_norm.weight", ne=[8, 8])
+    crime_tensor("linear-half", "blk.0.attn_output.weight", ne=[64, 32])
+    crime_tensor("linear-one-dimension", "blk.0.attn_output.weight", ne=[4096])
+    crime_tensor("linear-three-dimensions", "blk.0.attn_output.weight", ne=[64, 32, 2])
+    crime_tensor("embedding-of-15-tokens", "token_embd.weight", ne=[64, 15])
+    crime_tensor("norm-quantized", "blk.0.attn_norm.weight", kind=TYPES["q2_0"].id)
+    crime_tensor("scale-of-two", "blk.0.attn_q.scale", ne=[2])
+    crime_tensor("scale-nan", "blk.0.attn_q.scale", data=struct.pack("<f", math.nan))
+    crime_tensor("scale-inf", "blk.0.attn_q.scale", data=struct.pack("<f", math.inf))
+    crime_tensor("block-scale-nan", q, data=b"\xff\x7f" * (64 * 18 // 2))
+    crime_tensor("norm-nan", "output_norm.weight", data=struct.pack("<64f", *[math.nan] * 64))
+    crime_tensor("embedding-inf", "token_embd.weight", data=b"\x00\x7c" * 64 * n)
+
+
+def hostile_files():
+    """Name -> bytes of every hostile file, and of the fine ones."""
+    if not CRIMES:
+        define_crimes()
+    files = {}
+    for name, spoil in CRIMES.items():
+        g = mini()
+        data = spoil(g)
+        files[name] = g.pack() if data is None else data
+    return files
+
+
+def write_hostile(folder):
+    os.makedirs(folder, exist_ok=True)
+    files = hostile_files()
+    for name, data in files.items():
+        with open(os.path.join(folder, name + ".gguf"), "wb") as f:
+            f.write(data)
+    print(f"{folder}: {len(files)} files")
+
+
 # ---- selftest --------------------------------------------------------------------------------------------------
 
 # w[i] = (((i^2 + 3i) mod 7) mod 3 - 1) / 2 for i < 256, as each format stores it: sha256 of the raw bytes.
 VECTOR_DIGESTS = {
-    "tq1_0": "d1710409aac838a1", "tq2_0": "c969d786dd48a076", "q2_0": "434994d25ca7d125",
-    "128": "b8f98f97e5f9d585", "64": "60e27a729c7fc60e", "seq": "f8ee0068a7b6a21a",
+    "tq1_0": "d1710409aac838a1",
+    "tq2_0": "c969d786dd48a076",
+    "q2_0": "434994d25ca7d125",
+    "128": "b8f98f97e5f9d585",
+    "64": "60e27a729c7fc60e",
+    "seq": "f8ee0068a7b6a21a",
 }
 
 
@@ -389,7 +854,7 @@ def decode_ternary(kind, data, n, n_cols, layout):
                 at, trit = 32 + (j - 160) % 16, (j - 160) // 16
             else:
                 at, trit = 48 + (j - 240) % 4, (j - 240) // 4
-            out[i] = (data[54 * b + at] * 3 ** trit & 255) * 3 >> 8
+            out[i] = (data[54 * b + at] * 3**trit & 255) * 3 >> 8
         elif kind == "tq2_0":
             out[i] = data[66 * b + 32 * (j // 128) + j % 32] >> 2 * (j % 128 // 32) & 3
         elif kind == "q2_0":
@@ -416,8 +881,11 @@ def selftest():
 
     codes = bytes((i * i + 3 * i) % 7 % 3 for i in range(256))
     for name, digest in VECTOR_DIGESTS.items():
-        data = (encode_i2s_codes(codes, 64, name) if name in I2S_LAYOUTS
-                else encode_linear(name, codes, 256, 0.5, "128"))
+        data = (
+            encode_i2s_codes(codes, 64, name)
+            if name in I2S_LAYOUTS
+            else encode_linear(name, codes, 256, 0.5, "128")
+        )
         check(f"vector {name}", hashlib.sha256(data).hexdigest()[:16] == digest)
 
     state, noise = 1, bytearray()
@@ -427,32 +895,56 @@ def selftest():
     for kind in ("tq1_0", "tq2_0", "q2_0", "i2_s"):
         for layout in I2S_LAYOUTS if kind == "i2_s" else ("128",):
             data = encode_linear(kind, bytes(noise), 256, 0.5, layout)
-            check(f"round trip {kind} {layout}",
-                  decode_ternary(kind, data, len(noise), 256, layout) == bytes(noise))
+            check(
+                f"round trip {kind} {layout}",
+                decode_ternary(kind, data, len(noise), 256, layout) == bytes(noise),
+            )
             t = TYPES[kind]
-            check(f"size {kind}", len(data) == len(noise) // t.block * t.bytes + (32 if kind == "i2_s" else 0))
-    check("bf16 rounds half to even", encode_dense("bf16", [1 + 2 ** -8, 1 + 3 * 2 ** -8]) == b"\x80\x3f\x82\x3f")
-    check("q8_0", encode_dense("q8_0", [127.0] + [-63.5] * 31) == struct.pack("<e32b", 1, 127, *[-64] * 31))
+            check(
+                f"size {kind}",
+                len(data) == len(noise) // t.block * t.bytes + (32 if kind == "i2_s" else 0),
+            )
+    check(
+        "bf16 rounds half to even",
+        encode_dense("bf16", [1 + 2**-8, 1 + 3 * 2**-8]) == b"\x80\x3f\x82\x3f",
+    )
+    check(
+        "q8_0",
+        encode_dense("q8_0", [127.0] + [-63.5] * 31) == struct.pack("<e32b", 1, 127, *[-64] * 31),
+    )
     print(f"{passed} passed, {failed} failed")
     return failed != 0
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("checkpoint", nargs="?", help="folder with config.json, tokenizer.json, model.safetensors")
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument(
+        "checkpoint", nargs="?", help="folder with config.json, tokenizer.json, model.safetensors"
+    )
     p.add_argument("-o", "--out", metavar="OUT.gguf")
-    p.add_argument("--type", choices=FILE_TYPES, default="tq2_0",
-                   help="type of the linear weights; f16 and f32 hold the ternary values {-m, 0, m}")
+    p.add_argument(
+        "--type",
+        choices=FILE_TYPES,
+        default="tq2_0",
+        help="type of the linear weights; f16 and f32 hold the ternary values {-m, 0, m}",
+    )
     p.add_argument("--embed-type", choices=("f16", "q8_0", "f32", "bf16"), default="f16")
-    p.add_argument("--scale", choices=("tensor", "f16"), default="tensor", help="where m is kept, see above")
+    p.add_argument(
+        "--scale", choices=("tensor", "f16"), default="tensor", help="where m is kept, see above"
+    )
     p.add_argument("--i2s-layout", choices=I2S_LAYOUTS, default="128")
     p.add_argument("--arch", default="bitnet-b1.58")
     p.add_argument("--threshold", type=float, default=0.9, help="diffusion.threshold, default 0.9")
     p.add_argument("--version", type=int, choices=(2, 3), default=3, help="of the GGUF container")
+    p.add_argument("--hostile", metavar="OUT_DIR", help="write one broken file per crime")
     p.add_argument("--selftest", action="store_true")
     args = p.parse_args()
     if args.selftest:
         return selftest()
+    if args.hostile:
+        return write_hostile(args.hostile)
     if not args.checkpoint or not args.out:
         p.error("give a checkpoint folder and -o OUT.gguf")
     data = convert(args)

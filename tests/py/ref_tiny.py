@@ -17,6 +17,7 @@ runs is what a faithful implementation can reach. --runs N is the number of such
 when it is close to one of them.
   .venv/bin/python tests/py/ref_tiny.py --f16 embed --runs 300 --write tests/golden/tiny-dlm-logits.json
 """
+
 import argparse
 import json
 import os
@@ -48,7 +49,9 @@ class Model:
 
         def linear(name):
             shape, codes, scale = ck.ternary(name)
-            return np.frombuffer(codes, np.uint8).reshape(shape).astype(F).T - 1, half(F(scale)) if "scales" in f16 else F(scale)
+            return np.frombuffer(codes, np.uint8).reshape(shape).astype(F).T - 1, (
+                half(F(scale)) if "scales" in f16 else F(scale)
+            )
 
         self.embed = dense("model.embed_tokens.weight")
         if "embed" in f16:
@@ -57,11 +60,18 @@ class Model:
         self.layers = []
         for i in range(c["num_hidden_layers"]):
             at = f"model.layers.{i}."
-            layer = {ours: dense(f"{at}{theirs}.weight") for theirs, ours in mkgguf.BLOCK_NORMS.items()}
-            layer |= {ours: linear(f"{at}{theirs}.weight") for theirs, ours in mkgguf.BLOCK_LINEARS.items()}
+            layer = {
+                ours: dense(f"{at}{theirs}.weight") for theirs, ours in mkgguf.BLOCK_NORMS.items()
+            }
+            layer |= {
+                ours: linear(f"{at}{theirs}.weight")
+                for theirs, ours in mkgguf.BLOCK_LINEARS.items()
+            }
             self.layers.append(layer)
         half_dim = c["head_dim"] // 2
-        self.inv_freq = (1 / c["rope_theta"] ** (np.arange(half_dim, dtype=np.float64) / half_dim)).astype(F)
+        self.inv_freq = (
+            1 / c["rope_theta"] ** (np.arange(half_dim, dtype=np.float64) / half_dim)
+        ).astype(F)
 
     def rms(self, x, gain):
         return x / np.sqrt((x * x).mean(-1, keepdims=True) + F(self.c["rms_norm_eps"])) * gain
@@ -100,8 +110,10 @@ class Model:
         x = self.embed[np.array(ids)]
         for w in self.layers:
             h = self.rms(x, w["attn_norm"])
-            q, k, v = (self.bit_linear(h, w[name]).reshape(n, -1, c["head_dim"])
-                       for name in ("attn_q", "attn_k", "attn_v"))
+            q, k, v = (
+                self.bit_linear(h, w[name]).reshape(n, -1, c["head_dim"])
+                for name in ("attn_q", "attn_k", "attn_v")
+            )
             h = self.attend(self.rope(q), self.rope(k), v, mask)
             x = x + self.bit_linear(self.rms(h, w["attn_sub_norm"]), w["attn_output"])
             h = self.rms(x, w["ffn_norm"])
@@ -115,7 +127,7 @@ def decode(model, prompt, threshold, max_new, stop, sub=8):
     """Generated ids up to the stop token, and per forward the [position, token, probability] it revealed."""
     mask_id, size = model.c["mask_token_id"], model.c["bd_size"]
     x, trace = list(prompt), []
-    while len(x) < len(prompt) + max_new and stop not in x[len(prompt):]:
+    while len(x) < len(prompt) + max_new and stop not in x[len(prompt) :]:
         masked = set(range(len(x), len(x) // size * size + size))
         x += [mask_id] * len(masked)
         for lo in range(len(x) - size, len(x), sub):
@@ -129,13 +141,16 @@ def decode(model, prompt, threshold, max_new, stop, sub=8):
                 for i in now:
                     x[todo[i]] = int(token[i])
                     masked.discard(todo[i])
-    out = x[len(prompt):len(prompt) + max_new]
-    return out[:out.index(stop) + 1] if stop in out else out, trace
+    out = x[len(prompt) : len(prompt) + max_new]
+    return out[: out.index(stop) + 1] if stop in out else out, trace
 
 
 def distance(got, case):
     """Largest difference from what the golden case records, and the number of rows with another top-1."""
-    worst = max(np.abs(got[0] - case["logits_first_row"]).max(), np.abs(got[-1] - case["logits_last_row"]).max())
+    worst = max(
+        np.abs(got[0] - case["logits_first_row"]).max(),
+        np.abs(got[-1] - case["logits_last_row"]).max(),
+    )
     for row, top in zip(got, case["top5"]):
         worst = max(worst, max(abs(float(row[i]) - v) for i, v in top))
     return worst, sum(int(row.argmax()) != top[0][0] for row, top in zip(got, case["top5"]))
@@ -162,18 +177,42 @@ def compare_logits(model, golden, runs, out_path):
     for case in golden["cases"]:
         found, count = outcomes(model, case["prompt_ids"], runs)
         dist = [distance(got, case) for got in found]
-        least, wrong_top = min(d for d, _ in dist), max(w for _, w in dist)
+        least, wrong_top = min(dist)
         ok &= least <= 1e-4 and wrong_top == 0
-        print(f"logits: {dist[0][0]:.1e}, least {least:.1e} of {len(found)} outcomes, "
-              f"{wrong_top} of {len(case['top5'])} rows with another top-1")
-        cases.append({"prompt_ids": case["prompt_ids"], "outcomes": [
-            {"runs": n, "top5": [[[int(i), round(float(row[i]), 5)] for i in np.argsort(-row, kind="stable")[:5]]
-                                 for row in got]} for got, n in zip(found, count)]})
+        print(
+            f"logits: {dist[0][0]:.1e}, least {least:.1e} of {len(found)} outcomes, "
+            f"{wrong_top} of {len(case['top5'])} rows with another top-1"
+        )
+        cases.append(
+            {
+                "prompt_ids": case["prompt_ids"],
+                "outcomes": [
+                    {
+                        "runs": n,
+                        "top5": [
+                            [
+                                [int(i), round(float(row[i]), 5)]
+                                for i in np.argsort(-row, kind="stable")[:5]
+                            ]
+                            for row in got
+                        ],
+                    }
+                    for got, n in zip(found, count)
+                ],
+            }
+        )
     if out_path:
         with open(out_path, "w", encoding="utf-8") as f:
-            json.dump({"made_by": "tests/py/ref_tiny.py " + " ".join(sys.argv[1:]), "numpy": np.__version__,
-                       "note": "Block-causal forward of each prompt, f32. An outcome is what remains of one choice "
-                       "of int8 rounding ties; top5: [token, logit] of every row.", "cases": cases}, f)
+            json.dump(
+                {
+                    "made_by": "tests/py/ref_tiny.py " + " ".join(sys.argv[1:]),
+                    "numpy": np.__version__,
+                    "note": "Block-causal forward of each prompt, f32. An outcome is what remains of one choice "
+                    "of int8 rounding ties; top5: [token, logit] of every row.",
+                    "cases": cases,
+                },
+                f,
+            )
             f.write("\n")
     return ok
 
@@ -181,26 +220,50 @@ def compare_logits(model, golden, runs, out_path):
 def compare_traces(model, golden):
     equal, slack = 0, 0.0
     for case in golden["cases"]:
-        out, trace = decode(model, case["prompt_ids"], golden["threshold"], case["max_new_tokens"],
-                            golden["stop_token_id"], golden["sub_block"])
+        out, trace = decode(
+            model,
+            case["prompt_ids"],
+            golden["threshold"],
+            case["max_new_tokens"],
+            golden["stop_token_id"],
+            golden["sub_block"],
+        )
         want = case["trace"]
-        same = out == case["output_ids"] and [[r[:2] for r in f] for f in trace] == [[r[:2] for r in f] for f in want]
+        same = out == case["output_ids"] and [[r[:2] for r in f] for f in trace] == [
+            [r[:2] for r in f] for f in want
+        ]
         equal += same
         if same:
-            slack = max([slack] + [abs(a[2] - b[2]) for f, g in zip(trace, want) for a, b in zip(f, g)])
+            slack = max(
+                [slack] + [abs(a[2] - b[2]) for f, g in zip(trace, want) for a, b in zip(f, g)]
+            )
         else:
-            at = next((i for i, (f, g) in enumerate(zip(trace, want)) if [r[:2] for r in f] != [r[:2] for r in g]),
-                      min(len(trace), len(want)))
-            print(f"  differs (stable: {case['stable']}): {case['question']!r} at forward {at} of {len(want)}")
+            at = next(
+                (
+                    i
+                    for i, (f, g) in enumerate(zip(trace, want))
+                    if [r[:2] for r in f] != [r[:2] for r in g]
+                ),
+                min(len(trace), len(want)),
+            )
+            print(
+                f"  differs (stable: {case['stable']}): {case['question']!r} at forward {at} of {len(want)}"
+            )
             print(f"    reference {want[at:at + 1]}\n    here      {trace[at:at + 1]}")
-    print(f"threshold {golden['threshold']}: {equal} of {len(golden['cases'])} traces equal, "
-          f"probabilities within {slack:.1e}")
+    print(
+        f"threshold {golden['threshold']}: {equal} of {len(golden['cases'])} traces equal, "
+        f"probabilities within {slack:.1e}"
+    )
     return equal
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("checkpoint", nargs="?", default=os.path.join(HERE, "../../../shared/models/tiny-dlm"))
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument(
+        "checkpoint", nargs="?", default=os.path.join(HERE, "../../../shared/models/tiny-dlm")
+    )
     p.add_argument("--f16", default="", metavar="scales,embed,kv")
     p.add_argument("--runs", type=int, default=100)
     p.add_argument("--write", metavar="OUT.json")
