@@ -323,11 +323,11 @@ class Checkpoint:
         return shape, bytes(code[v] for v in values), mean
 
 
-def put_model(g, c, arch, file_type):
+def put_model(g, name, c, arch, file_type):
     heads = c["num_attention_heads"]
     head_dim = c.get("head_dim") or c["hidden_size"] // heads
     g.put("general.architecture", STRING, arch)
-    g.put("general.name", STRING, "tiny-dlm")
+    g.put("general.name", STRING, name)
     g.put("general.file_type", U32, file_type)
     for key, value in (
         ("context_length", c["max_position_embeddings"]),
@@ -414,7 +414,7 @@ def put_tensors(g, ck, args):
 def convert(args):
     ck = Checkpoint(args.checkpoint)
     g = Gguf(args.version)
-    put_model(g, ck.config, args.arch, FILE_TYPES[args.type])
+    put_model(g, os.path.basename(os.path.normpath(args.checkpoint)), ck.config, args.arch, FILE_TYPES[args.type])
     put_diffusion(g, ck.config["bd_size"], ck.generation["small_block_length"], args.threshold)
     put_tokenizer(g, ck)
     put_tensors(g, ck, args)
@@ -465,7 +465,7 @@ def mini():
             state = (state * 1103515245 + 12345) & 0x7FFFFFFF
             yield state >> 16
 
-    put_model(g, MINI_CONFIG, ARCH, FILE_TYPES["q2_0"])
+    put_model(g, "mini", MINI_CONFIG, ARCH, FILE_TYPES["q2_0"])
     put_diffusion(g, 8, 4, 0.9)
     g.put("tokenizer.ggml.model", STRING, "gpt2")
     g.put("tokenizer.ggml.pre", STRING, "qwen2")
