@@ -152,6 +152,19 @@ static bool os_read_stdin(Buf *out, Err *e) {
     return os_read_fd_(OS_STDIN, "standard input", out, e);
 }
 
+/* Was something piped into us, as opposed to a terminal, /dev/null or nothing at all? */
+static bool os_stdin_is_piped(void) {
+    struct stat st;
+    return fstat(OS_STDIN, &st) == 0 &&
+           (S_ISFIFO(st.st_mode) || S_ISREG(st.st_mode) || S_ISSOCK(st.st_mode));
+}
+
+/* Waits up to `ms` until standard input has something to say, its end included. */
+static bool os_stdin_ready(int ms) {
+    struct pollfd f = {.fd = OS_STDIN, .events = POLLIN};
+    return poll(&f, 1, ms) != 0;
+}
+
 /* Lines of standard input, as a conversation reads them. */
 typedef struct {
     char held[4096];

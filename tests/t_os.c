@@ -172,9 +172,16 @@ static void test_lines(void) {
     l = (OsLines){0};
     CHECK_INT(os_read_line(&l, &b, &e), OS_LINE_FAILED);
     CHECK_ERR(e, ERR_MEMORY, "the line");
+    CHECK(os_stdin_is_piped());
+    int null = open("/dev/null", O_RDONLY);
+    dup2(null, OS_STDIN);
+    close(null);
+    CHECK(!os_stdin_is_piped());
+    CHECK(os_stdin_ready(0)); /* its end is something to say */
     feed("whole", 5);
     buf_clear(&b);
     e = (Err){0};
+    CHECK(os_stdin_ready(0));
     CHECK_OK(os_read_stdin(&b, &e), e);
     CHECK_STR(buf_view(&b), STR("whole"));
     buf_free(&b);
