@@ -1,0 +1,122 @@
+/* dlm.c - block-diffusion language models in one static binary: the front door.
+ *
+ * A diffusion language model does not write left to right. It is shown a block of masked places and
+ * says, for every place at once, which token it believes in and how strongly. The tokens it is sure
+ * of are revealed, the model looks again, and a few looks later the block is text. dlm runs such
+ * models: ternary (BitNet) or not, from one GGUF file, on the CPU, with nothing installed.
+ *
+ * This file is the floor plan and one translation unit: it includes every room of src/ from the
+ * ground up, and one compile command makes the program:
+ *
+ *     cc -std=c11 -D_GNU_SOURCE -O2 -ffp-contract=off dlm.c -o dlm -lpthread
+ *
+ * A room is a .c file whose functions are all static and carry the room's name. It includes the
+ * rooms it stands on and no other, so a call that reaches upward does not compile. What goes up
+ * goes as return values, or through callbacks that were handed down.
+ *
+ *     roof            cli                                    the only room that exits
+ *     fourth floor    sample  decode  engine                 diffusion: why the house exists
+ *     third floor     model  graph                           what a model is; one forward pass
+ *     second floor    quant  kern_ref  kern_x86  kern        numbers
+ *     first floor     gguf  json  utf8  tok  tmpl            pure functions on bytes, all fuzzed
+ *     ground          base  mem  os  pool                    knows no models and no formats
+ *
+ * The way of one answer, from the door up and down again:
+ *
+ *     cli      reads the options and the prompt, opens an engine, hands it callbacks
+ *     engine   maps the file; gguf says where everything lies, tok and tmpl turn messages to ids
+ *     model    finds the family's row in the architecture table, binds and checks the tensors
+ *     decode   lays out blocks, asks for forwards, reveals what is certain, commits what is done
+ *     graph    one forward pass over a batch of rows, against the op table of dlm_kernels.h
+ *     kern     runs those ops on all threads at the best level this CPU has
+ *     sample   turns a row of logits into a token and its probability
+ *     cli      prints the text as its blocks settle, then what it cost
+ *
+ * To read the house, start at decode.c; graph.c is the forward pass; model.c knows the families. */
+
+/* The model that answers when none is named is built in, unless asked otherwise; see the end. */
+#ifndef DLM_NO_DEMO
+#define DLM_DEMO
+#endif
+
+/* ---- the ground: stone ---- */
+
+/* Integer names, string slices, the error type, assertions, checked arithmetic. */
+#include "src/base.c"
+/* The one allocator; arenas with a lid; bounded buffers. */
+#include "src/mem.c"
+/* Files, clock, random, processors, threads, signals: the only room with POSIX headers. */
+#include "src/os.c"
+/* Worker threads that share a range of rows. */
+#include "src/pool.c"
+
+/* ---- the first floor: papers. Nothing here trusts a byte it reads. ---- */
+
+/* Model files: metadata and tensor directory, read in place. */
+#include "src/gguf.c"
+/* A bounded JSON reader and an escaping writer. */
+#include "src/json.c"
+/* Code points and their classes, from a generated table. */
+#include "src/utf8.c"
+/* Text to token ids and back. */
+#include "src/tok.c"
+/* Chat templates: the subset of Jinja that published models use. */
+#include "src/tmpl.c"
+
+/* ---- the second floor: the engine room ---- */
+
+/* Block layouts, matrices in memory, and the two tables of functions everything above is written
+ * against: the kernels of a CPU level, and the operations of a backend. Types and no code. */
+#include "dlm_kernels.h"
+/* Every block format: rows in and out. */
+#include "src/quant.c"
+/* The scalar kernels: the law that the other levels are checked against. */
+#include "src/kern_ref.c"
+/* The x86 levels; empty on other machines. */
+#include "src/kern_x86.c"
+/* Which level this CPU has, weights laid out for it, and the CPU's table of operations. */
+#include "src/kern.c"
+
+/* ---- the third floor: the model ---- */
+
+/* Families as rows of a table; tensors bound by name and checked by shape; the decode record. */
+#include "src/model.c"
+/* One forward pass, written once; the KV cache. */
+#include "src/graph.c"
+
+/* ---- the fourth floor: diffusion ---- */
+
+/* Logits to a token and its probability; temperature, top-k, top-p, min-p, the seed. */
+#include "src/sample.c"
+/* Blocks, sub-blocks, thresholds, commits, stops. */
+#include "src/decode.c"
+/* A loaded model and its slots: prompts in, text and events out. */
+#include "src/engine.c"
+
+/* ---- the roof: doors to the outside ---- */
+
+/* The command line: one table of options drives parsing, help, manual and completions. */
+#include "src/cli.c"
+
+/* ---- the cellar: the model that answers when none is named ----
+ *
+ * A trained block-diffusion model of 2.6 million ternary weights, put into the read-only data as it
+ * lies in the repository, so that the program is useful the moment it is built. The labels stay
+ * local to this object: `nm` shows one global function, main. Built with -DDLM_NO_DEMO the program
+ * is smaller and needs -m. */
+#ifdef DLM_DEMO
+#ifndef DLM_DEMO_FILE
+#define DLM_DEMO_FILE "tests/golden/tiny-dlm.gguf"
+#endif
+__asm__(".pushsection .rodata.dlm_demo, \"a\", %progbits\n"
+        ".balign 64\n"
+        "dlm_demo_begin:\n"
+        ".incbin \"" DLM_DEMO_FILE "\"\n"
+        "dlm_demo_end:\n"
+        ".byte 0\n" /* so that the end is an address inside the section */
+        ".popsection\n");
+#endif
+
+int main(int argc, char **argv) {
+    return cli_main(argc, argv);
+}

@@ -1,0 +1,2043 @@
+/* cli.c - the command line: one table of options drives parsing, help, the manual and completions.
+ *
+ * Owns:      the process: what is printed where, and the exit status.
+ * Stands on: base mem os pool gguf json utf8 tok tmpl quant kern model graph decode engine
+ * Promises:  the answer and nothing else on stdout, everything else on stderr; every failure is one
+ *            clear line; the only room that decides how the program ends. */
+#ifndef DLM_CLI_C
+#define DLM_CLI_C
+
+#include "base.c"
+#include "decode.c"
+#include "engine.c"
+#include "gguf.c"
+#include "graph.c"
+#include "json.c"
+#include "kern.c"
+#include "mem.c"
+#include "model.c"
+#include "os.c"
+#include "pool.c"
+#include "quant.c"
+#include "tmpl.c"
+#include "tok.c"
+#include "utf8.c"
+
+#ifndef DLM_VERSION
+#define DLM_VERSION "0.1.0"
+#endif
+
+#define CLI_STOPS_MAX 16
+#define CLI_ARGS_MAX 65536 /* token ids on a command line */
+#define CLI_PROMPT_MAX ((size_t)16 << 20)
+#define CLI_TURNS_MAX 1024
+#define CLI_COLUMNS 98 /* of help */
+
+/* ---- what a command line says ---- */
+
+enum { CLI_COLOR_AUTO, CLI_COLOR_ALWAYS, CLI_COLOR_NEVER };
+
+typedef struct {
+    EngineOptions engine;
+    DecodeParams decode;
+    const char *prompt, *file, *system, *system_file, *template_file, *trace;
+    bool raw, json, watch, stats, quiet, verbose, help, version;
+    bool pieces, parse_special, add_special;
+    i32 color;
+    u64 seed;
+    bool seed_given;
+    Str stops[CLI_STOPS_MAX];
+    i32 n_stops;
+    bool named;  /* the command was named */
+    char **args; /* [n_args] what is not an option */
+    i32 n_args;
+} Cli;
+
+/* ---- the tables: commands, groups, words, options ---- */
+
+enum {
+    CLI_RUN = 1,
+    CLI_CHAT = 2,
+    CLI_INFO = 4,
+    CLI_TOKENIZE = 8,
+    CLI_DETOKENIZE = 16,
+    CLI_VERSION = 32,
+    CLI_HELP = 64,
+    CLI_COMPLETION = 128,
+    CLI_ANSWER = CLI_RUN | CLI_CHAT,
+    CLI_FILES = CLI_ANSWER | CLI_INFO | CLI_TOKENIZE | CLI_DETOKENIZE,
+    CLI_ALL = 255
+};
+
+typedef enum {
+    CLI_G_PROMPT,
+    CLI_G_LENGTH,
+    CLI_G_DIFFUSION,
+    CLI_G_SAMPLING,
+    CLI_G_MODEL,
+    CLI_G_OUTPUT,
+    CLI_G_TEXT,
+    CLI_G_COUNT
+} CliGroup;
+
+static const char *const CLI_GROUPS[CLI_G_COUNT] = {
+    "Prompt", "Length", "Diffusion", "Sampling", "Model and machine", "Output", "Tokens",
+};
+
+typedef struct {
+    const char *name;
+    i32 value;
+} CliWord;
+
+static const CliWord CLI_MODES[] = {{"greedy", DECODE_GREEDY},
+                                    {"iterative", DECODE_ITERATIVE},
+                                    {"adaptive", DECODE_ADAPTIVE},
+                                    {"ar", DECODE_AR},
+                                    {NULL, 0}};
+static const CliWord CLI_COLORS[] = {{"auto", CLI_COLOR_AUTO},
+                                     {"always", CLI_COLOR_ALWAYS},
+                                     {"never", CLI_COLOR_NEVER},
+                                     {NULL, 0}};
+static const CliWord CLI_LAYOUTS[] = {{"128", DLM_I2S_128},
+                                      {"64", DLM_I2S_64},
+                                      {"row4", DLM_I2S_ROW4},
+                                      {"seq", DLM_I2S_SEQ},
+                                      {NULL, 0}};
+
+typedef enum {
+    CLI_SWITCH, /* bool; also spelled --no-NAME */
+    CLI_TEXT,   /* const char * */
+    CLI_INT,    /* i32 */
+    CLI_REAL,   /* f32 */
+    CLI_WORD,   /* i32, one of words */
+    CLI_SEED,   /* u64, or -1 for a random one */
+    CLI_STOP    /* adds to Cli.stops */
+} CliKind;
+
+typedef struct {
+    char letter;       /* -x, or 0 */
+    const char *name;  /* --name */
+    const char *alias; /* other spellings, whole, separated by one space */
+    CliKind kind;
+    const char *arg; /* what the value is called in help; NULL for a switch */
+    size_t at;       /* offset of the field in Cli */
+    f64 min, max;    /* of CLI_INT and CLI_REAL */
+    const CliWord *words;
+    u32 verbs; /* commands that take it */
+    CliGroup group;
+    const char *env;   /* variable that gives the value when the option does not */
+    const char *unset; /* how help names the default when the number does not tell */
+    const char *help;
+} CliOpt;
+
+#define CLI_AT(field) .at = offsetof(Cli, field)
+
+static const CliOpt CLI_OPTS[] = {
+    {'p', "prompt", NULL, CLI_TEXT, "TEXT", CLI_AT(prompt),
+     .verbs = CLI_RUN | CLI_TOKENIZE | CLI_DETOKENIZE, .group = CLI_G_PROMPT,
+     .help = "The prompt; - reads it from standard input. Text that is piped in is added below it."},
+    {'f', "file", NULL, CLI_TEXT, "FILE", CLI_AT(file),
+     .verbs = CLI_RUN | CLI_TOKENIZE | CLI_DETOKENIZE, .group = CLI_G_PROMPT,
+     .help = "Read the prompt from a file; with -p the file comes after that text."},
+    {0, "system", "-sys --system-prompt", CLI_TEXT, "TEXT", CLI_AT(system), .verbs = CLI_ANSWER,
+     .group = CLI_G_PROMPT, .help = "System message: how to answer."},
+    {0, "system-file", "-sysf --system-prompt-file", CLI_TEXT, "FILE", CLI_AT(system_file),
+     .verbs = CLI_ANSWER, .group = CLI_G_PROMPT, .help = "Read the system message from a file."},
+    {0, "raw", "-no-cnv --no-conversation", CLI_SWITCH, NULL, CLI_AT(raw), .verbs = CLI_RUN,
+     .group = CLI_G_PROMPT, .help = "Continue the prompt as it is, without the chat template."},
+    {0, "chat-template", "--chat-template-file", CLI_TEXT, "FILE", CLI_AT(template_file),
+     .verbs = CLI_ANSWER, .group = CLI_G_PROMPT,
+     .help = "Use the chat template (Jinja) in this file instead of the model's."},
+
+    {'n', "max-tokens", "--predict --n-predict", CLI_INT, "N", CLI_AT(decode.max_tokens), .min = -1,
+     .max = 1048576, .verbs = CLI_ANSWER, .group = CLI_G_LENGTH,
+     .help = "Tokens to generate at most; -1 goes on until the context is full."},
+    {'c', "ctx-size", NULL, CLI_INT, "N", CLI_AT(engine.n_ctx), .min = 0, .max = 16777216,
+     .verbs = CLI_ANSWER | CLI_INFO, .group = CLI_G_LENGTH, .unset = "the model's, up to 4096",
+     .help = "Context: how many tokens prompt and answer may have together."},
+    {0, "stop", "-r --reverse-prompt", CLI_STOP, "TEXT", .verbs = CLI_ANSWER, .group = CLI_G_LENGTH,
+     .help = "End the answer before this text; may be given up to 16 times."},
+
+    {0, "decode-mode", NULL, CLI_WORD, "MODE", CLI_AT(decode.mode), .words = CLI_MODES,
+     .verbs = CLI_ANSWER, .group = CLI_G_DIFFUSION,
+     .help = "How blocks are revealed (dlm help modes)."},
+    {0, "threshold", NULL, CLI_REAL, "P", CLI_AT(decode.threshold), .min = 0, .max = 2,
+     .verbs = CLI_ANSWER, .group = CLI_G_DIFFUSION, .unset = "the model's",
+     .help = "Reveal tokens whose probability is above P; above 1 reveals one at a time."},
+    {0, "block-size", "--diffusion-block-length", CLI_INT, "N", CLI_AT(decode.block_size), .min = 0,
+     .max = 4096, .verbs = CLI_ANSWER, .group = CLI_G_DIFFUSION, .unset = "the model's",
+     .help = "Tokens in a block."},
+    {0, "sub-block-size", "--small-block-size", CLI_INT, "N", CLI_AT(decode.sub_block_size), .min = 0,
+     .max = 4096, .verbs = CLI_ANSWER, .group = CLI_G_DIFFUSION, .unset = "the model's",
+     .help = "Tokens in the part of a block that is revealed before the next part begins."},
+    {0, "dual-cache", NULL, CLI_SWITCH, NULL, CLI_AT(decode.dual_cache), .verbs = CLI_ANSWER,
+     .group = CLI_G_DIFFUSION,
+     .help = "Keep the keys and values of the whole block and recompute one sub-block of it."},
+    {0, "early-stop", NULL, CLI_SWITCH, NULL, CLI_AT(decode.early_stop), .verbs = CLI_ANSWER,
+     .group = CLI_G_DIFFUSION,
+     .help = "End a block where its text ends instead of finishing the rest of it."},
+    {0, "mask-token-id", NULL, CLI_INT, "ID", CLI_AT(engine.mask_token_id), .min = -1,
+     .max = 2147483647, .verbs = CLI_ANSWER | CLI_INFO, .group = CLI_G_DIFFUSION,
+     .unset = "the model's", .help = "The mask token, where the file does not name it."},
+
+    {0, "temp", "--temperature", CLI_REAL, "T", CLI_AT(decode.sample.temperature), .min = 0,
+     .max = 10, .verbs = CLI_ANSWER, .group = CLI_G_SAMPLING,
+     .help = "Temperature; 0 takes the most probable token (dlm help sampling)."},
+    {0, "top-k", NULL, CLI_INT, "N", CLI_AT(decode.sample.top_k), .min = 0, .max = 1048576,
+     .verbs = CLI_ANSWER, .group = CLI_G_SAMPLING, .unset = "off",
+     .help = "Sample among the N most probable tokens; 0 is off."},
+    {0, "top-p", NULL, CLI_REAL, "P", CLI_AT(decode.sample.top_p), .min = 0, .max = 1,
+     .verbs = CLI_ANSWER, .group = CLI_G_SAMPLING,
+     .help = "Sample among the fewest tokens that hold P of the probability; 1 is off."},
+    {0, "min-p", NULL, CLI_REAL, "P", CLI_AT(decode.sample.min_p), .min = 0, .max = 1,
+     .verbs = CLI_ANSWER, .group = CLI_G_SAMPLING, .unset = "off",
+     .help = "Drop tokens below P times the most probable one's probability; 0 is off."},
+    {'s', "seed", NULL, CLI_SEED, "N", CLI_AT(seed), .verbs = CLI_ANSWER, .group = CLI_G_SAMPLING,
+     .unset = "random",
+     .help = "Seed of the random numbers; the same seed gives the same text. -1 is random."},
+
+    {'m', "model", NULL, CLI_TEXT, "FILE", CLI_AT(engine.path), .verbs = CLI_FILES,
+     .group = CLI_G_MODEL, .env = "DLM_MODEL",
+     .unset = "the built-in demo model",
+     .help = "The model, a GGUF file (dlm help formats)."},
+    {'t', "threads", NULL, CLI_INT, "N", CLI_AT(engine.n_threads), .min = 0,
+     .max = POOL_THREADS_MAX, .verbs = CLI_ANSWER, .group = CLI_G_MODEL, .env = "DLM_THREADS",
+     .unset = "all processors", .help = "Threads; the answer does not depend on how many."},
+    {0, "cpu", NULL, CLI_TEXT, "LEVEL", CLI_AT(engine.cpu_level),
+     .verbs = CLI_ANSWER | CLI_INFO | CLI_VERSION, .group = CLI_G_MODEL, .env = "DLM_CPU",
+     .unset = "the best there is",
+     .help = "Instruction set to use, one of those that dlm version lists."},
+    {0, "i2s-layout", NULL, CLI_WORD, "LAYOUT", CLI_AT(engine.i2s_layout), .words = CLI_LAYOUTS,
+     .verbs = CLI_ANSWER | CLI_INFO, .group = CLI_G_MODEL,
+     .help = "How the codes of I2_S tensors lie, which their files do not say."},
+    {0, "pre", NULL, CLI_TEXT, "NAME", CLI_AT(engine.pre), .verbs = CLI_FILES,
+     .group = CLI_G_MODEL, .unset = "the file's", .help = "Pre-tokenizer, where the file's is wrong."},
+
+    {0, "json", NULL, CLI_SWITCH, NULL, CLI_AT(json),
+     .verbs = CLI_RUN | CLI_INFO | CLI_TOKENIZE | CLI_DETOKENIZE, .group = CLI_G_OUTPUT,
+     .help = "Print one JSON object instead of text."},
+    {0, "watch", "--diffusion-visual", CLI_SWITCH, NULL, CLI_AT(watch), .verbs = CLI_ANSWER,
+     .group = CLI_G_OUTPUT,
+     .help = "Show the block as it denoises, on standard error; colour tells the confidence."},
+    {0, "trace", NULL, CLI_TEXT, "FILE", CLI_AT(trace), .verbs = CLI_ANSWER, .group = CLI_G_OUTPUT,
+     .help = "Write one JSON line for each forward pass."},
+    {0, "stats", NULL, CLI_SWITCH, NULL, CLI_AT(stats), .verbs = CLI_ANSWER, .group = CLI_G_OUTPUT,
+     .help = "Close with a line of what the answer cost, on standard error."},
+    {0, "color", NULL, CLI_WORD, "WHEN", CLI_AT(color), .words = CLI_COLORS, .verbs = CLI_ANSWER,
+     .group = CLI_G_OUTPUT, .help = "Colour on standard error."},
+    {'v', "verbose", NULL, CLI_SWITCH, NULL, CLI_AT(verbose), .verbs = CLI_FILES,
+     .group = CLI_G_OUTPUT, .help = "Say more on standard error."},
+    {'q', "quiet", NULL, CLI_SWITCH, NULL, CLI_AT(quiet), .verbs = CLI_FILES, .group = CLI_G_OUTPUT,
+     .help = "Say nothing on standard error but errors."},
+    {'h', "help", NULL, CLI_SWITCH, NULL, CLI_AT(help), .verbs = CLI_ALL, .group = CLI_G_OUTPUT,
+     .help = "Print this help."},
+    {'V', "version", NULL, CLI_SWITCH, NULL, CLI_AT(version), .verbs = CLI_RUN,
+     .group = CLI_G_OUTPUT, .help = "Print the version."},
+
+    {0, "pieces", NULL, CLI_SWITCH, NULL, CLI_AT(pieces), .verbs = CLI_TOKENIZE,
+     .group = CLI_G_TEXT, .help = "Print a line for each token: its id and its text."},
+    {0, "parse-special", NULL, CLI_SWITCH, NULL, CLI_AT(parse_special), .verbs = CLI_TOKENIZE,
+     .group = CLI_G_TEXT, .help = "Read the spellings of special tokens as special tokens."},
+    {0, "add-special", NULL, CLI_SWITCH, NULL, CLI_AT(add_special), .verbs = CLI_TOKENIZE,
+     .group = CLI_G_TEXT, .help = "Add the tokens that the model puts around a prompt."},
+};
+
+typedef struct {
+    const char *name;
+    u32 bit;
+    i32 args_max; /* words that are not options */
+    const char *usage, *help;
+} CliVerb;
+
+static const CliVerb CLI_VERBS[] = {
+    {"run", CLI_RUN, 0, "[run] [-m FILE] -p TEXT [OPTIONS]",
+     "Answer one prompt. The word run may be left out."},
+    {"chat", CLI_CHAT, 0, "chat [-m FILE] [OPTIONS]",
+     "Hold a conversation; /help lists what can be typed, Ctrl-C stops an answer."},
+    {"info", CLI_INFO, 1, "info [FILE] [--json]",
+     "What a model file holds, how it decodes, what memory it needs."},
+    {"tokenize", CLI_TOKENIZE, 1, "tokenize [-m FILE] [TEXT]",
+     "Print the token ids of a text, or of standard input."},
+    {"detokenize", CLI_DETOKENIZE, CLI_ARGS_MAX, "detokenize [-m FILE] [ID...]",
+     "Print the text of token ids, or of those on standard input."},
+    {"version", CLI_VERSION, 0, "version", "Print the version and what this build can do."},
+    {"help", CLI_HELP, 1, "help [COMMAND|TOPIC]", "Explain a command or a topic."},
+    {"completion", CLI_COMPLETION, 1, "completion bash|zsh|fish",
+     "Print a completion script for a shell."},
+};
+
+typedef struct {
+    const char *name, *title, *text;
+} CliTopic;
+
+static const CliTopic CLI_TOPICS[] = {
+    {"modes", "How a block is revealed",
+     "The answer is made block by block. A block begins as masks; each forward pass proposes a token\n"
+     "and a probability for every mask of the sub-block at hand.\n"
+     "\n"
+     "  iterative  Reveal what is above --threshold, and always the best one; go on with the next\n"
+     "             sub-block when this one is done. The default.\n"
+     "  adaptive   The same with a threshold that is lenient in the first passes of a block and\n"
+     "             strict later.\n"
+     "  greedy     Reveal everything after one pass: the fastest and the roughest.\n"
+     "  ar         No diffusion: one token at a time, left to right, causal. What serves models\n"
+     "             that were not trained to diffuse.\n"
+     "\n"
+     "A finished block is committed by one more pass over its final tokens. The closing line counts\n"
+     "both kinds: tokens per forward is tokens / (denoising + committing passes).\n"},
+    {"formats", "What can be read",
+     "GGUF files of version 2 and 3, little-endian, mapped and used in place.\n"
+     "\n"
+     "  tensors    F32 F16 BF16 Q8_0 TQ1_0 TQ2_0 Q2_0, and I2_S of the BitNet fork\n"
+     "  families   bitnet, bitnet-b1.58, bitnet-25; llama, qwen2\n"
+     "  tokenizer  byte-level BPE (tokenizer.ggml.model = gpt2) with the pre-tokenizers gpt-2,\n"
+     "             llama-bpe, qwen2 and smollm\n"
+     "\n"
+     "I2_S does not record the order of its codes: --i2s-layout 128 is that of files made on x86 and\n"
+     "of the official ones, 64 that of the ARM tools, row4 and seq are rarer.\n"
+     "\n"
+     "A model can diffuse when it was trained to and its mask token is known: from --mask-token-id,\n"
+     "then tokenizer.ggml.mask_token_id, then the vocabulary. dlm info FILE says which it was.\n"},
+    {"sampling", "How a token is chosen",
+     "At --temp 0, the default, every token is the most probable one: diffusion models are trained\n"
+     "and measured that way, and the answer is then the same every time. Above 0, in this order:\n"
+     "--top-k, --top-p and --min-p thin the choice out, then the temperature is applied and a token\n"
+     "is drawn. The probability that decides what is revealed is always the plain one, at\n"
+     "temperature 1 and before thinning.\n"
+     "\n"
+     "The same file, options and --seed give the same text, for any number of threads.\n"},
+    {"exit-codes", "What the exit status means",
+     "  0    the answer was given, or the reader of standard output had enough\n"
+     "  1    something failed while running: input or output, or a limit\n"
+     "  2    the command line is wrong\n"
+     "  3    the model file is unusable, or cannot do what was asked\n"
+     "  4    out of memory\n"
+     "  130  interrupted with Ctrl-C\n"},
+    {"env", "Variables of the environment",
+     "  DLM_MODEL    the model, where -m is not given\n"
+     "  DLM_CPU      the instruction set, where --cpu is not given\n"
+     "  DLM_THREADS  the number of threads, where -t is not given\n"
+     "  NO_COLOR     when set and not empty: no colour, unless --color always\n"
+     "  TERM         dumb: no colour and no redrawing\n"},
+};
+
+/* ---- did you mean ---- */
+
+#define CLI_NAME_MAX 32
+
+/* Levenshtein distance of two short names; a long one is far from everything. */
+static u32 cli_distance_(Str a, Str b) {
+    u8 row[CLI_NAME_MAX + 1];
+    if (a.n > CLI_NAME_MAX || b.n > CLI_NAME_MAX) return UINT32_MAX;
+    for (size_t j = 0; j <= b.n; j++) row[j] = (u8)j;
+    for (size_t i = 1; i <= a.n; i++) {
+        u8 diagonal = row[0];
+        row[0] = (u8)i;
+        for (size_t j = 1; j <= b.n; j++) {
+            u8 swap = (u8)(diagonal + (a.p[i - 1] != b.p[j - 1]));
+            u8 step = (u8)(MIN_OF(row[j], row[j - 1]) + 1);
+            diagonal = row[j];
+            row[j] = MIN_OF(swap, step);
+        }
+    }
+    return row[b.n];
+}
+
+/* The candidate nearest to what was typed; near means a third of the letters, or a beginning. */
+typedef struct {
+    Str typed;
+    const char *best;
+    u32 distance;
+} CliGuess;
+
+static void cli_guess_(CliGuess *g, const char *candidate) {
+    Str c = str_of(candidate);
+    u32 d = cli_distance_(g->typed, c), limit = (u32)MAX_OF(g->typed.n, c.n) / 3;
+    if (g->typed.n >= 2 && str_starts(c, g->typed)) d = MIN_OF(d, 1u);
+    if (d > MAX_OF(limit, 1u) || (g->best && d >= g->distance)) return;
+    g->best = candidate;
+    g->distance = d;
+}
+
+/* ---- parsing ---- */
+
+/* The whole text as a decimal integer. */
+static bool cli_integer_(Str s, i64 *out) {
+    bool minus = s.n && s.p[0] == '-';
+    i64 v = 0;
+    if (s.n == minus || s.n > 20) return false;
+    for (size_t i = minus; i < s.n; i++) {
+        if (s.p[i] < '0' || s.p[i] > '9') return false;
+        if (__builtin_mul_overflow(v, 10, &v) || __builtin_add_overflow(v, s.p[i] - '0', &v))
+            return false;
+    }
+    *out = minus ? -v : v;
+    return true;
+}
+
+/* The whole text as a decimal number: no hexadecimal, no "inf", no blanks. */
+static bool cli_real_(const char *z, f64 *out) {
+    Str s = str_of(z);
+    size_t digits = 0;
+    for (size_t i = 0; i < s.n; i++) {
+        if (s.p[i] >= '0' && s.p[i] <= '9') digits++;
+        else if (!strchr("+-.eE", s.p[i])) return false;
+    }
+    char *end = NULL;
+    *out = strtod(z, &end);
+    return digits > 0 && *end == 0 && *out >= -1e300 && *out <= 1e300;
+}
+
+/* Is `arg` one of the space-separated spellings in `list`? */
+static bool cli_listed_(const char *list, Str arg) {
+    for (const char *p = list; p && *p;) {
+        const char *end = strchr(p, ' ');
+        size_t n = end ? (size_t)(end - p) : strlen(p);
+        if (str_eq((Str){p, n}, arg)) return true;
+        p += n + (end != NULL);
+    }
+    return false;
+}
+
+/* An argument taken apart: which option, the value that came attached, and whether it said "no". */
+typedef struct {
+    const CliOpt *opt;
+    const char *value;
+    bool negated;
+} CliArg;
+
+static bool cli_match_(const char *arg, CliArg *out) {
+    const char *eq = strchr(arg, '=');
+    Str whole = str_of(arg), name = eq ? (Str){arg, (size_t)(eq - arg)} : whole;
+    bool is_long = str_starts(whole, STR("--"));
+    for (size_t i = 0; i < COUNT_OF(CLI_OPTS); i++) {
+        const CliOpt *o = &CLI_OPTS[i];
+        Str own = str_of(o->name);
+        *out = (CliArg){.opt = o, .value = eq ? eq + 1 : NULL};
+        if (is_long && str_eq(str_cut(name, 2, name.n), own)) return true;
+        if (cli_listed_(o->alias, name)) return true;
+        out->negated = true;
+        if (o->kind == CLI_SWITCH && str_starts(name, STR("--no-")) &&
+            str_eq(str_cut(name, 5, name.n), own))
+            return true;
+    }
+    for (size_t i = 0; i < COUNT_OF(CLI_OPTS) && !is_long; i++) {
+        const CliOpt *o = &CLI_OPTS[i];
+        if (!o->letter || o->letter != arg[1]) continue;
+        *out = (CliArg){.opt = o, .value = arg[2] ? arg + 2 + (arg[2] == '=') : NULL};
+        return !out->value || o->arg; /* -n5 is -n 5; -vq is nothing */
+    }
+    return false;
+}
+
+static bool cli_set_(Cli *c, const CliOpt *o, const char *name, const char *value, Err *e) {
+    void *field = (char *)c + o->at;
+    i64 i = 0;
+    f64 r = 0;
+    switch (o->kind) {
+    case CLI_SWITCH: break;
+    case CLI_TEXT: *(const char **)field = value; return true;
+    case CLI_INT:
+        if (!cli_integer_(str_of(value), &i) || (f64)i < o->min || (f64)i > o->max)
+            return err_set(e, ERR_USAGE, "%s takes a whole number from %.0f to %.0f, not '%s'", name,
+                           o->min, o->max, value);
+        *(i32 *)field = (i32)i;
+        return true;
+    case CLI_REAL:
+        if (!cli_real_(value, &r) || r < o->min || r > o->max)
+            return err_set(e, ERR_USAGE, "%s takes a number from %g to %g, not '%s'", name, o->min,
+                           o->max, value);
+        *(f32 *)field = (f32)r;
+        return true;
+    case CLI_WORD: {
+        char have[96] = "";
+        for (const CliWord *w = o->words; w->name; w++) {
+            size_t n = strlen(have);
+            snprintf(have + n, sizeof have - n, "%s%s", n ? ", " : "", w->name);
+            if (strcmp(w->name, value) != 0) continue;
+            *(i32 *)field = w->value;
+            return true;
+        }
+        return err_set(e, ERR_USAGE, "%s takes one of %s, not '%s'", name, have, value);
+    }
+    case CLI_SEED:
+        if (!cli_integer_(str_of(value), &i) || i < -1)
+            return err_set(e, ERR_USAGE, "%s takes a whole number from 0 to %lld, or -1, not '%s'",
+                           name, (long long)INT64_MAX, value);
+        c->seed = (u64)i;
+        c->seed_given = i >= 0;
+        return true;
+    case CLI_STOP:
+        if (c->n_stops == CLI_STOPS_MAX || !*value)
+            return err_set(e, ERR_USAGE, "%s takes a text that is not empty, at most %d times", name,
+                           CLI_STOPS_MAX);
+        c->stops[c->n_stops++] = str_of(value);
+        return true;
+    }
+    ASSERT(false);
+}
+
+static bool cli_unknown_(const char *arg, const CliVerb *verb, Err *e) {
+    const char *eq = strchr(arg, '=');
+    CliGuess g = {.typed = eq ? (Str){arg, (size_t)(eq - arg)} : str_of(arg)};
+    bool no = str_starts(g.typed, STR("--no-"));
+    g.typed = str_cut(g.typed, no ? 5 : strspn(arg, "-"), g.typed.n);
+    for (size_t i = 0; i < COUNT_OF(CLI_OPTS); i++) {
+        const CliOpt *o = &CLI_OPTS[i];
+        if (!(o->verbs & verb->bit) || (no && o->kind != CLI_SWITCH)) continue;
+        cli_guess_(&g, o->name);
+        for (const char *a = o->alias; a; a = strchr(a, ' '), a = a ? a + 1 : NULL)
+            if (str_starts(str_of(a), STR("--")) && !strchr(a, ' ')) cli_guess_(&g, a + 2);
+    }
+    if (g.best)
+        return err_set(e, ERR_USAGE, "unknown option '%s'; did you mean --%s%s?", arg,
+                       no ? "no-" : "", g.best);
+    return err_set(e, ERR_USAGE, "unknown option '%s'; 'dlm help %s' lists them", arg, verb->name);
+}
+
+static bool cli_parse_option_(Cli *c, const CliVerb *verb, char **argv, int argc, int *i, Err *e) {
+    const char *arg = argv[(*i)++];
+    CliArg a;
+    if (!cli_match_(arg, &a)) return cli_unknown_(arg, verb, e);
+    char name[CLI_NAME_MAX * 2];
+    snprintf(name, sizeof name, "%.*s", (int)strcspn(arg, "="), arg);
+    if (!(a.opt->verbs & verb->bit))
+        return err_set(e, ERR_USAGE, "%s does not apply to 'dlm %s'", name, verb->name);
+    if (!a.opt->arg) {
+        if (a.value) return err_set(e, ERR_USAGE, "%s takes no value", name);
+        *(bool *)((char *)c + a.opt->at) = !a.negated;
+        return true;
+    }
+    if (!a.value) {
+        if (*i == argc) return err_set(e, ERR_USAGE, "%s needs a value: %s", name, a.opt->arg);
+        a.value = argv[(*i)++];
+    }
+    return cli_set_(c, a.opt, name, a.value, e);
+}
+
+static const CliVerb *cli_verb_(const char *name) {
+    for (size_t i = 0; i < COUNT_OF(CLI_VERBS); i++)
+        if (strcmp(CLI_VERBS[i].name, name) == 0) return &CLI_VERBS[i];
+    return NULL;
+}
+
+static bool cli_unknown_verb_(const char *name, Err *e) {
+    CliGuess g = {.typed = str_of(name)};
+    for (size_t i = 0; i < COUNT_OF(CLI_VERBS); i++) cli_guess_(&g, CLI_VERBS[i].name);
+    if (g.best)
+        return err_set(e, ERR_USAGE, "unknown command '%s'; did you mean 'dlm %s'?", name, g.best);
+    if (str_ends(g.typed, STR(".gguf")))
+        return err_set(e, ERR_USAGE, "'%s' is no command; did you mean 'dlm -m %s'?", name, name);
+    return err_set(e, ERR_USAGE, "unknown command '%s'; a prompt goes after -p", name);
+}
+
+static Cli cli_defaults_(void) {
+    Cli c = {.engine = engine_options_default(), .decode = decode_params_default(), .stats = true};
+    return c;
+}
+
+static bool cli_env_(Cli *c, const CliVerb *verb, Err *e) {
+    for (size_t i = 0; i < COUNT_OF(CLI_OPTS); i++) {
+        const CliOpt *o = &CLI_OPTS[i];
+        const char *value = o->env && (o->verbs & verb->bit) ? getenv(o->env) : NULL;
+        if (value && *value && !cli_set_(c, o, o->env, value, e)) return false;
+    }
+    return true;
+}
+
+/* Reads the command line over the environment over the defaults. *verb is set even on failure. */
+static bool cli_parse_(Cli *c, const CliVerb **verb, int argc, char **argv, Err *e) {
+    int i = 1;
+    *verb = &CLI_VERBS[0];
+    if (argc > 1 && argv[1][0] != '-') {
+        const CliVerb *named = cli_verb_(argv[i++]);
+        if (!named) return cli_unknown_verb_(argv[1], e);
+        *verb = named;
+        c->named = true;
+    }
+    c->args = argv + i; /* words are moved to the front of what is left, over what was read */
+    if (!cli_env_(c, *verb, e)) return false;
+    for (bool options = true; i < argc;) {
+        if (options && strcmp(argv[i], "--") == 0) {
+            options = false;
+            i++;
+        } else if (options && argv[i][0] == '-' && argv[i][1]) {
+            if (!cli_parse_option_(c, *verb, argv, argc, &i, e)) return false;
+        } else if (c->n_args == (*verb)->args_max) {
+            return err_set(e, ERR_USAGE, "unexpected argument '%s'%s", argv[i],
+                           (*verb)->bit == CLI_RUN ? "; a prompt goes after -p, in quotes" : "");
+        } else {
+            c->args[c->n_args++] = argv[i++];
+        }
+    }
+    if (c->decode.max_tokens == 0)
+        return err_set(e, ERR_USAGE, "-n 0 asks for nothing; give 1 or more, or -1");
+    return true;
+}
+
+/* ---- help ---- */
+
+/* Appends text, broken between words; lines after the first begin at column `indent`. */
+static void cli_wrap_(Buf *out, size_t indent, const char *text) {
+    size_t column = indent;
+    for (const char *p = text; *p;) {
+        size_t n = strcspn(p, " ");
+        if (column + n > CLI_COLUMNS) {
+            buf_printf(out, "\n%*s", (int)indent, "");
+            column = indent;
+        } else if (p != text) {
+            buf_char(out, ' ');
+            column++;
+        }
+        buf_put(out, p, n);
+        column += n;
+        p += n;
+        while (*p == ' ') p++;
+    }
+    buf_char(out, '\n');
+}
+
+/* "[default: 0.9]", or nothing where the option is simply off. */
+static void cli_put_default_(Buf *out, const CliOpt *o, const Cli *c) {
+    const void *field = (const char *)c + o->at;
+    if (o->unset) {
+        buf_printf(out, " [default: %s]", o->unset);
+    } else if (o->kind == CLI_INT) {
+        buf_printf(out, " [default: %d]", *(const i32 *)field);
+    } else if (o->kind == CLI_REAL) {
+        buf_printf(out, " [default: %g]", (f64) * (const f32 *)field);
+    } else if (o->kind == CLI_SWITCH && *(const bool *)field) {
+        buf_printf(out, " [default: on]");
+    }
+    for (const CliWord *w = o->kind == CLI_WORD ? o->words : NULL; w && w->name; w++)
+        if (w->value == *(const i32 *)field) buf_printf(out, " [default: %s]", w->name);
+}
+
+/* The option's whole description as one paragraph. */
+static void cli_put_about_(Buf *out, const CliOpt *o, const Cli *defaults) {
+    buf_printf(out, "%s", o->help);
+    for (const CliWord *w = o->words; w && w->name; w++)
+        buf_printf(out, "%s%s", w == o->words ? " One of: " : ", ", w->name);
+    if (o->words) buf_char(out, '.');
+    cli_put_default_(out, o, defaults);
+    if (o->env) buf_printf(out, " [env: %s]", o->env);
+    if (o->alias) buf_printf(out, " [also: %s]", o->alias);
+}
+
+static void cli_put_label_(Buf *out, const CliOpt *o, const Cli *defaults) {
+    bool on = o->kind == CLI_SWITCH && *(const bool *)((const char *)defaults + o->at);
+    if (o->letter) buf_printf(out, "-%c, ", o->letter);
+    buf_printf(out, "--%s%s", on ? "[no-]" : "", o->name);
+    if (o->arg) buf_printf(out, " %s", o->arg);
+}
+
+#define CLI_HELP_INDENT 28
+
+static void cli_put_options_(Buf *out, u32 verb) {
+    Cli defaults = cli_defaults_();
+    for (int group = 0; group < CLI_G_COUNT; group++) {
+        bool titled = false;
+        for (size_t i = 0; i < COUNT_OF(CLI_OPTS); i++) {
+            const CliOpt *o = &CLI_OPTS[i];
+            if ((int)o->group != group || !(o->verbs & verb)) continue;
+            if (!titled) buf_printf(out, "\n%s:\n", CLI_GROUPS[group]);
+            titled = true;
+            size_t from = out->n;
+            buf_printf(out, "  %s", o->letter ? "" : "    ");
+            cli_put_label_(out, o, &defaults);
+            size_t used = out->n - from;
+            if (used >= CLI_HELP_INDENT) buf_char(out, '\n'), used = 0;
+            buf_printf(out, "%*s", (int)(CLI_HELP_INDENT - used), "");
+            Buf about = {0};
+            cli_put_about_(&about, o, &defaults);
+            cli_wrap_(out, CLI_HELP_INDENT, about.p ? about.p : "");
+            buf_free(&about);
+        }
+    }
+}
+
+static void cli_put_verbs_(Buf *out) {
+    for (size_t i = 0; i < COUNT_OF(CLI_VERBS); i++) {
+        buf_printf(out, "  dlm %-36s", CLI_VERBS[i].usage);
+        cli_wrap_(out, 42, CLI_VERBS[i].help);
+    }
+}
+
+static void cli_help_general_(Buf *out) {
+    buf_printf(out, "dlm runs block-diffusion language models (and others) from one GGUF file.\n\n"
+                    "Usage:\n");
+    cli_put_verbs_(out);
+    buf_printf(out, "\nOptions of dlm run ('dlm help COMMAND' for those of another command):\n");
+    cli_put_options_(out, CLI_RUN);
+    buf_printf(out, "\nTopics ('dlm help TOPIC'):\n");
+    for (size_t i = 0; i < COUNT_OF(CLI_TOPICS); i++)
+        buf_printf(out, "  %-12s  %s\n", CLI_TOPICS[i].name, CLI_TOPICS[i].title);
+    buf_printf(out, "  %-12s  %s\n", "man", "This help as a manual page: dlm help man | man -l -");
+}
+
+static void cli_help_verb_(Buf *out, const CliVerb *v) {
+    buf_printf(out, "Usage: dlm %s\n\n%s\n", v->usage, v->help);
+    cli_put_options_(out, v->bit);
+}
+
+/* Text for roff: a backslash, a dash and a leading dot mean something to it. */
+static void cli_put_roff_(Buf *out, const char *text) {
+    for (const char *p = text; *p; p++) {
+        if ((*p == '.' || *p == '\'') && (p == text || p[-1] == '\n')) buf_printf(out, "\\&");
+        if (*p == '\\') buf_printf(out, "\\e");
+        else if (*p == '-') buf_printf(out, "\\-");
+        else buf_char(out, *p);
+    }
+}
+
+static void cli_help_man_(Buf *out) {
+    Cli defaults = cli_defaults_();
+    buf_printf(out, ".TH DLM 1 \"\" \"dlm " DLM_VERSION "\"\n.SH NAME\ndlm \\- run block\\-diffusion "
+                    "language models\n.SH SYNOPSIS\n");
+    for (size_t i = 0; i < COUNT_OF(CLI_VERBS); i++) {
+        buf_printf(out, "%s.B dlm\n", i ? ".br\n" : "");
+        cli_put_roff_(out, CLI_VERBS[i].usage);
+        buf_char(out, '\n');
+    }
+    buf_printf(out, ".SH COMMANDS\n");
+    for (size_t i = 0; i < COUNT_OF(CLI_VERBS); i++) {
+        buf_printf(out, ".TP\n.B %s\n", CLI_VERBS[i].name);
+        cli_put_roff_(out, CLI_VERBS[i].help);
+        buf_char(out, '\n');
+    }
+    buf_printf(out, ".SH OPTIONS\n");
+    for (size_t i = 0; i < COUNT_OF(CLI_OPTS); i++) {
+        Buf text = {0};
+        cli_put_label_(&text, &CLI_OPTS[i], &defaults);
+        buf_printf(out, ".TP\n.B ");
+        cli_put_roff_(out, text.p ? text.p : "");
+        buf_clear(&text);
+        cli_put_about_(&text, &CLI_OPTS[i], &defaults);
+        buf_char(out, '\n');
+        cli_put_roff_(out, text.p ? text.p : "");
+        buf_char(out, '\n');
+        buf_free(&text);
+    }
+    for (size_t i = 0; i < COUNT_OF(CLI_TOPICS); i++) {
+        buf_printf(out, ".SH \"%s\"\n.nf\n", CLI_TOPICS[i].title);
+        cli_put_roff_(out, CLI_TOPICS[i].text);
+        buf_printf(out, ".fi\n");
+    }
+}
+
+static bool cli_help_(Buf *out, const char *name, Err *e) {
+    const CliVerb *verb = name ? cli_verb_(name) : NULL;
+    if (!name) cli_help_general_(out);
+    else if (verb) cli_help_verb_(out, verb);
+    else if (strcmp(name, "man") == 0) cli_help_man_(out);
+    if (out->n) return true;
+    CliGuess g = {.typed = str_of(name)};
+    cli_guess_(&g, "man");
+    for (size_t i = 0; i < COUNT_OF(CLI_VERBS); i++) cli_guess_(&g, CLI_VERBS[i].name);
+    for (size_t i = 0; i < COUNT_OF(CLI_TOPICS); i++) {
+        const CliTopic *t = &CLI_TOPICS[i];
+        cli_guess_(&g, t->name);
+        if (strcmp(t->name, name) == 0) return buf_printf(out, "%s\n\n%s", t->title, t->text);
+    }
+    if (g.best) return err_set(e, ERR_USAGE, "no help on '%s'; did you mean '%s'?", name, g.best);
+    return err_set(e, ERR_USAGE, "no help on '%s'; 'dlm help' lists commands and topics", name);
+}
+
+/* ---- completions ---- */
+
+/* The words that may follow on a command line of this verb: its options, long spellings. */
+static void cli_put_option_words_(Buf *out, u32 verb) {
+    for (size_t i = 0; i < COUNT_OF(CLI_OPTS); i++)
+        if (CLI_OPTS[i].verbs & verb) buf_printf(out, " --%s", CLI_OPTS[i].name);
+}
+
+static void cli_completion_bash_(Buf *out) {
+    buf_printf(out, "_dlm() {\n    local words prev=${COMP_WORDS[COMP_CWORD-1]} verb=${COMP_WORDS[1]}\n"
+                    "    case $prev in\n");
+    for (size_t i = 0; i < COUNT_OF(CLI_OPTS); i++) {
+        const CliOpt *o = &CLI_OPTS[i];
+        if (!o->words) continue;
+        buf_printf(out, "    --%s) words='", o->name);
+        for (const CliWord *w = o->words; w->name; w++) buf_printf(out, "%s ", w->name);
+        buf_printf(out, "' ;;\n");
+    }
+    buf_printf(out, "    *) case $verb in\n");
+    for (size_t i = 0; i < COUNT_OF(CLI_VERBS); i++) {
+        buf_printf(out, "        %s) words='", i ? CLI_VERBS[i].name : "run | -*");
+        cli_put_option_words_(out, CLI_VERBS[i].bit);
+        buf_printf(out, "' ;;\n");
+    }
+    buf_printf(out, "        esac ;;\n    esac\n    [ \"$COMP_CWORD\" = 1 ] && words=\"$words");
+    for (size_t i = 0; i < COUNT_OF(CLI_VERBS); i++) buf_printf(out, " %s", CLI_VERBS[i].name);
+    buf_printf(out, "\"\n    COMPREPLY=($(compgen -W \"$words\" -- \"${COMP_WORDS[COMP_CWORD]}\"))\n}\n"
+                    "complete -o default -F _dlm dlm\n");
+}
+
+static void cli_completion_fish_(Buf *out) {
+    for (size_t i = 0; i < COUNT_OF(CLI_VERBS); i++)
+        buf_printf(out, "complete -c dlm -n __fish_use_subcommand -a %s -d \"%s\"\n",
+                   CLI_VERBS[i].name, CLI_VERBS[i].help);
+    for (size_t i = 0; i < COUNT_OF(CLI_OPTS); i++) {
+        const CliOpt *o = &CLI_OPTS[i];
+        buf_printf(out, "complete -c dlm -l %s", o->name);
+        if (o->letter) buf_printf(out, " -s %c", o->letter);
+        if (o->arg) buf_printf(out, " -r");
+        if (o->words) buf_printf(out, " -f -a \"");
+        for (const CliWord *w = o->words; w && w->name; w++) buf_printf(out, "%s ", w->name);
+        buf_printf(out, "%s -d \"%s\"\n", o->words ? "\"" : "", o->help);
+    }
+}
+
+static bool cli_completion_(Buf *out, const char *shell, Err *e) {
+    if (shell && strcmp(shell, "zsh") == 0) {
+        buf_printf(out, "#compdef dlm\nautoload -U +X bashcompinit && bashcompinit\n");
+        cli_completion_bash_(out);
+    } else if (shell && strcmp(shell, "bash") == 0) {
+        cli_completion_bash_(out);
+    } else if (shell && strcmp(shell, "fish") == 0) {
+        cli_completion_fish_(out);
+    } else {
+        return err_set(e, ERR_USAGE, "completion is for bash, zsh or fish; name one of them");
+    }
+    return true;
+}
+
+/* ---- output ---- */
+
+/* Writes to standard output. False with a clean *e when its reader has gone. */
+static bool cli_out_(Str s, Err *e) {
+    return os_write_all(OS_STDOUT, s.p, s.n, e);
+}
+
+static bool cli_out_buf_(const Buf *b, Err *e) {
+    return buf_ok(b, "the output", e) && cli_out_(buf_view(b), e);
+}
+
+static bool cli_env_set_(const char *name) {
+    const char *v = getenv(name);
+    return v && *v;
+}
+
+static bool cli_smart_terminal_(int fd) {
+    const char *term = getenv("TERM");
+    return os_isatty(fd) && !(term && strcmp(term, "dumb") == 0);
+}
+
+static bool cli_color_(const Cli *c, int fd) {
+    if (c->color != CLI_COLOR_AUTO) return c->color == CLI_COLOR_ALWAYS;
+    return cli_smart_terminal_(fd) && !cli_env_set_("NO_COLOR");
+}
+
+/* Appends valid UTF-8 with its control characters made visible, so that a model cannot drive the
+ * terminal: ^[ for ESC, and U+FFFD for the C1 controls. Newlines and tabs stay. */
+static void cli_put_visible_(Buf *out, Str s) {
+    for (size_t i = 0; i < s.n; i++) {
+        u8 b = (u8)s.p[i], next = i + 1 < s.n ? (u8)s.p[i + 1] : 0;
+        if (b == '\n' || b == '\t') {
+            buf_char(out, (char)b);
+        } else if (b < 0x20 || b == 0x7f) {
+            buf_char(out, '^');
+            buf_char(out, (char)(b ^ 0x40));
+        } else if (b == 0xc2 && next >= 0x80 && next < 0xa0) {
+            buf_printf(out, "\xef\xbf\xbd");
+            i++;
+        } else {
+            buf_char(out, (char)b);
+        }
+    }
+}
+
+static void cli_put_ids_(Buf *out, const i32 *ids, size_t n) {
+    buf_char(out, '[');
+    for (size_t i = 0; i < n; i++) buf_printf(out, "%s%d", i ? "," : "", ids[i]);
+    buf_char(out, ']');
+}
+
+static void cli_put_number_(Buf *out, const char *before, f64 v) {
+    buf_printf(out, "%s", before);
+    json_put_f64(out, v);
+}
+
+static void cli_put_string_(Buf *out, const char *before, Str s) {
+    buf_printf(out, "%s", before);
+    json_put_str(out, s);
+}
+
+/* ---- the prompt ---- */
+
+/* Files and pipes end with a newline that nobody means as part of the prompt. */
+static void cli_trim_newline_(Buf *b) {
+    if (b->n && b->p[b->n - 1] == '\n') b->n--;
+    if (b->n && b->p[b->n - 1] == '\r') b->n--;
+    if (b->p) b->p[b->n] = 0;
+}
+
+static bool cli_read_stdin_(Buf *out, Err *e) {
+    if (!os_stdin_ready(2000))
+        log_line(LOG_INFO, "reading standard input; end it with Ctrl-D, or start dlm with </dev/null");
+    if (!os_read_stdin(out, e)) return false;
+    cli_trim_newline_(out);
+    return true;
+}
+
+/* Appends the next part of the prompt, on a line of its own. */
+static bool cli_add_part_(Buf *text, Str part, Err *e) {
+    if (text->n && part.n) buf_char(text, '\n');
+    buf_str(text, part);
+    return buf_ok(text, "the prompt", e);
+}
+
+/* The text of -p, then of -f, then of what is piped in, each on its own line. */
+static bool cli_prompt_(const Cli *c, Buf *text, Err *e) {
+    bool dash_p = c->prompt && strcmp(c->prompt, "-") == 0;
+    bool dash_f = c->file && strcmp(c->file, "-") == 0;
+    Buf part = {.max = CLI_PROMPT_MAX};
+    bool ok = true;
+    text->max = CLI_PROMPT_MAX;
+    if (c->prompt && !dash_p) ok = cli_add_part_(text, str_of(c->prompt), e);
+    if (ok && c->file && !dash_f) {
+        ok = os_read_file(c->file, &part, e);
+        cli_trim_newline_(&part);
+        ok = ok && cli_add_part_(text, buf_view(&part), e);
+    }
+    buf_clear(&part);
+    if (ok && (dash_p || dash_f || os_stdin_is_piped()))
+        ok = cli_read_stdin_(&part, e) && cli_add_part_(text, buf_view(&part), e);
+    buf_free(&part);
+    if (!ok || text->n) return ok;
+    return err_set(e, ERR_USAGE, "no prompt: give one with -p TEXT, with -f FILE or through a pipe; "
+                                 "'dlm help' explains");
+}
+
+/* The system message, or an empty text. */
+static bool cli_system_(const Cli *c, Buf *text, Err *e) {
+    text->max = CLI_PROMPT_MAX;
+    if (c->system) buf_str(text, str_of(c->system));
+    if (!c->system_file) return buf_ok(text, "the system message", e);
+    if (c->system) return err_set(e, ERR_USAGE, "give --system or --system-file, not both");
+    bool ok = os_read_file(c->system_file, text, e);
+    cli_trim_newline_(text);
+    return ok;
+}
+
+/* ---- the engine, as the options want it ---- */
+
+typedef struct {
+    Engine *engine;
+    const Tok *tok;
+    const Model *model;
+    Buf chat_template; /* of --chat-template */
+    f64 ms_load;
+    DecodeParams params;
+} CliEngine;
+
+static void cli_engine_close_(CliEngine *x) {
+    if (x->engine) engine_close(x->engine);
+    buf_free(&x->chat_template);
+    *x = (CliEngine){0};
+}
+
+/* A random seed is short enough to be typed again. */
+static bool cli_params_(const Cli *c, DecodeParams *p, Err *e) {
+    u32 random = 0;
+    *p = c->decode;
+    p->sample.seed = c->seed;
+    if (!c->seed_given && p->sample.temperature > 0) {
+        if (!os_random(&random, sizeof random, e)) return false;
+        p->sample.seed = random;
+    }
+    if (p->max_tokens < 0) p->max_tokens = INT32_MAX;
+    p->stops = c->stops;
+    p->n_stops = c->n_stops;
+    return true;
+}
+
+static bool cli_engine_open_(CliEngine *x, const Cli *c, Err *e) {
+    *x = (CliEngine){.chat_template = {.max = CLI_PROMPT_MAX}};
+    f64 from = os_now_ms();
+    bool ok = cli_params_(c, &x->params, e) &&
+              (!c->template_file || os_read_file(c->template_file, &x->chat_template, e)) &&
+              engine_open(&x->engine, &c->engine, e);
+    if (!ok) {
+        cli_engine_close_(x);
+        return false;
+    }
+    x->ms_load = os_now_ms() - from;
+    x->tok = engine_tok(x->engine);
+    x->model = engine_model(x->engine);
+    if (!c->engine.path) log_line(LOG_INFO, "answering with the built-in demo model (-m names another)");
+    log_line(LOG_DEBUG, "ready after %.0f ms", x->ms_load);
+    Err why = {0};
+    if (c->decode.mode != DECODE_AR && !engine_can_diffuse(x->engine, &why)) {
+        *e = why;
+        cli_engine_close_(x);
+        return false;
+    }
+    return true;
+}
+
+static bool cli_has_template_(const CliEngine *x) {
+    return x->chat_template.n > 0 || x->tok->chat_template.n > 0;
+}
+
+/* Messages to ids, through --chat-template or the model's own. */
+static bool cli_render_(const CliEngine *x, const TmplMsg *msgs, size_t n, TokIds *out, Err *e) {
+    if (x->chat_template.n == 0) return engine_render(x->engine, msgs, n, out, e);
+    TmplVars vars = {.bos_token = tok_text(x->tok, x->tok->bos),
+                     .eos_token = tok_text(x->tok, x->tok->eos),
+                     .add_generation_prompt = true,
+                     .now_unix = os_now_unix()};
+    TmplOut text = {0};
+    bool ok = tmpl_render(buf_view(&x->chat_template), msgs, n, &vars, &text, e) &&
+              tok_encode_prompt(x->tok, buf_view(&text.text), (const u8 *)text.trust.p, out, e);
+    tmpl_out_free(&text);
+    return ok;
+}
+
+/* ---- watching a block denoise ---- */
+
+typedef enum { CLI_CELL_NONE, CLI_CELL_MASK, CLI_CELL_OLD, CLI_CELL_NEW } CliCellState;
+
+typedef struct {
+    i32 token;
+    f32 prob;
+    CliCellState state;
+} CliCell;
+
+#define CLI_WATCH_ROWS 12 /* lines of text that are redrawn */
+#define CLI_MASK "\xe2\x96\x92" /* U+2592, medium shade */
+
+typedef struct {
+    Buf cells; /* [n] CliCell: the answer so far, masks and all */
+    i32 rows;  /* lines on the screen that the next picture replaces */
+    bool redraw, color;
+} CliWatch;
+
+static bool cli_watch_update_(CliWatch *w, const DecodeStep *s) {
+    i32 n = MAX_OF(s->block_end - s->n_prompt, 0);
+    size_t want = (size_t)n * sizeof(CliCell);
+    if (want > w->cells.n) {
+        size_t more = want - w->cells.n;
+        if (!buf_reserve(&w->cells, more)) return false;
+        memset(w->cells.p + w->cells.n, 0, more);
+        w->cells.n = want;
+    }
+    CliCell *cells = (CliCell *)(void *)w->cells.p;
+    for (i32 i = MAX_OF(s->block_begin, s->n_prompt); i < s->block_end; i++) {
+        i32 at = i - s->block_begin;
+        bool masked = s->masked[at];
+        cells[i - s->n_prompt] = (CliCell){s->tokens[at], s->probs[at],
+                                           masked ? CLI_CELL_MASK : CLI_CELL_OLD};
+    }
+    for (i32 i = 0; i < s->n_reveals; i++) {
+        i32 at = s->reveals[i].pos - s->n_prompt;
+        if (at < 0 || at >= n) continue;
+        cells[at] = (CliCell){s->reveals[i].token, s->reveals[i].prob, CLI_CELL_NEW};
+    }
+    return true;
+}
+
+/* Green is sure, yellow less so, red a guess; bold was revealed by this pass. */
+static const char *cli_cell_color_(const CliCell *c) {
+    static const char *const colors[2][3] = {{"\x1b[32m", "\x1b[33m", "\x1b[31m"},
+                                             {"\x1b[1;32m", "\x1b[1;33m", "\x1b[1;31m"}};
+    if (c->state == CLI_CELL_MASK) return "\x1b[2m";
+    return colors[c->state == CLI_CELL_NEW][c->prob >= 0.9f ? 0 : c->prob >= 0.7f ? 1 : 2];
+}
+
+/* Appends one cell's text to a picture of `width` columns, its lines broken and its colour
+ * closed on every line. Code points from U+1100 count two columns: too many at worst, never too
+ * few. */
+static void cli_put_cell_(Buf *out, Str text, const char *color, i32 width, i32 *column) {
+    buf_printf(out, "%s", color);
+    for (size_t i = 0; i < text.n;) {
+        size_t from = i;
+        u32 cp = utf8_next(text, &i);
+        i32 columns = cp >= 0x1100 && cp != 0x2592 ? 2 : 1;
+        if (cp == '\n' || *column + columns > width) {
+            buf_printf(out, "%s\n%s", *color ? "\x1b[0m" : "", color);
+            *column = 0;
+        }
+        if (cp == '\n') continue;
+        buf_str(out, cp == '\t' ? STR(" ") : str_cut(text, from, i));
+        *column += columns;
+    }
+    if (*color) buf_printf(out, "\x1b[0m");
+}
+
+/* The answer as it stands. `line`: everything on one line, for what is not a terminal. */
+static void cli_put_picture_(Buf *out, const CliWatch *w, const Tok *tok, i32 width, bool line) {
+    const CliCell *cells = (const CliCell *)(const void *)w->cells.p;
+    Buf bytes = {0}, text = {0}, shown = {0};
+    TokUtf8 utf8 = {0};
+    i32 column = 0;
+    for (size_t i = 0; i < w->cells.n / sizeof *cells; i++) {
+        const CliCell *c = &cells[i];
+        if (c->state == CLI_CELL_NONE) continue;
+        buf_clear(&bytes), buf_clear(&text), buf_clear(&shown);
+        if (c->state == CLI_CELL_MASK) {
+            tok_utf8_end(&utf8, &text);
+            buf_printf(&text, CLI_MASK);
+        } else {
+            tok_bytes(tok, c->token, false, &bytes);
+            tok_utf8_put(&utf8, buf_view(&bytes), &text);
+        }
+        cli_put_visible_(&shown, buf_view(&text));
+        for (size_t j = 0; line && j < shown.n; j++)
+            if (shown.p[j] == '\n') shown.p[j] = ' ';
+        cli_put_cell_(out, buf_view(&shown), w->color ? cli_cell_color_(c) : "", width, &column);
+    }
+    buf_free(&bytes), buf_free(&text), buf_free(&shown);
+}
+
+/* Where the last `rows` lines of a text begin. */
+static size_t cli_last_lines_(Str s, i32 rows) {
+    size_t at = s.n;
+    while (at > 0 && (s.p[at - 1] != '\n' || --rows > 0)) at--;
+    return at;
+}
+
+static void cli_watch_erase_(CliWatch *w, Buf *out) {
+    if (w->rows) buf_printf(out, "\x1b[%dA\r\x1b[J", w->rows);
+    w->rows = 0;
+}
+
+static void cli_watch_draw_(CliWatch *w, const Tok *tok, const DecodeStep *s) {
+    Buf out = {0}, picture = {0};
+    i32 n_masked = 0;
+    if (!cli_watch_update_(w, s)) return;
+    for (i32 i = 0; i < s->block_end - s->block_begin; i++) n_masked += s->masked[i];
+    cli_put_picture_(&picture, w, tok, w->redraw ? os_tty_width(OS_STDERR) - 1 : INT32_MAX, !w->redraw);
+    if (w->redraw) cli_watch_erase_(w, &out);
+    buf_printf(&out, "block %d, %s %d: +%d, %d masked, %.1f ms%s", s->block, s->kind, s->step,
+               s->n_reveals, n_masked, s->ms, w->redraw ? "\n" : "  ");
+    Str lines = buf_view(&picture);
+    lines = str_cut(lines, cli_last_lines_(lines, CLI_WATCH_ROWS), lines.n);
+    buf_str(&out, lines);
+    buf_char(&out, '\n');
+    if (w->redraw) {
+        w->rows = 2;
+        for (size_t i = 0; i < lines.n; i++) w->rows += lines.p[i] == '\n';
+    }
+    if (!out.failed) os_write_all(OS_STDERR, out.p, out.n, NULL);
+    buf_free(&out);
+    buf_free(&picture);
+}
+
+/* ---- showing an answer while it is made ---- */
+
+typedef struct {
+    const Cli *cli;
+    const Tok *tok;
+    bool hold;       /* the text is printed at the end: --json, or --watch draws on the same terminal */
+    bool escape;     /* standard output is a terminal */
+    bool stop;       /* output failed, or its reader has gone: end the answer */
+    bool at_newline; /* what was printed ends with one */
+    Err err;         /* why output failed; clean when the reader has gone */
+    int trace_fd;    /* -1: none */
+    CliWatch watch;
+} CliShow;
+
+static bool cli_show_open_(CliShow *v, const Cli *c, const Tok *tok, Err *e) {
+    bool terminal = os_isatty(OS_STDOUT), redraw = cli_smart_terminal_(OS_STDERR);
+    *v = (CliShow){.cli = c, .tok = tok, .trace_fd = -1, .escape = terminal};
+    v->hold = c->json || (c->watch && terminal && redraw);
+    v->watch.redraw = redraw;
+    v->watch.color = cli_color_(c, OS_STDERR);
+    if (c->trace) v->trace_fd = os_create_file(c->trace, e);
+    return !c->trace || v->trace_fd >= 0;
+}
+
+static bool cli_show_close_(CliShow *v, Err *e) {
+    buf_free(&v->watch.cells);
+    int fd = v->trace_fd;
+    v->trace_fd = -1;
+    return fd < 0 || os_close_file(fd, v->cli->trace, e);
+}
+
+static void cli_print_(CliShow *v, Str s) {
+    if (v->stop || s.n == 0) return;
+    Buf visible = {0};
+    if (v->escape) cli_put_visible_(&visible, s);
+    v->stop = !(v->escape ? cli_out_buf_(&visible, &v->err) : cli_out_(s, &v->err));
+    v->at_newline = s.p[s.n - 1] == '\n';
+    buf_free(&visible);
+}
+
+static void cli_on_text_(void *arg, Str s) {
+    CliShow *v = arg;
+    if (!v->hold) cli_print_(v, s);
+}
+
+static void cli_trace_(CliShow *v, const DecodeStep *s) {
+    Buf line = {0};
+    buf_printf(&line, "{\"kind\":\"%s\",\"block\":%d,\"step\":%d,\"rows\":%d,\"pos\":[", s->kind,
+               s->block, s->step, s->n_rows);
+    for (i32 i = 0; i < s->n_reveals; i++) buf_printf(&line, "%s%d", i ? "," : "", s->reveals[i].pos);
+    buf_printf(&line, "],\"ids\":[");
+    for (i32 i = 0; i < s->n_reveals; i++)
+        buf_printf(&line, "%s%d", i ? "," : "", s->reveals[i].token);
+    buf_printf(&line, "],\"probs\":[");
+    for (i32 i = 0; i < s->n_reveals; i++)
+        cli_put_number_(&line, i ? "," : "", (f64)s->reveals[i].prob);
+    cli_put_number_(&line, "],\"ms\":", s->ms);
+    buf_printf(&line, "}\n");
+    bool ok = buf_ok(&line, "a trace line", &v->err) &&
+              os_write_all(v->trace_fd, line.p, line.n, &v->err);
+    if (!ok) v->stop = true;
+    buf_free(&line);
+}
+
+static void cli_on_step_(void *arg, const DecodeStep *s) {
+    CliShow *v = arg;
+    if (v->trace_fd >= 0 && !v->stop) cli_trace_(v, s);
+    if (v->cli->watch) cli_watch_draw_(&v->watch, v->tok, s);
+}
+
+static bool cli_on_cancelled_(void *arg) {
+    const CliShow *v = arg;
+    return v->stop || os_interrupts() > 0;
+}
+
+/* Generates one answer and prints it. An interrupt is not a failure here: r->finish tells. */
+static bool cli_answer_(const CliEngine *x, CliShow *v, const TokIds *prompt, DecodeResult *r, Err *e) {
+    DecodeEvents events = {v, cli_on_text_, cli_on_step_, cli_on_cancelled_};
+    v->watch.cells.n = 0;
+    bool ok = engine_generate(x->engine, 0, prompt->p, (i32)prompt->n, &x->params, &events, r, e);
+    if (v->watch.rows) {
+        Buf out = {0};
+        cli_watch_erase_(&v->watch, &out);
+        if (!out.failed) os_write_all(OS_STDERR, out.p, out.n, NULL);
+        buf_free(&out);
+    }
+    if (!ok) return false;
+    if (v->hold && !v->cli->json) cli_print_(v, buf_view(&r->text));
+    if (!v->cli->json && !v->at_newline) cli_print_(v, STR("\n"));
+    v->at_newline = false;
+    if (v->stop && v->err.code) *e = v->err;
+    return !v->stop;
+}
+
+/* ---- what an answer cost ---- */
+
+static i32 cli_forwards_(const DecodeResult *r) {
+    return r->n_forwards_denoise + r->n_forwards_commit + r->n_forwards_ar;
+}
+
+static f64 cli_ratio_(f64 a, f64 b) {
+    return b > 0 ? a / b : 0;
+}
+
+static void cli_put_bytes_(Buf *out, u64 bytes) {
+    f64 kib = (f64)bytes / 1024;
+    if (kib < 1024) buf_printf(out, "%.1f KiB", kib);
+    else if (kib < 1048576) buf_printf(out, "%.1f MiB", kib / 1024);
+    else buf_printf(out, "%.2f GiB", kib / 1048576);
+}
+
+#define CLI_DOT " \xc2\xb7 "
+
+static void cli_put_stats_(Buf *out, const DecodeResult *r) {
+    f64 n = (f64)r->ids.n;
+    i32 forwards = cli_forwards_(r);
+    buf_printf(out, "%zu token%s" CLI_DOT "%d forward%s", r->ids.n, r->ids.n == 1 ? "" : "s", forwards,
+               forwards == 1 ? "" : "s");
+    if (r->n_forwards_denoise)
+        buf_printf(out, " (%d denoise + %d commit)", r->n_forwards_denoise, r->n_forwards_commit);
+    buf_printf(out, CLI_DOT "%.1f tokens/forward", cli_ratio_(n, forwards));
+    if (r->n_forwards_denoise)
+        buf_printf(out, " (%.1f per denoise)", cli_ratio_(n, r->n_forwards_denoise));
+    f64 rate = cli_ratio_(n * 1e3, r->ms_decode);
+    buf_printf(out, CLI_DOT "%.*f tok/s" CLI_DOT "first token ", rate < 100, rate);
+    if (r->ms_first_token < 1000) buf_printf(out, "%.1f ms", r->ms_first_token);
+    else buf_printf(out, "%.2f s", r->ms_first_token / 1e3);
+    buf_printf(out, CLI_DOT "peak ");
+    cli_put_bytes_(out, os_peak_rss());
+}
+
+static void cli_print_stats_(const Cli *c, const DecodeResult *r) {
+    Buf line = {0};
+    if (!c->stats || base_log_level == LOG_QUIET) return;
+    cli_put_stats_(&line, r);
+    buf_char(&line, '\n');
+    if (!line.failed) os_write_all(OS_STDERR, line.p, line.n, NULL);
+    buf_free(&line);
+}
+
+static void cli_put_model_json_(Buf *out, const Cli *c, const CliEngine *x) {
+    buf_printf(out, "\"model\":{\"path\":");
+    if (c->engine.path) json_put_str(out, str_of(c->engine.path));
+    else buf_printf(out, "null");
+    buf_printf(out, ",\"builtin\":%s", c->engine.path ? "false" : "true");
+    cli_put_string_(out, ",\"name\":", x->model->name);
+    cli_put_string_(out, ",\"arch\":", str_of(x->model->family->arch));
+    buf_printf(out, ",\"n_vocab\":%d,\"n_ctx_train\":%d}", x->model->n_vocab, x->model->n_ctx_train);
+}
+
+static void cli_put_decode_json_(Buf *out, const CliEngine *x) {
+    const DecodeParams *p = &x->params;
+    const DecodeRecord *d = &x->model->decode;
+    cli_put_string_(out, "\"decode\":{\"mode\":", str_of(DECODE_MODE_NAMES[p->mode]));
+    cli_put_number_(out, ",\"threshold\":", (f64)(p->threshold > 0 ? p->threshold : d->threshold));
+    buf_printf(out, ",\"block_size\":%d,\"sub_block_size\":%d,\"dual_cache\":%s,\"early_stop\":%s",
+               p->block_size ? p->block_size : d->block_size,
+               p->sub_block_size ? p->sub_block_size : d->sub_block_size,
+               p->dual_cache ? "true" : "false", p->early_stop ? "true" : "false");
+    cli_put_number_(out, ",\"temperature\":", (f64)p->sample.temperature);
+    buf_printf(out, ",\"top_k\":%d", p->sample.top_k);
+    cli_put_number_(out, ",\"top_p\":", (f64)p->sample.top_p);
+    cli_put_number_(out, ",\"min_p\":", (f64)p->sample.min_p);
+    buf_char(out, '}');
+}
+
+static void cli_put_answer_json_(Buf *out, const Cli *c, const CliEngine *x, const TokIds *prompt,
+                                 const DecodeResult *r) {
+    cli_put_string_(out, "{\"text\":", buf_view(&r->text));
+    buf_printf(out, ",\"ids\":");
+    cli_put_ids_(out, r->ids.p, r->ids.n);
+    buf_printf(out, ",\"prompt_ids\":");
+    cli_put_ids_(out, prompt->p, prompt->n);
+    buf_printf(out, ",\"finish_reason\":\"%s\",\"usage\":{\"prompt_tokens\":%d,\"completion_tokens\":%zu,"
+                    "\"total_tokens\":%zu,\"cached_tokens\":%d}",
+               r->finish, r->n_prompt, r->ids.n, (size_t)r->n_prompt + r->ids.n, r->n_cached);
+    cli_put_number_(out, ",\"timings\":{\"load_ms\":", x->ms_load);
+    cli_put_number_(out, ",\"prefill_ms\":", r->ms_prefill);
+    cli_put_number_(out, ",\"decode_ms\":", r->ms_decode);
+    cli_put_number_(out, ",\"first_token_ms\":", r->ms_first_token);
+    cli_put_number_(out, ",\"tokens_per_second\":", cli_ratio_((f64)r->ids.n * 1e3, r->ms_decode));
+    buf_printf(out, "},\"forwards\":{\"prefill\":%d,\"denoise\":%d,\"commit\":%d,\"ar\":%d}",
+               r->n_forwards_prefill, r->n_forwards_denoise, r->n_forwards_commit, r->n_forwards_ar);
+    cli_put_number_(out, ",\"tokens_per_forward\":", cli_ratio_((f64)r->ids.n, cli_forwards_(r)));
+    buf_char(out, ',');
+    cli_put_model_json_(out, c, x);
+    buf_char(out, ',');
+    cli_put_decode_json_(out, x);
+    buf_printf(out, ",\"seed\":%llu,\"peak_rss_bytes\":%llu}\n",
+               (unsigned long long)x->params.sample.seed, (unsigned long long)os_peak_rss());
+}
+
+/* ---- dlm run ---- */
+
+static bool cli_run_ids_(const Cli *c, const CliEngine *x, Str text, TokIds *ids, Err *e) {
+    Buf system = {0};
+    if (!cli_system_(c, &system, e)) {
+        buf_free(&system);
+        return false;
+    }
+    TmplMsg msgs[2];
+    size_t n = 0;
+    if (system.n) msgs[n++] = (TmplMsg){STR("system"), buf_view(&system)};
+    msgs[n++] = (TmplMsg){STR("user"), text};
+    bool raw = c->raw || !cli_has_template_(x), ok;
+    if (raw && system.n)
+        ok = err_set(e, ERR_USAGE, "a system message needs a chat template, and %s",
+                     c->raw ? "--raw leaves it out" : "this model has none; give --chat-template FILE");
+    else if (raw) ok = tok_encode_prompt(x->tok, text, NULL, ids, e);
+    else ok = cli_render_(x, msgs, n, ids, e);
+    if (raw && !c->raw) log_line(LOG_INFO, "this model has no chat template: continuing the text as --raw");
+    buf_free(&system);
+    return ok;
+}
+
+static bool cli_run_prompt_(const Cli *c, const CliEngine *x, Str text, Err *e) {
+    TokIds ids = {0};
+    DecodeResult r = {0};
+    CliShow show = {.trace_fd = -1};
+    bool ok = cli_run_ids_(c, x, text, &ids, e) && cli_show_open_(&show, c, x->tok, e) &&
+              cli_answer_(x, &show, &ids, &r, e);
+    bool closed = cli_show_close_(&show, ok ? e : NULL);
+    if (ok && c->json) {
+        Buf out = {0};
+        cli_put_answer_json_(&out, c, x, &ids, &r);
+        ok = cli_out_buf_(&out, e);
+        buf_free(&out);
+    }
+    if (ok) cli_print_stats_(c, &r);
+    if (ok && strcmp(r.finish, "cancelled") == 0) ok = err_set(e, ERR_INTERRUPTED, "interrupted");
+    decode_result_free(&r);
+    tok_ids_free(&ids);
+    return ok && closed;
+}
+
+static bool cli_run_(const Cli *c, Err *e) {
+    Buf text = {0};
+    CliEngine x;
+    bool ok = cli_prompt_(c, &text, e) && cli_engine_open_(&x, c, e);
+    if (ok) {
+        ok = cli_run_prompt_(c, &x, buf_view(&text), e);
+        cli_engine_close_(&x);
+    }
+    buf_free(&text);
+    return ok;
+}
+
+/* ---- dlm chat ---- */
+
+typedef struct {
+    const Cli *cli;
+    CliEngine x;
+    CliShow show;
+    Buf system;
+    Buf texts[CLI_TURNS_MAX]; /* user and assistant in turn, after the system message */
+    size_t n_texts;
+    Buf stats; /* the closing line of the last answer */
+    OsLines lines;
+    bool terminal; /* someone types */
+} CliChat;
+
+static const char CLI_CHAT_HELP[] = "  /help   this list\n"
+                                    "  /clear  forget the conversation\n"
+                                    "  /stats  what the last answer cost\n"
+                                    "  /quit   leave (so does Ctrl-D)\n"
+                                    "Ctrl-C stops an answer; a second one leaves.\n";
+
+static void cli_chat_forget_(CliChat *t, size_t keep) {
+    while (t->n_texts > keep) buf_free(&t->texts[--t->n_texts]);
+}
+
+static bool cli_chat_render_(const CliChat *t, TokIds *ids, Err *e) {
+    TmplMsg *msgs = mem_alloc_n(t->n_texts + 1, sizeof *msgs, e);
+    if (!msgs) return false;
+    size_t n = 0;
+    if (t->system.n) msgs[n++] = (TmplMsg){STR("system"), buf_view(&t->system)};
+    for (size_t i = 0; i < t->n_texts; i++)
+        msgs[n++] = (TmplMsg){i % 2 ? STR("assistant") : STR("user"), buf_view(&t->texts[i])};
+    bool ok = cli_render_(&t->x, msgs, n, ids, e);
+    mem_free(msgs);
+    return ok;
+}
+
+/* One question and its answer. What was said before an interrupt is kept; a failed turn is taken
+ * back. */
+static bool cli_chat_turn_(CliChat *t, Str line, Err *e) {
+    size_t before = t->n_texts;
+    if (before + 2 > CLI_TURNS_MAX)
+        return err_set(e, ERR_RUNTIME, "the conversation is over %d messages long; /clear begins anew",
+                       CLI_TURNS_MAX);
+    TokIds ids = {0};
+    DecodeResult r = {0};
+    Buf *user = &t->texts[t->n_texts++];
+    bool ok = buf_str(user, line);
+    if (!ok) buf_ok(user, "the message", e);
+    ok = ok && cli_chat_render_(t, &ids, e) && cli_answer_(&t->x, &t->show, &ids, &r, e);
+    if (ok) {
+        t->texts[t->n_texts++] = r.text; /* the turn takes the text over */
+        r.text = (Buf){0};
+        buf_clear(&t->stats);
+        cli_put_stats_(&t->stats, &r);
+        if (t->cli->verbose) cli_print_stats_(t->cli, &r);
+    } else {
+        cli_chat_forget_(t, before);
+    }
+    bool stopped = ok && strcmp(r.finish, "cancelled") == 0;
+    if (stopped) log_line(LOG_INFO, "stopped; Ctrl-C again leaves");
+    decode_result_free(&r);
+    tok_ids_free(&ids);
+    return ok;
+}
+
+/* A line that begins with a slash. False: leave. */
+static bool cli_chat_command_(CliChat *t, Str line) {
+    static const char *const names[] = {"/help", "/clear", "/stats", "/quit", "/exit", "/bye"};
+    char name[CLI_NAME_MAX];
+    snprintf(name, sizeof name, "%.*s", STR_ARG(line));
+    if (strcmp(name, "/help") == 0) {
+        fputs(CLI_CHAT_HELP, stderr);
+    } else if (strcmp(name, "/clear") == 0) {
+        cli_chat_forget_(t, 0);
+        log_line(LOG_INFO, "the conversation is forgotten");
+    } else if (strcmp(name, "/stats") == 0) {
+        fprintf(stderr, "%s\n", t->stats.n ? t->stats.p : "no answer yet");
+    } else if (cli_listed_("/quit /exit /bye", line)) {
+        return false;
+    } else {
+        CliGuess g = {.typed = str_of(name)};
+        for (size_t i = 0; i < COUNT_OF(names); i++) cli_guess_(&g, names[i]);
+        fprintf(stderr, "dlm: unknown command '%s'; %s%s\n", name,
+                g.best ? "did you mean " : "/help lists them", g.best ? g.best : "");
+    }
+    return true;
+}
+
+/* Reads and answers lines until there are no more. */
+static bool cli_chat_loop_(CliChat *t, Err *e) {
+    Buf line = {.max = CLI_PROMPT_MAX};
+    bool go = true;
+    while (go) {
+        if (t->terminal) fputs("> ", stderr);
+        OsLineResult got = os_read_line(&t->lines, &line, e);
+        cli_trim_newline_(&line);
+        if (got == OS_LINE_INTERRUPTED) {
+            fputs("\n", stderr);
+            log_line(LOG_INFO, "Ctrl-C again leaves; so does Ctrl-D");
+            continue;
+        }
+        if (got != OS_LINE) break;
+        os_interrupts_clear();
+        Err failed = {0};
+        if (line.n == 0) continue;
+        if (line.p[0] == '/') {
+            go = cli_chat_command_(t, buf_view(&line));
+        } else if (!cli_chat_turn_(t, buf_view(&line), &failed)) {
+            go = failed.code != ERR_NONE && !t->show.stop; /* output that has gone ends it */
+            if (go) fprintf(stderr, "dlm: %s\n", failed.msg);
+            else *e = failed;
+        }
+    }
+    if (t->terminal && go) fputs("\n", stderr);
+    buf_free(&line);
+    return e->code == ERR_NONE;
+}
+
+static bool cli_chat_open_(CliChat *t, const Cli *c, Err *e) {
+    t->cli = c;
+    t->show.trace_fd = -1;
+    t->terminal = os_isatty(OS_STDIN);
+    if (!cli_system_(c, &t->system, e) || !cli_engine_open_(&t->x, c, e)) return false;
+    if (!cli_has_template_(&t->x))
+        return err_set(e, ERR_MODEL, "this model has no chat template, so it cannot hold a conversation; "
+                                     "give --chat-template FILE, or use dlm run");
+    if (t->terminal) log_line(LOG_INFO, "type a message; /help lists commands, Ctrl-D leaves");
+    return cli_show_open_(&t->show, c, t->x.tok, e);
+}
+
+static bool cli_chat_(const Cli *c, Err *e) {
+    CliChat *t = mem_alloc(sizeof *t, e);
+    if (!t) return false;
+    bool ok = cli_chat_open_(t, c, e) && cli_chat_loop_(t, e);
+    if (!cli_show_close_(&t->show, e)) ok = false;
+    cli_chat_forget_(t, 0);
+    buf_free(&t->system);
+    buf_free(&t->stats);
+    cli_engine_close_(&t->x);
+    mem_free(t);
+    return ok;
+}
+
+/* ---- a model file looked at, not loaded: info, tokenize, detokenize ---- */
+
+typedef struct {
+    OsMap map;
+    Gguf gguf;
+    Tok tok;
+    bool has_tok;
+} CliFile;
+
+static void cli_file_close_(CliFile *f) {
+    if (f->has_tok) tok_close(&f->tok);
+    gguf_close(&f->gguf);
+    os_unmap(&f->map);
+    *f = (CliFile){0};
+}
+
+/* Opens the directory of the model file, or of the built-in model. */
+static bool cli_file_open_(CliFile *f, const Cli *c, Err *e) {
+    *f = (CliFile){0};
+    const char *path = c->engine.path;
+    Str demo = engine_demo();
+    if (!path && demo.n == 0)
+        return err_set(e, ERR_USAGE, "no model: this build has no built-in one; name a GGUF file with -m");
+    if (path && !os_map_file(&f->map, path, e)) return false;
+    if (gguf_open(&f->gguf, path ? f->map.p : (const u8 *)demo.p, path ? f->map.n : demo.n,
+                  path ? path : ENGINE_DEMO_LABEL, e))
+        return true;
+    os_unmap(&f->map);
+    return false;
+}
+
+static bool cli_file_tok_(CliFile *f, const Cli *c, Err *e) {
+    f->has_tok = tok_open(&f->tok, &f->gguf, c->engine.pre, e);
+    return f->has_tok;
+}
+
+/* ---- dlm info ---- */
+
+static const struct {
+    const char *name;
+    const char *part; /* of the names of the tensors in this group */
+} CLI_TENSOR_GROUPS[] = {
+    {"norms, biases", NULL}, /* every vector */ {"embedding", "token_embd"},
+    {"attention", "attn"},   {"feed-forward", "ffn"},
+    {"output", "output"},    {"other", ""},
+};
+
+typedef struct {
+    u32 n_tensors;
+    u64 n_weights, n_bytes;
+    u64 codes[4]; /* ternary: how many are -1, 0, +1, +2 */
+} CliTensors;
+
+#define CLI_TYPES COUNT_OF(DLM_TYPES)
+
+typedef struct {
+    const Cli *cli;
+    CliFile file;
+    Model model;
+    Err why;       /* why the file cannot be run, when it cannot */
+    Err why_not;   /* why it cannot diffuse, when it cannot */
+    CliTensors groups[COUNT_OF(CLI_TENSOR_GROUPS)][CLI_TYPES];
+    u64 n_weights, weight_bytes, kv_bytes;
+    i32 n_ctx;
+} CliInfo;
+
+static size_t cli_tensor_group_(const GgufTensor *t) {
+    size_t i = 0;
+    if (t->ne[1] * t->ne[2] * t->ne[3] == 1) return i;
+    while (str_find(t->name, str_of(CLI_TENSOR_GROUPS[++i].part), 0) == SIZE_MAX) {}
+    return i;
+}
+
+/* Bytes of a tensor once it is loaded: ternary ones are laid out anew, the others stay in the
+ * file. */
+static u64 cli_tensor_memory_(const GgufTensor *t) {
+    if (!quant_is_ternary(t->type)) return t->n_bytes;
+    return (t->ne[0] + DLM_TILE_IN - 1) / DLM_TILE_IN *
+           ((t->ne[1] + DLM_TILE_OUT - 1) / DLM_TILE_OUT) * DLM_TILE_BYTES;
+}
+
+static bool cli_info_tensors_(CliInfo *f, Err *e) {
+    const Gguf *g = &f->file.gguf;
+    for (u32 i = 0; i < g->n_tensors; i++) {
+        const GgufTensor *t = &g->tensors[i];
+        size_t type = 0;
+        while (type + 1 < CLI_TYPES && DLM_TYPES[type].type != t->type) type++;
+        CliTensors *group = &f->groups[cli_tensor_group_(t)][type];
+        u64 counts[4] = {0}, n = t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3];
+        if (quant_is_ternary(t->type) && t->n_dims == 2 &&
+            !model_count_codes(t, f->cli->engine.i2s_layout, counts, e))
+            return false;
+        group->n_tensors++;
+        group->n_weights += n;
+        group->n_bytes += t->n_bytes;
+        for (int k = 0; k < 4; k++) group->codes[k] += counts[k];
+        f->n_weights += n;
+        f->weight_bytes += cli_tensor_memory_(t);
+    }
+    return true;
+}
+
+static bool cli_info_open_(CliInfo *f, const Cli *c, Err *e) {
+    f->cli = c;
+    if (!cli_file_open_(&f->file, c, e) || !cli_info_tensors_(f, e)) return false;
+    ModelOptions options = {.mask_id = c->engine.mask_token_id, .i2s_layout = c->engine.i2s_layout};
+    if (!cli_file_tok_(&f->file, c, &f->why) ||
+        !model_read(&f->model, &f->file.gguf, &f->file.tok, &options, &f->why))
+        return true;
+    f->n_ctx = c->engine.n_ctx ? c->engine.n_ctx : MIN_OF(f->model.n_ctx_train, ENGINE_CTX_DEFAULT);
+    const GraphOptions graph = {.n_slots = 1, .n_ctx = f->n_ctx, .kv_type = DLM_F16};
+    f->kv_bytes = graph_kv_bytes(&f->model, &graph);
+    if (f->model.decode.mask_id < 0)
+        err_set(&f->why_not, ERR_MODEL,
+                "no mask token is known, from the file or its vocabulary; give its id with "
+                "--mask-token-id ID if this model was trained to diffuse, or use --decode-mode ar");
+    return true;
+}
+
+/* A row of the decode record: what it is called, its value, where that came from. */
+typedef struct {
+    const char *name;
+    char value[24];
+    bool is_word; /* quoted in JSON */
+    ModelSource from;
+} CliRecord;
+
+#define CLI_RECORD_ROWS 7
+
+static CliRecord cli_record_number_(const char *name, f64 value, ModelSource from) {
+    CliRecord r = {.name = name, .from = from};
+    snprintf(r.value, sizeof r.value, "%g", value);
+    return r;
+}
+
+static CliRecord cli_record_word_(const char *name, const char *value, bool quoted, ModelSource from) {
+    CliRecord r = {.name = name, .is_word = quoted, .from = from};
+    snprintf(r.value, sizeof r.value, "%s", value);
+    return r;
+}
+
+static void cli_info_record_(const DecodeRecord *d, CliRecord out[CLI_RECORD_ROWS]) {
+    out[0] = cli_record_number_("block_size", d->block_size, d->from_block);
+    out[1] = cli_record_number_("sub_block_size", d->sub_block_size, d->from_sub_block);
+    out[2] = cli_record_number_("threshold", (f64)d->threshold, d->from_threshold);
+    out[3] = cli_record_word_("attention", MODEL_ATTENTION_NAMES[d->attention], true, d->from_attention);
+    out[4] = cli_record_word_("shift_logits", d->shift ? "true" : "false", false, d->from_shift);
+    out[5] = cli_record_word_("align", d->align_prompt ? "prompt_end" : "absolute", true, d->from_align);
+    out[6] = cli_record_word_("first_token", d->first_by_commit ? "commit" : "masked", true, d->from_first);
+}
+
+/* The levels of this CPU, best first: "avx2, ref". */
+static void cli_put_levels_(Buf *out) {
+    for (int i = 0; kern_level(i); i++) buf_printf(out, "%s%s", i ? ", " : "", kern_level(i)->name);
+}
+
+/* A label in the left column of info. */
+static void cli_put_row_(Buf *out, const char *label) {
+    buf_printf(out, "%-18s", label);
+}
+
+static void cli_info_tensors_text_(Buf *out, const CliInfo *f) {
+    for (size_t i = 0; i < COUNT_OF(CLI_TENSOR_GROUPS); i++)
+        for (size_t j = 0; j < CLI_TYPES; j++) {
+            const CliTensors *g = &f->groups[i][j];
+            if (!g->n_tensors) continue;
+            buf_printf(out, "  %-16s%-6s %4u tensor%s  %12llu weights  ", CLI_TENSOR_GROUPS[i].name,
+                       DLM_TYPES[j].name, g->n_tensors, g->n_tensors == 1 ? " " : "s",
+                       (unsigned long long)g->n_weights);
+            cli_put_bytes_(out, g->n_bytes);
+            f64 n = (f64)(g->codes[0] + g->codes[1] + g->codes[2] + g->codes[3]) / 100;
+            if (n > 0)
+                buf_printf(out, "  -1 %.1f%%, 0 %.1f%%, +1 %.1f%%", (f64)g->codes[0] / n,
+                           (f64)g->codes[1] / n, (f64)g->codes[2] / n);
+            if (g->codes[3]) buf_printf(out, ", +2 %.1f%%", (f64)g->codes[3] / n);
+            buf_char(out, '\n');
+        }
+}
+
+static void cli_put_token_(Buf *out, const char *label, const Tok *tok, i32 id) {
+    if (id < 0) return;
+    buf_printf(out, "%s %d ", label, id);
+    cli_put_visible_(out, tok_text(tok, id));
+}
+
+static void cli_info_tokenizer_text_(Buf *out, const Tok *t) {
+    cli_put_row_(out, "tokenizer");
+    buf_printf(out, "byte-level BPE, %s, %u tokens", t->pre_name, t->n_vocab);
+    cli_put_token_(out, t->add_bos ? "; begins with" : "; bos", t, t->bos);
+    cli_put_token_(out, t->add_eos ? "; ends with" : "; eos", t, t->eos);
+    buf_char(out, '\n');
+    cli_put_row_(out, "chat template");
+    Str first = str_cut(t->chat_template, 0, str_find(t->chat_template, STR("\n"), 0));
+    if (t->chat_template.n == 0) buf_printf(out, "none: dlm run continues the text as it is\n");
+    else {
+        buf_printf(out, "%zu bytes: ", t->chat_template.n);
+        cli_put_visible_(out, str_cut(first, 0, 60));
+        buf_printf(out, "%s\n", t->chat_template.n > MIN_OF(first.n, 60u) ? " ..." : "");
+    }
+}
+
+static void cli_info_diffusion_text_(Buf *out, const CliInfo *f) {
+    const DecodeRecord *d = &f->model.decode;
+    CliRecord rows[CLI_RECORD_ROWS];
+    cli_put_row_(out, "diffusion");
+    buf_printf(out, "%s%s\n", f->why_not.code ? "no: " : "yes", f->why_not.msg);
+    if (d->mask_id >= 0) {
+        buf_printf(out, "  %-16s%d ", "mask token", d->mask_id);
+        cli_put_visible_(out, tok_text(&f->file.tok, d->mask_id));
+        buf_printf(out, " (%s)\n", MODEL_SOURCE_NAMES[d->from_mask]);
+    }
+    cli_info_record_(d, rows);
+    for (size_t i = 0; i < CLI_RECORD_ROWS; i++)
+        buf_printf(out, "  %-16s%s (%s)\n", rows[i].name, rows[i].value, MODEL_SOURCE_NAMES[rows[i].from]);
+}
+
+static void cli_info_text_(Buf *out, const CliInfo *f) {
+    const Gguf *g = &f->file.gguf;
+    const Model *m = &f->model;
+    cli_put_row_(out, "file");
+    buf_printf(out, "%s, GGUF version %u, ", g->label, g->version);
+    cli_put_bytes_(out, g->n);
+    buf_printf(out, ", %u tensors\n", g->n_tensors);
+    cli_put_row_(out, "weights");
+    buf_printf(out, "%.2f million\n", (f64)f->n_weights / 1e6);
+    cli_info_tensors_text_(out, f);
+    if (f->file.has_tok) cli_info_tokenizer_text_(out, &f->file.tok);
+    if (f->why.code) {
+        cli_put_row_(out, "runs");
+        buf_printf(out, "no: %s\n", f->why.msg);
+        return;
+    }
+    cli_put_row_(out, "model");
+    cli_put_visible_(out, m->name);
+    buf_printf(out, "%s%s\n", m->name.n ? ", " : "", m->family->arch);
+    cli_put_row_(out, "shape");
+    buf_printf(out, "%d layers, width %d, %d heads of %d (%d for keys and values), feed-forward %d\n",
+               m->n_layer, m->n_embd, m->n_head, m->head_dim, m->n_head_kv, m->n_ff);
+    cli_put_row_(out, "context");
+    buf_printf(out, "%d tokens trained, %d in use\n", m->n_ctx_train, f->n_ctx);
+    cli_info_diffusion_text_(out, f);
+    cli_put_row_(out, "memory");
+    cli_put_bytes_(out, f->weight_bytes);
+    buf_printf(out, " of weights and ");
+    cli_put_bytes_(out, f->kv_bytes);
+    buf_printf(out, " of keys and values; ");
+    cli_put_bytes_(out, os_memory_total());
+    buf_printf(out, " are free\n");
+}
+
+static void cli_info_tensors_json_(Buf *out, const CliInfo *f) {
+    bool first = true;
+    buf_printf(out, "\"tensors\":[");
+    for (size_t i = 0; i < COUNT_OF(CLI_TENSOR_GROUPS); i++)
+        for (size_t j = 0; j < CLI_TYPES; j++) {
+            const CliTensors *g = &f->groups[i][j];
+            if (!g->n_tensors) continue;
+            buf_printf(out, "%s{\"group\":\"%s\",\"type\":\"%s\",\"tensors\":%u,\"weights\":%llu,\"bytes\":%llu",
+                       first ? "" : ",", CLI_TENSOR_GROUPS[i].name, DLM_TYPES[j].name, g->n_tensors,
+                       (unsigned long long)g->n_weights, (unsigned long long)g->n_bytes);
+            first = false;
+            if (quant_is_ternary(DLM_TYPES[j].type))
+                buf_printf(out, ",\"ternary\":{\"-1\":%llu,\"0\":%llu,\"+1\":%llu,\"+2\":%llu}",
+                           (unsigned long long)g->codes[0], (unsigned long long)g->codes[1],
+                           (unsigned long long)g->codes[2], (unsigned long long)g->codes[3]);
+            buf_char(out, '}');
+        }
+    buf_char(out, ']');
+}
+
+static void cli_put_why_(Buf *out, const Err *why) {
+    if (why->code) json_put_str(out, str_of(why->msg));
+    else buf_printf(out, "null");
+}
+
+static void cli_info_model_json_(Buf *out, const CliInfo *f) {
+    const Model *m = &f->model;
+    const DecodeRecord *d = &m->decode;
+    CliRecord rows[CLI_RECORD_ROWS];
+    cli_put_string_(out, ",\"model\":{\"name\":", m->name);
+    buf_printf(out, ",\"arch\":\"%s\",\"n_layer\":%d,\"n_embd\":%d,\"n_head\":%d,\"n_head_kv\":%d,"
+                    "\"head_dim\":%d,\"n_ff\":%d,\"n_vocab\":%d,\"n_ctx_train\":%d}",
+               m->family->arch, m->n_layer, m->n_embd, m->n_head, m->n_head_kv, m->head_dim, m->n_ff,
+               m->n_vocab, m->n_ctx_train);
+    buf_printf(out, ",\"diffusion\":{\"can\":%s,\"why_not\":", f->why_not.code ? "false" : "true");
+    cli_put_why_(out, &f->why_not);
+    buf_printf(out, ",\"mask_token\":");
+    if (d->mask_id >= 0) {
+        buf_printf(out, "{\"value\":%d,\"source\":\"%s\",\"text\":", d->mask_id,
+                   MODEL_SOURCE_NAMES[d->from_mask]);
+        json_put_str(out, tok_text(&f->file.tok, d->mask_id));
+        buf_char(out, '}');
+    } else {
+        buf_printf(out, "null");
+    }
+    cli_info_record_(d, rows);
+    for (size_t i = 0; i < CLI_RECORD_ROWS; i++) {
+        const char *quote = rows[i].is_word ? "\"" : "";
+        buf_printf(out, ",\"%s\":{\"value\":%s%s%s,\"source\":\"%s\"}", rows[i].name, quote, rows[i].value,
+                   quote, MODEL_SOURCE_NAMES[rows[i].from]);
+    }
+    buf_printf(out, "},\"memory\":{\"weights\":%llu,\"kv\":%llu,\"n_ctx\":%d,\"available\":%llu}",
+               (unsigned long long)f->weight_bytes, (unsigned long long)f->kv_bytes, f->n_ctx,
+               (unsigned long long)os_memory_total());
+}
+
+static void cli_info_json_(Buf *out, const CliInfo *f) {
+    const Gguf *g = &f->file.gguf;
+    const Tok *t = &f->file.tok;
+    buf_printf(out, "{\"path\":");
+    if (f->cli->engine.path) json_put_str(out, str_of(f->cli->engine.path));
+    else buf_printf(out, "null");
+    buf_printf(out, ",\"builtin\":%s,\"gguf_version\":%u,\"bytes\":%llu,\"weights\":%llu,",
+               f->cli->engine.path ? "false" : "true", g->version, (unsigned long long)g->n,
+               (unsigned long long)f->n_weights);
+    cli_info_tensors_json_(out, f);
+    buf_printf(out, ",\"runs\":%s,\"why_not\":", f->why.code ? "false" : "true");
+    cli_put_why_(out, &f->why);
+    if (f->file.has_tok) {
+        cli_put_string_(out, ",\"tokenizer\":{\"pre\":", str_of(t->pre_name));
+        buf_printf(out, ",\"n_vocab\":%u,\"bos\":%d,\"eos\":%d,\"eot\":%d,\"add_bos\":%s,\"add_eos\":%s}",
+                   t->n_vocab, t->bos, t->eos, t->eot, t->add_bos ? "true" : "false",
+                   t->add_eos ? "true" : "false");
+        buf_printf(out, ",\"chat_template\":");
+        if (t->chat_template.n) json_put_str(out, t->chat_template);
+        else buf_printf(out, "null");
+    }
+    if (!f->why.code) cli_info_model_json_(out, f);
+}
+
+static bool cli_info_(const Cli *c, Err *e) {
+    CliInfo *f = mem_alloc(sizeof *f, e);
+    if (!f) return false;
+    const DlmKernels *level = kern_choose(c->engine.cpu_level, e);
+    Buf out = {0};
+    bool ok = level && cli_info_open_(f, c, e);
+    if (ok && c->json) {
+        cli_info_json_(&out, f);
+        buf_printf(&out, ",\"cpu\":{\"level\":\"%s\",\"processors\":%d}}\n", level->name, os_cpu_count());
+    } else if (ok) {
+        cli_info_text_(&out, f);
+        cli_put_row_(&out, "processor");
+        buf_printf(&out, "level %s of: ", level->name);
+        cli_put_levels_(&out);
+        buf_printf(&out, "; %d to run on\n", os_cpu_count());
+    }
+    ok = ok && cli_out_buf_(&out, e);
+    buf_free(&out);
+    cli_file_close_(&f->file);
+    mem_free(f);
+    return ok;
+}
+
+/* ---- dlm tokenize, detokenize ---- */
+
+static void cli_put_pieces_(Buf *out, const Tok *t, const TokIds *ids, bool json) {
+    for (size_t i = 0; i < ids->n; i++) {
+        Buf bytes = {0};
+        tok_bytes(t, ids->p[i], true, &bytes);
+        if (json) {
+            if (i) buf_char(out, ',');
+            json_put_str(out, buf_view(&bytes));
+        } else {
+            buf_printf(out, "%d\t", ids->p[i]);
+            json_put_str(out, buf_view(&bytes)); /* quoted: blanks and newlines are seen */
+            buf_char(out, '\n');
+        }
+        buf_free(&bytes);
+    }
+}
+
+static void cli_put_tokens_(Buf *out, const Cli *c, const Tok *t, const TokIds *ids) {
+    if (c->json) {
+        buf_printf(out, "{\"ids\":");
+        cli_put_ids_(out, ids->p, ids->n);
+        buf_printf(out, ",\"pieces\":[");
+        cli_put_pieces_(out, t, ids, true);
+        buf_printf(out, "]}\n");
+    } else if (c->pieces) {
+        cli_put_pieces_(out, t, ids, false);
+    } else {
+        for (size_t i = 0; i < ids->n; i++) buf_printf(out, "%s%d", i ? " " : "", ids->p[i]);
+        buf_char(out, '\n');
+    }
+}
+
+static bool cli_encode_(const Cli *c, const Tok *t, Str text, TokIds *ids, Err *e) {
+    u8 *trusted = NULL;
+    if (c->parse_special) {
+        trusted = mem_alloc(text.n, e);
+        if (!trusted) return false;
+        memset(trusted, 1, text.n);
+    }
+    bool ok = c->add_special ? tok_encode_prompt(t, text, trusted, ids, e)
+                             : tok_encode(t, text, trusted, ids, e);
+    mem_free(trusted);
+    return ok;
+}
+
+static bool cli_tokenize_(const Cli *c, Err *e) {
+    Buf text = {0}, out = {0};
+    TokIds ids = {0};
+    CliFile f = {0};
+    Cli source = *c;
+    if (c->n_args && c->prompt) return err_set(e, ERR_USAGE, "give the text once, with or without -p");
+    if (c->n_args) source.prompt = c->args[0];
+    bool ok = cli_prompt_(&source, &text, e) && cli_file_open_(&f, c, e) && cli_file_tok_(&f, c, e) &&
+              cli_encode_(c, &f.tok, buf_view(&text), &ids, e);
+    if (ok) cli_put_tokens_(&out, c, &f.tok, &ids);
+    ok = ok && cli_out_buf_(&out, e);
+    tok_ids_free(&ids);
+    buf_free(&text);
+    buf_free(&out);
+    cli_file_close_(&f);
+    return ok;
+}
+
+/* Reads token ids: numbers between blanks, commas and brackets. */
+static bool cli_read_ids_(Str text, u32 n_vocab, TokIds *ids, Err *e) {
+    for (size_t i = 0; i < text.n;) {
+        size_t from = i;
+        while (i < text.n && !strchr(" \t\r\n,[]", text.p[i])) i++;
+        Str word = str_cut(text, from, i);
+        i += i == from;
+        i64 id = 0;
+        if (word.n == 0) continue;
+        if (!cli_integer_(word, &id))
+            return err_set(e, ERR_USAGE, "'%.*s' is not a token id", STR_ARG(word));
+        if (id < 0 || id >= n_vocab)
+            return err_set(e, ERR_USAGE, "token id %lld is outside the vocabulary of %u tokens",
+                           (long long)id, n_vocab);
+        if (!tok_ids_push(ids, (i32)id, e)) return false;
+    }
+    return true;
+}
+
+static bool cli_detokenize_(const Cli *c, Err *e) {
+    Buf text = {.max = CLI_PROMPT_MAX}, out = {0}, bytes = {0};
+    TokIds ids = {0};
+    TokUtf8 utf8 = {0};
+    CliFile f = {0};
+    for (i32 i = 0; i < c->n_args; i++) buf_printf(&text, "%s ", c->args[i]);
+    bool ok = (c->n_args ? buf_ok(&text, "the list of ids", e) : cli_prompt_(c, &text, e)) &&
+              cli_file_open_(&f, c, e) && cli_file_tok_(&f, c, e) &&
+              cli_read_ids_(buf_view(&text), f.tok.n_vocab, &ids, e);
+    for (size_t i = 0; ok && i < ids.n; i++) tok_bytes(&f.tok, ids.p[i], true, &bytes);
+    ok = ok && buf_ok(&bytes, "the text", e);
+    if (ok && c->json) {
+        cli_put_string_(&out, "{\"text\":", buf_view(&bytes));
+        buf_printf(&out, "}\n");
+    } else if (ok) {
+        Buf whole = {0};
+        tok_utf8_put(&utf8, buf_view(&bytes), &whole);
+        tok_utf8_end(&utf8, &whole);
+        if (os_isatty(OS_STDOUT)) cli_put_visible_(&out, buf_view(&whole));
+        else buf_str(&out, buf_view(&whole));
+        buf_char(&out, '\n');
+        if (whole.failed) out.failed = true;
+        buf_free(&whole);
+    }
+    ok = ok && cli_out_buf_(&out, e);
+    tok_ids_free(&ids);
+    buf_free(&text);
+    buf_free(&out);
+    buf_free(&bytes);
+    cli_file_close_(&f);
+    return ok;
+}
+
+/* ---- the small commands, and the way in ---- */
+
+static bool cli_print_buf_(Buf *out, bool ok, Err *e) {
+    ok = ok && cli_out_buf_(out, e);
+    buf_free(out);
+    return ok;
+}
+
+static bool cli_version_(const Cli *c, Err *e) {
+    Buf out = {0};
+    const DlmKernels *level = kern_choose(c->engine.cpu_level, e);
+    if (!level) return false;
+    buf_printf(&out, "dlm %s\n", DLM_VERSION);
+#ifdef __VERSION__
+    buf_printf(&out, "compiler    %s\n", __VERSION__);
+#endif
+    buf_printf(&out, "processor   level %s of: ", level->name);
+    cli_put_levels_(&out);
+    buf_printf(&out, "\ndemo model  %s (%zu bytes)\n", engine_demo().n ? "built in" : "none",
+               engine_demo().n);
+    return cli_print_buf_(&out, true, e);
+}
+
+static bool cli_dispatch_(Cli *c, const CliVerb *verb, Err *e) {
+    Buf out = {0};
+    if (c->quiet) base_log_level = LOG_QUIET;
+    else if (c->verbose) base_log_level = LOG_DEBUG;
+    if (c->help) return cli_print_buf_(&out, cli_help_(&out, c->named ? verb->name : NULL, e), e);
+    if (c->version) return cli_version_(c, e);
+    switch (verb->bit) {
+    case CLI_RUN: return cli_run_(c, e);
+    case CLI_CHAT: return cli_chat_(c, e);
+    case CLI_INFO:
+        if (c->n_args) c->engine.path = c->args[0];
+        return cli_info_(c, e);
+    case CLI_TOKENIZE: return cli_tokenize_(c, e);
+    case CLI_DETOKENIZE: return cli_detokenize_(c, e);
+    case CLI_VERSION: return cli_version_(c, e);
+    case CLI_HELP: return cli_print_buf_(&out, cli_help_(&out, c->n_args ? c->args[0] : NULL, e), e);
+    case CLI_COMPLETION:
+        return cli_print_buf_(&out, cli_completion_(&out, c->n_args ? c->args[0] : NULL, e), e);
+    }
+    ASSERT(false);
+}
+
+/* The whole program; returns its exit status. A reader of standard output that has gone leaves
+ * *e clean: that is no failure. */
+static int cli_main(int argc, char **argv) {
+    Err e = {0};
+    Cli c = cli_defaults_();
+    const CliVerb *verb;
+    os_catch_signals();
+    if (cli_parse_(&c, &verb, argc, argv, &e)) cli_dispatch_(&c, verb, &e);
+    if (e.code != ERR_NONE && e.code != ERR_INTERRUPTED) fprintf(stderr, "dlm: %s\n", e.msg);
+    return (int)e.code;
+}
+
+#endif
