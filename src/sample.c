@@ -1,0 +1,99 @@
+/* sample.c - choosing a token from a row of logits.
+ *
+ * Owns:      nothing; the candidate heap is the caller's.
+ * Stands on: base kern_ref
+ * Promises:  the same (logits, parameters, seed, position, step) give the same token, whatever else runs.
+ *
+ * Filters apply in llama.cpp's order: top-k, top-p, min-p on the plain softmax, then temperature on what is left.
+ * The confidence of a token is always its plain probability (temperature 1, unfiltered): a tempered one would
+ * flood the reveal threshold. */
+#ifndef DLM_SAMPLE_C
+#define DLM_SAMPLE_C
+
+#include "base.c"
+#include "kern_ref.c"
+
+typedef struct {
+    f32 temperature; /* 0: the likeliest token */
+    i32 top_k;       /* 0: off */
+    f32 top_p;       /* 1: off */
+    f32 min_p;       /* 0: off */
+    u64 seed;
+} SampleParams;
+
+/* splitmix64 (Steele, Lea, Flood 2014): one call, one well-mixed 64-bit value. */
+static u64 sample_mix_(u64 z) {
+    z += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+/* A number in [0, 1) that depends on the seed, the position and the step alone. */
+static f64 sample_uniform(u64 seed, i32 pos, i32 step) {
+    u64 z = sample_mix_(sample_mix_(seed) ^ ((u64)(u32)pos << 32 | (u32)step));
+    return (f64)(z >> 11) * 0x1p-53;
+}
+
+/* True when a comes before b: higher logit first, then lower id. */
+static bool sample_before_(const f32 *logits, i32 a, i32 b) {
+    return logits[a] > logits[b] || (logits[a] == logits[b] && a < b);
+}
+
+static void sample_sift_(const f32 *logits, i32 *heap, i32 n, i32 at) {
+    for (;;) {
+        i32 child = 2 * at + 1;
+        if (child >= n) return;
+        if (child + 1 < n && sample_before_(logits, heap[child + 1], heap[child])) child++;
+        if (!sample_before_(logits, heap[child], heap[at])) return;
+        i32 swap = heap[at];
+        heap[at] = heap[child];
+        heap[child] = swap;
+        at = child;
+    }
+}
+
+/* Pops the likeliest ids off the heap until a filter says enough; they end up, likeliest first, at the heap's end.
+ * Returns their number, at least 1. */
+static i32 sample_filter_(const f32 *logits, i32 n, const SampleParams *p, f32 max, f32 sum_exp, i32 *heap) {
+    for (i32 i = 0; i < n; i++) heap[i] = i;
+    for (i32 i = n / 2 - 1; i >= 0; i--) sample_sift_(logits, heap, n, i);
+    i32 k_max = p->top_k > 0 ? MIN_OF(p->top_k, n) : n, kept = 0;
+    f32 mass = 0;
+    while (kept < k_max) {
+        f32 e = kern_expf(logits[heap[0]] - max);
+        if (kept > 0 && (mass >= p->top_p * sum_exp || e < p->min_p || e == 0)) break;
+        mass += e;
+        i32 last = n - 1 - kept++, id = heap[0];
+        heap[0] = heap[last];
+        heap[last] = id;
+        sample_sift_(logits, heap, last, 0);
+    }
+    return kept;
+}
+
+/* Draws a token. `best` and `best_prob` are the likeliest token and its softmax probability (DlmOps.top1);
+ * heap: scratch for n ids. *prob receives the plain softmax probability of the token drawn. */
+static i32 sample_token(const f32 *logits, i32 n, const SampleParams *p, i32 best, f32 best_prob, f64 uniform, i32 *heap,
+                        f32 *prob) {
+    *prob = best_prob;
+    if (p->temperature <= 0) return best;
+    f32 max = logits[best], inv_t = 1.0f / p->temperature;
+    bool filtered = p->top_k > 0 || p->top_p < 1 || p->min_p > 0;
+    i32 kept = filtered ? sample_filter_(logits, n, p, max, 1.0f / best_prob, heap) : n;
+    f64 total = 0;
+    for (i32 i = 0; i < kept; i++) total += kern_expf((logits[filtered ? heap[n - 1 - i] : i] - max) * inv_t);
+    f64 left = uniform * total;
+    i32 chosen = best;
+    for (i32 i = 0; i < kept; i++) {
+        i32 id = filtered ? heap[n - 1 - i] : i;
+        f32 e = kern_expf((logits[id] - max) * inv_t);
+        if (e > 0) chosen = id; /* rounding may leave a crumb past the last: it belongs to the last */
+        left -= e;
+        if (left < 0) break;
+    }
+    *prob = kern_expf(logits[chosen] - max) * best_prob;
+    return chosen;
+}
+
+#endif
