@@ -41,6 +41,7 @@ typedef struct {
     EngineOptions engine;
     DecodeParams decode;
     const char *prompt, *file, *system, *system_file, *template_file, *trace;
+    i32 watch_ms;
     bool raw, json, watch, stats, quiet, verbose, help, version;
     bool pieces, parse_special, add_special;
     i32 color;
@@ -94,10 +95,8 @@ static const CliWord CLI_MODES[] = {{"greedy", DECODE_GREEDY},
                                     {"adaptive", DECODE_ADAPTIVE},
                                     {"ar", DECODE_AR},
                                     {NULL, 0}};
-static const CliWord CLI_COLORS[] = {{"auto", CLI_COLOR_AUTO},
-                                     {"always", CLI_COLOR_ALWAYS},
-                                     {"never", CLI_COLOR_NEVER},
-                                     {NULL, 0}};
+static const CliWord CLI_COLORS[] = {
+    {"auto", CLI_COLOR_AUTO}, {"always", CLI_COLOR_ALWAYS}, {"never", CLI_COLOR_NEVER}, {NULL, 0}};
 static const CliWord CLI_LAYOUTS[] = {{"128", DLM_I2S_128},
                                       {"64", DLM_I2S_64},
                                       {"row4", DLM_I2S_ROW4},
@@ -135,7 +134,8 @@ typedef struct {
 static const CliOpt CLI_OPTS[] = {
     {'p', "prompt", NULL, CLI_TEXT, "TEXT", CLI_AT(prompt),
      .verbs = CLI_RUN | CLI_TOKENIZE | CLI_DETOKENIZE, .group = CLI_G_PROMPT,
-     .help = "The prompt; - reads it from standard input. Text that is piped in is added below it."},
+     .help =
+         "The prompt; - reads it from standard input. Text that is piped in is added below it."},
     {'f', "file", NULL, CLI_TEXT, "FILE", CLI_AT(file),
      .verbs = CLI_RUN | CLI_TOKENIZE | CLI_DETOKENIZE, .group = CLI_G_PROMPT,
      .help = "Read the prompt from a file; with -p the file comes after that text."},
@@ -167,8 +167,8 @@ static const CliOpt CLI_OPTS[] = {
     {0, "block-size", "--diffusion-block-length", CLI_INT, "N", CLI_AT(decode.block_size), .min = 0,
      .max = 4096, .verbs = CLI_ANSWER, .group = CLI_G_DIFFUSION, .unset = "the model's",
      .help = "Tokens in a block."},
-    {0, "sub-block-size", "--small-block-size", CLI_INT, "N", CLI_AT(decode.sub_block_size), .min = 0,
-     .max = 4096, .verbs = CLI_ANSWER, .group = CLI_G_DIFFUSION, .unset = "the model's",
+    {0, "sub-block-size", "--small-block-size", CLI_INT, "N", CLI_AT(decode.sub_block_size),
+     .min = 0, .max = 4096, .verbs = CLI_ANSWER, .group = CLI_G_DIFFUSION, .unset = "the model's",
      .help = "Tokens in the part of a block that is revealed before the next part begins."},
     {0, "dual-cache", NULL, CLI_SWITCH, NULL, CLI_AT(decode.dual_cache), .verbs = CLI_ANSWER,
      .group = CLI_G_DIFFUSION,
@@ -197,8 +197,7 @@ static const CliOpt CLI_OPTS[] = {
      .help = "Seed of the random numbers; the same seed gives the same text. -1 is random."},
 
     {'m', "model", NULL, CLI_TEXT, "FILE", CLI_AT(engine.path), .verbs = CLI_FILES,
-     .group = CLI_G_MODEL, .env = "DLM_MODEL",
-     .unset = "the built-in demo model",
+     .group = CLI_G_MODEL, .env = "DLM_MODEL", .unset = "the built-in demo model",
      .help = "The model, a GGUF file (dlm help formats)."},
     {'t', "threads", NULL, CLI_INT, "N", CLI_AT(engine.n_threads), .min = 0,
      .max = POOL_THREADS_MAX, .verbs = CLI_ANSWER, .group = CLI_G_MODEL, .env = "DLM_THREADS",
@@ -210,8 +209,8 @@ static const CliOpt CLI_OPTS[] = {
     {0, "i2s-layout", NULL, CLI_WORD, "LAYOUT", CLI_AT(engine.i2s_layout), .words = CLI_LAYOUTS,
      .verbs = CLI_ANSWER | CLI_INFO, .group = CLI_G_MODEL,
      .help = "How the codes of I2_S tensors lie, which their files do not say."},
-    {0, "pre", NULL, CLI_TEXT, "NAME", CLI_AT(engine.pre), .verbs = CLI_FILES,
-     .group = CLI_G_MODEL, .unset = "the file's", .help = "Pre-tokenizer, where the file's is wrong."},
+    {0, "pre", NULL, CLI_TEXT, "NAME", CLI_AT(engine.pre), .verbs = CLI_FILES, .group = CLI_G_MODEL,
+     .unset = "the file's", .help = "Pre-tokenizer, where the file's is wrong."},
 
     {0, "json", NULL, CLI_SWITCH, NULL, CLI_AT(json),
      .verbs = CLI_RUN | CLI_INFO | CLI_TOKENIZE | CLI_DETOKENIZE, .group = CLI_G_OUTPUT,
@@ -219,6 +218,9 @@ static const CliOpt CLI_OPTS[] = {
     {0, "watch", "--diffusion-visual", CLI_SWITCH, NULL, CLI_AT(watch), .verbs = CLI_ANSWER,
      .group = CLI_G_OUTPUT,
      .help = "Show the block as it denoises, on standard error; colour tells the confidence."},
+    {0, "watch-ms", NULL, CLI_INT, "MS", CLI_AT(watch_ms), .min = 0, .max = 10000,
+     .verbs = CLI_ANSWER, .group = CLI_G_OUTPUT,
+     .help = "Show each picture of --watch at least this long on a terminal; not counted as work."},
     {0, "trace", NULL, CLI_TEXT, "FILE", CLI_AT(trace), .verbs = CLI_ANSWER, .group = CLI_G_OUTPUT,
      .help = "Write one JSON line for each forward pass."},
     {0, "stats", NULL, CLI_SWITCH, NULL, CLI_AT(stats), .verbs = CLI_ANSWER, .group = CLI_G_OUTPUT,
@@ -380,8 +382,10 @@ static bool cli_real_(const char *z, f64 *out) {
     Str s = str_of(z);
     size_t digits = 0;
     for (size_t i = 0; i < s.n; i++) {
-        if (s.p[i] >= '0' && s.p[i] <= '9') digits++;
-        else if (!strchr("+-.eE", s.p[i])) return false;
+        if (s.p[i] >= '0' && s.p[i] <= '9')
+            digits++;
+        else if (!strchr("+-.eE", s.p[i]))
+            return false;
     }
     char *end = NULL;
     *out = strtod(z, &end);
@@ -439,8 +443,8 @@ static bool cli_set_(Cli *c, const CliOpt *o, const char *name, const char *valu
     case CLI_TEXT: *(const char **)field = value; return true;
     case CLI_INT:
         if (!cli_integer_(str_of(value), &i) || (f64)i < o->min || (f64)i > o->max)
-            return err_set(e, ERR_USAGE, "%s takes a whole number from %.0f to %.0f, not '%s'", name,
-                           o->min, o->max, value);
+            return err_set(e, ERR_USAGE, "%s takes a whole number from %.0f to %.0f, not '%s'",
+                           name, o->min, o->max, value);
         *(i32 *)field = (i32)i;
         return true;
     case CLI_REAL:
@@ -469,8 +473,8 @@ static bool cli_set_(Cli *c, const CliOpt *o, const char *name, const char *valu
         return true;
     case CLI_STOP:
         if (c->n_stops == CLI_STOPS_MAX || !*value)
-            return err_set(e, ERR_USAGE, "%s takes a text that is not empty, at most %d times", name,
-                           CLI_STOPS_MAX);
+            return err_set(e, ERR_USAGE, "%s takes a text that is not empty, at most %d times",
+                           name, CLI_STOPS_MAX);
         c->stops[c->n_stops++] = str_of(value);
         return true;
     }
@@ -500,7 +504,8 @@ static bool cli_parse_option_(Cli *c, const CliVerb *verb, char **argv, int argc
     CliArg a;
     if (!cli_match_(arg, &a)) return cli_unknown_(arg, verb, e);
     char name[CLI_NAME_MAX * 2];
-    snprintf(name, sizeof name, "%.*s", (int)strcspn(arg, "="), arg);
+    bool attached = a.value && arg[1] != '-' && a.value == arg + 2; /* -n5 */
+    snprintf(name, sizeof name, "%.*s", attached ? 2 : (int)strcspn(arg, "="), arg);
     if (!(a.opt->verbs & verb->bit))
         return err_set(e, ERR_USAGE, "%s does not apply to 'dlm %s'", name, verb->name);
     if (!a.opt->arg) {
@@ -532,8 +537,10 @@ static bool cli_unknown_verb_(const char *name, Err *e) {
 }
 
 static Cli cli_defaults_(void) {
-    Cli c = {.engine = engine_options_default(), .decode = decode_params_default(), .stats = true};
-    return c;
+    return (Cli){.engine = engine_options_default(),
+                 .decode = decode_params_default(),
+                 .stats = true,
+                 .watch_ms = 50};
 }
 
 static bool cli_env_(Cli *c, const CliVerb *verb, Err *e) {
@@ -684,16 +691,20 @@ static void cli_help_verb_(Buf *out, const CliVerb *v) {
 static void cli_put_roff_(Buf *out, const char *text) {
     for (const char *p = text; *p; p++) {
         if ((*p == '.' || *p == '\'') && (p == text || p[-1] == '\n')) buf_printf(out, "\\&");
-        if (*p == '\\') buf_printf(out, "\\e");
-        else if (*p == '-') buf_printf(out, "\\-");
-        else buf_char(out, *p);
+        if (*p == '\\')
+            buf_printf(out, "\\e");
+        else if (*p == '-')
+            buf_printf(out, "\\-");
+        else
+            buf_char(out, *p);
     }
 }
 
 static void cli_help_man_(Buf *out) {
     Cli defaults = cli_defaults_();
-    buf_printf(out, ".TH DLM 1 \"\" \"dlm " DLM_VERSION "\"\n.SH NAME\ndlm \\- run block\\-diffusion "
-                    "language models\n.SH SYNOPSIS\n");
+    buf_printf(out,
+               ".TH DLM 1 \"\" \"dlm " DLM_VERSION "\"\n.SH NAME\ndlm \\- run block\\-diffusion "
+               "language models\n.SH SYNOPSIS\n");
     for (size_t i = 0; i < COUNT_OF(CLI_VERBS); i++) {
         buf_printf(out, "%s.B dlm\n", i ? ".br\n" : "");
         cli_put_roff_(out, CLI_VERBS[i].usage);
@@ -727,9 +738,12 @@ static void cli_help_man_(Buf *out) {
 
 static bool cli_help_(Buf *out, const char *name, Err *e) {
     const CliVerb *verb = name ? cli_verb_(name) : NULL;
-    if (!name) cli_help_general_(out);
-    else if (verb) cli_help_verb_(out, verb);
-    else if (strcmp(name, "man") == 0) cli_help_man_(out);
+    if (!name)
+        cli_help_general_(out);
+    else if (verb)
+        cli_help_verb_(out, verb);
+    else if (strcmp(name, "man") == 0)
+        cli_help_man_(out);
     if (out->n) return true;
     CliGuess g = {.typed = str_of(name)};
     cli_guess_(&g, "man");
@@ -752,8 +766,9 @@ static void cli_put_option_words_(Buf *out, u32 verb) {
 }
 
 static void cli_completion_bash_(Buf *out) {
-    buf_printf(out, "_dlm() {\n    local words prev=${COMP_WORDS[COMP_CWORD-1]} verb=${COMP_WORDS[1]}\n"
-                    "    case $prev in\n");
+    buf_printf(out,
+               "_dlm() {\n    local words prev=${COMP_WORDS[COMP_CWORD-1]} verb=${COMP_WORDS[1]}\n"
+               "    case $prev in\n");
     for (size_t i = 0; i < COUNT_OF(CLI_OPTS); i++) {
         const CliOpt *o = &CLI_OPTS[i];
         if (!o->words) continue;
@@ -769,8 +784,9 @@ static void cli_completion_bash_(Buf *out) {
     }
     buf_printf(out, "        esac ;;\n    esac\n    [ \"$COMP_CWORD\" = 1 ] && words=\"$words");
     for (size_t i = 0; i < COUNT_OF(CLI_VERBS); i++) buf_printf(out, " %s", CLI_VERBS[i].name);
-    buf_printf(out, "\"\n    COMPREPLY=($(compgen -W \"$words\" -- \"${COMP_WORDS[COMP_CWORD]}\"))\n}\n"
-                    "complete -o default -F _dlm dlm\n");
+    buf_printf(out,
+               "\"\n    COMPREPLY=($(compgen -W \"$words\" -- \"${COMP_WORDS[COMP_CWORD]}\"))\n}\n"
+               "complete -o default -F _dlm dlm\n");
 }
 
 static void cli_completion_fish_(Buf *out) {
@@ -874,7 +890,8 @@ static void cli_trim_newline_(Buf *b) {
 
 static bool cli_read_stdin_(Buf *out, Err *e) {
     if (!os_stdin_ready(2000))
-        log_line(LOG_INFO, "reading standard input; end it with Ctrl-D, or start dlm with </dev/null");
+        log_line(LOG_INFO,
+                 "reading standard input; end it with Ctrl-D, or start dlm with </dev/null");
     if (!os_read_stdin(out, e)) return false;
     cli_trim_newline_(out);
     return true;
@@ -905,8 +922,9 @@ static bool cli_prompt_(const Cli *c, Buf *text, Err *e) {
         ok = cli_read_stdin_(&part, e) && cli_add_part_(text, buf_view(&part), e);
     buf_free(&part);
     if (!ok || text->n) return ok;
-    return err_set(e, ERR_USAGE, "no prompt: give one with -p TEXT, with -f FILE or through a pipe; "
-                                 "'dlm help' explains");
+    return err_set(e, ERR_USAGE,
+                   "no prompt: give one with -p TEXT, with -f FILE or through a pipe; "
+                   "'dlm help' explains");
 }
 
 /* The system message, or an empty text. */
@@ -965,7 +983,8 @@ static bool cli_engine_open_(CliEngine *x, const Cli *c, Err *e) {
     x->ms_load = os_now_ms() - from;
     x->tok = engine_tok(x->engine);
     x->model = engine_model(x->engine);
-    if (!c->engine.path) log_line(LOG_INFO, "answering with the built-in demo model (-m names another)");
+    if (!c->engine.path)
+        log_line(LOG_INFO, "answering with the built-in demo model (-m names another)");
     log_line(LOG_DEBUG, "ready after %.0f ms", x->ms_load);
     Err why = {0};
     if (c->decode.mode != DECODE_AR && !engine_can_diffuse(x->engine, &why)) {
@@ -1004,13 +1023,15 @@ typedef struct {
     CliCellState state;
 } CliCell;
 
-#define CLI_WATCH_ROWS 12 /* lines of text that are redrawn */
+#define CLI_WATCH_ROWS 12       /* lines of text that are redrawn */
 #define CLI_MASK "\xe2\x96\x92" /* U+2592, medium shade */
 
 typedef struct {
     Buf cells; /* [n] CliCell: the answer so far, masks and all */
     i32 rows;  /* lines on the screen that the next picture replaces */
     bool redraw, color;
+    f64 drawn_ms;  /* when the last picture was shown */
+    f64 paused_ms; /* time given to the eye */
 } CliWatch;
 
 static bool cli_watch_update_(CliWatch *w, const DecodeStep *s) {
@@ -1026,8 +1047,8 @@ static bool cli_watch_update_(CliWatch *w, const DecodeStep *s) {
     for (i32 i = MAX_OF(s->block_begin, s->n_prompt); i < s->block_end; i++) {
         i32 at = i - s->block_begin;
         bool masked = s->masked[at];
-        cells[i - s->n_prompt] = (CliCell){s->tokens[at], s->probs[at],
-                                           masked ? CLI_CELL_MASK : CLI_CELL_OLD};
+        cells[i - s->n_prompt] =
+            (CliCell){s->tokens[at], s->probs[at], masked ? CLI_CELL_MASK : CLI_CELL_OLD};
     }
     for (i32 i = 0; i < s->n_reveals; i++) {
         i32 at = s->reveals[i].pos - s->n_prompt;
@@ -1102,12 +1123,21 @@ static void cli_watch_erase_(CliWatch *w, Buf *out) {
     w->rows = 0;
 }
 
+/* A small model is done before anyone has seen a picture: each stays a moment. */
+static void cli_watch_pause_(CliWatch *w, i32 ms) {
+    f64 from = os_now_ms();
+    if (w->redraw && w->drawn_ms > 0) os_sleep_ms(w->drawn_ms + ms - from);
+    w->drawn_ms = os_now_ms();
+    w->paused_ms += w->drawn_ms - from;
+}
+
 static void cli_watch_draw_(CliWatch *w, const Tok *tok, const DecodeStep *s) {
     Buf out = {0}, picture = {0};
     i32 n_masked = 0;
     if (!cli_watch_update_(w, s)) return;
     for (i32 i = 0; i < s->block_end - s->block_begin; i++) n_masked += s->masked[i];
-    cli_put_picture_(&picture, w, tok, w->redraw ? os_tty_width(OS_STDERR) - 1 : INT32_MAX, !w->redraw);
+    cli_put_picture_(&picture, w, tok, w->redraw ? os_tty_width(OS_STDERR) - 1 : INT32_MAX,
+                     !w->redraw);
     if (w->redraw) cli_watch_erase_(w, &out);
     buf_printf(&out, "block %d, %s %d: +%d, %d masked, %.1f ms%s", s->block, s->kind, s->step,
                s->n_reveals, n_masked, s->ms, w->redraw ? "\n" : "  ");
@@ -1129,9 +1159,9 @@ static void cli_watch_draw_(CliWatch *w, const Tok *tok, const DecodeStep *s) {
 typedef struct {
     const Cli *cli;
     const Tok *tok;
-    bool hold;       /* the text is printed at the end: --json, or --watch draws on the same terminal */
-    bool escape;     /* standard output is a terminal */
-    bool stop;       /* output failed, or its reader has gone: end the answer */
+    bool hold;   /* the text is printed at the end: --json, or --watch draws on the same terminal */
+    bool escape; /* standard output is a terminal */
+    bool stop;   /* output failed, or its reader has gone: end the answer */
     bool at_newline; /* what was printed ends with one */
     Err err;         /* why output failed; clean when the reader has gone */
     int trace_fd;    /* -1: none */
@@ -1173,7 +1203,8 @@ static void cli_trace_(CliShow *v, const DecodeStep *s) {
     Buf line = {0};
     buf_printf(&line, "{\"kind\":\"%s\",\"block\":%d,\"step\":%d,\"rows\":%d,\"pos\":[", s->kind,
                s->block, s->step, s->n_rows);
-    for (i32 i = 0; i < s->n_reveals; i++) buf_printf(&line, "%s%d", i ? "," : "", s->reveals[i].pos);
+    for (i32 i = 0; i < s->n_reveals; i++)
+        buf_printf(&line, "%s%d", i ? "," : "", s->reveals[i].pos);
     buf_printf(&line, "],\"ids\":[");
     for (i32 i = 0; i < s->n_reveals; i++)
         buf_printf(&line, "%s%d", i ? "," : "", s->reveals[i].token);
@@ -1191,7 +1222,9 @@ static void cli_trace_(CliShow *v, const DecodeStep *s) {
 static void cli_on_step_(void *arg, const DecodeStep *s) {
     CliShow *v = arg;
     if (v->trace_fd >= 0 && !v->stop) cli_trace_(v, s);
-    if (v->cli->watch) cli_watch_draw_(&v->watch, v->tok, s);
+    if (!v->cli->watch) return;
+    cli_watch_pause_(&v->watch, v->cli->watch_ms);
+    cli_watch_draw_(&v->watch, v->tok, s);
 }
 
 static bool cli_on_cancelled_(void *arg) {
@@ -1200,12 +1233,16 @@ static bool cli_on_cancelled_(void *arg) {
 }
 
 /* Generates one answer and prints it. An interrupt is not a failure here: r->finish tells. */
-static bool cli_answer_(const CliEngine *x, CliShow *v, const TokIds *prompt, DecodeResult *r, Err *e) {
+static bool cli_answer_(const CliEngine *x, CliShow *v, const TokIds *prompt, DecodeResult *r,
+                        Err *e) {
     DecodeEvents events = {v, cli_on_text_, cli_on_step_, cli_on_cancelled_};
     v->watch.cells.n = 0;
+    v->watch.drawn_ms = v->watch.paused_ms = 0;
     bool ok = engine_generate(x->engine, 0, prompt->p, (i32)prompt->n, &x->params, &events, r, e);
+    r->ms_decode -= MIN_OF(v->watch.paused_ms, r->ms_decode);
     if (v->watch.rows) {
         Buf out = {0};
+        os_sleep_ms(v->cli->watch_ms);
         cli_watch_erase_(&v->watch, &out);
         if (!out.failed) os_write_all(OS_STDERR, out.p, out.n, NULL);
         buf_free(&out);
@@ -1230,9 +1267,12 @@ static f64 cli_ratio_(f64 a, f64 b) {
 
 static void cli_put_bytes_(Buf *out, u64 bytes) {
     f64 kib = (f64)bytes / 1024;
-    if (kib < 1024) buf_printf(out, "%.1f KiB", kib);
-    else if (kib < 1048576) buf_printf(out, "%.1f MiB", kib / 1024);
-    else buf_printf(out, "%.2f GiB", kib / 1048576);
+    if (kib < 1024)
+        buf_printf(out, "%.1f KiB", kib);
+    else if (kib < 1048576)
+        buf_printf(out, "%.1f MiB", kib / 1024);
+    else
+        buf_printf(out, "%.2f GiB", kib / 1048576);
 }
 
 #define CLI_DOT " \xc2\xb7 "
@@ -1240,8 +1280,8 @@ static void cli_put_bytes_(Buf *out, u64 bytes) {
 static void cli_put_stats_(Buf *out, const DecodeResult *r) {
     f64 n = (f64)r->ids.n;
     i32 forwards = cli_forwards_(r);
-    buf_printf(out, "%zu token%s" CLI_DOT "%d forward%s", r->ids.n, r->ids.n == 1 ? "" : "s", forwards,
-               forwards == 1 ? "" : "s");
+    buf_printf(out, "%zu token%s" CLI_DOT "%d forward%s", r->ids.n, r->ids.n == 1 ? "" : "s",
+               forwards, forwards == 1 ? "" : "s");
     if (r->n_forwards_denoise)
         buf_printf(out, " (%d denoise + %d commit)", r->n_forwards_denoise, r->n_forwards_commit);
     buf_printf(out, CLI_DOT "%.1f tokens/forward", cli_ratio_(n, forwards));
@@ -1249,8 +1289,10 @@ static void cli_put_stats_(Buf *out, const DecodeResult *r) {
         buf_printf(out, " (%.1f per denoise)", cli_ratio_(n, r->n_forwards_denoise));
     f64 rate = cli_ratio_(n * 1e3, r->ms_decode);
     buf_printf(out, CLI_DOT "%.*f tok/s" CLI_DOT "first token ", rate < 100, rate);
-    if (r->ms_first_token < 1000) buf_printf(out, "%.1f ms", r->ms_first_token);
-    else buf_printf(out, "%.2f s", r->ms_first_token / 1e3);
+    if (r->ms_first_token < 1000)
+        buf_printf(out, "%.1f ms", r->ms_first_token);
+    else
+        buf_printf(out, "%.2f s", r->ms_first_token / 1e3);
     buf_printf(out, CLI_DOT "peak ");
     cli_put_bytes_(out, os_peak_rss());
 }
@@ -1266,12 +1308,15 @@ static void cli_print_stats_(const Cli *c, const DecodeResult *r) {
 
 static void cli_put_model_json_(Buf *out, const Cli *c, const CliEngine *x) {
     buf_printf(out, "\"model\":{\"path\":");
-    if (c->engine.path) json_put_str(out, str_of(c->engine.path));
-    else buf_printf(out, "null");
+    if (c->engine.path)
+        json_put_str(out, str_of(c->engine.path));
+    else
+        buf_printf(out, "null");
     buf_printf(out, ",\"builtin\":%s", c->engine.path ? "false" : "true");
     cli_put_string_(out, ",\"name\":", x->model->name);
     cli_put_string_(out, ",\"arch\":", str_of(x->model->family->arch));
-    buf_printf(out, ",\"n_vocab\":%d,\"n_ctx_train\":%d}", x->model->n_vocab, x->model->n_ctx_train);
+    buf_printf(out, ",\"n_vocab\":%d,\"n_ctx_train\":%d}", x->model->n_vocab,
+               x->model->n_ctx_train);
 }
 
 static void cli_put_decode_json_(Buf *out, const CliEngine *x) {
@@ -1297,16 +1342,19 @@ static void cli_put_answer_json_(Buf *out, const Cli *c, const CliEngine *x, con
     cli_put_ids_(out, r->ids.p, r->ids.n);
     buf_printf(out, ",\"prompt_ids\":");
     cli_put_ids_(out, prompt->p, prompt->n);
-    buf_printf(out, ",\"finish_reason\":\"%s\",\"usage\":{\"prompt_tokens\":%d,\"completion_tokens\":%zu,"
-                    "\"total_tokens\":%zu,\"cached_tokens\":%d}",
-               r->finish, r->n_prompt, r->ids.n, (size_t)r->n_prompt + r->ids.n, r->n_cached);
+    buf_printf(
+        out,
+        ",\"finish_reason\":\"%s\",\"usage\":{\"prompt_tokens\":%d,\"completion_tokens\":%zu,"
+        "\"total_tokens\":%zu,\"cached_tokens\":%d}",
+        r->finish, r->n_prompt, r->ids.n, (size_t)r->n_prompt + r->ids.n, r->n_cached);
     cli_put_number_(out, ",\"timings\":{\"load_ms\":", x->ms_load);
     cli_put_number_(out, ",\"prefill_ms\":", r->ms_prefill);
     cli_put_number_(out, ",\"decode_ms\":", r->ms_decode);
     cli_put_number_(out, ",\"first_token_ms\":", r->ms_first_token);
     cli_put_number_(out, ",\"tokens_per_second\":", cli_ratio_((f64)r->ids.n * 1e3, r->ms_decode));
     buf_printf(out, "},\"forwards\":{\"prefill\":%d,\"denoise\":%d,\"commit\":%d,\"ar\":%d}",
-               r->n_forwards_prefill, r->n_forwards_denoise, r->n_forwards_commit, r->n_forwards_ar);
+               r->n_forwards_prefill, r->n_forwards_denoise, r->n_forwards_commit,
+               r->n_forwards_ar);
     cli_put_number_(out, ",\"tokens_per_forward\":", cli_ratio_((f64)r->ids.n, cli_forwards_(r)));
     buf_char(out, ',');
     cli_put_model_json_(out, c, x);
@@ -1331,10 +1379,14 @@ static bool cli_run_ids_(const Cli *c, const CliEngine *x, Str text, TokIds *ids
     bool raw = c->raw || !cli_has_template_(x), ok;
     if (raw && system.n)
         ok = err_set(e, ERR_USAGE, "a system message needs a chat template, and %s",
-                     c->raw ? "--raw leaves it out" : "this model has none; give --chat-template FILE");
-    else if (raw) ok = tok_encode_prompt(x->tok, text, NULL, ids, e);
-    else ok = cli_render_(x, msgs, n, ids, e);
-    if (raw && !c->raw) log_line(LOG_INFO, "this model has no chat template: continuing the text as --raw");
+                     c->raw ? "--raw leaves it out"
+                            : "this model has none; give --chat-template FILE");
+    else if (raw)
+        ok = tok_encode_prompt(x->tok, text, NULL, ids, e);
+    else
+        ok = cli_render_(x, msgs, n, ids, e);
+    if (raw && !c->raw)
+        log_line(LOG_INFO, "this model has no chat template: continuing the text as --raw");
     buf_free(&system);
     return ok;
 }
@@ -1412,7 +1464,8 @@ static bool cli_chat_render_(const CliChat *t, TokIds *ids, Err *e) {
 static bool cli_chat_turn_(CliChat *t, Str line, Err *e) {
     size_t before = t->n_texts;
     if (before + 2 > CLI_TURNS_MAX)
-        return err_set(e, ERR_RUNTIME, "the conversation is over %d messages long; /clear begins anew",
+        return err_set(e, ERR_RUNTIME,
+                       "the conversation is over %d messages long; /clear begins anew",
                        CLI_TURNS_MAX);
     TokIds ids = {0};
     DecodeResult r = {0};
@@ -1454,7 +1507,7 @@ static bool cli_chat_command_(CliChat *t, Str line) {
         CliGuess g = {.typed = str_of(name)};
         for (size_t i = 0; i < COUNT_OF(names); i++) cli_guess_(&g, names[i]);
         fprintf(stderr, "dlm: unknown command '%s'; %s%s\n", name,
-                g.best ? "did you mean " : "/help lists them", g.best ? g.best : "");
+                g.best ? "perhaps " : "/help lists them", g.best ? g.best : "");
     }
     return true;
 }
@@ -1480,8 +1533,10 @@ static bool cli_chat_loop_(CliChat *t, Err *e) {
             go = cli_chat_command_(t, buf_view(&line));
         } else if (!cli_chat_turn_(t, buf_view(&line), &failed)) {
             go = failed.code != ERR_NONE && !t->show.stop; /* output that has gone ends it */
-            if (go) fprintf(stderr, "dlm: %s\n", failed.msg);
-            else *e = failed;
+            if (go)
+                fprintf(stderr, "dlm: %s\n", failed.msg);
+            else
+                *e = failed;
         }
     }
     if (t->terminal && go) fputs("\n", stderr);
@@ -1495,8 +1550,9 @@ static bool cli_chat_open_(CliChat *t, const Cli *c, Err *e) {
     t->terminal = os_isatty(OS_STDIN);
     if (!cli_system_(c, &t->system, e) || !cli_engine_open_(&t->x, c, e)) return false;
     if (!cli_has_template_(&t->x))
-        return err_set(e, ERR_MODEL, "this model has no chat template, so it cannot hold a conversation; "
-                                     "give --chat-template FILE, or use dlm run");
+        return err_set(e, ERR_MODEL,
+                       "this model has no chat template, so it cannot hold a conversation; "
+                       "give --chat-template FILE, or use dlm run");
     if (t->terminal) log_line(LOG_INFO, "type a message; /help lists commands, Ctrl-D leaves");
     return cli_show_open_(&t->show, c, t->x.tok, e);
 }
@@ -1536,7 +1592,8 @@ static bool cli_file_open_(CliFile *f, const Cli *c, Err *e) {
     const char *path = c->engine.path;
     Str demo = engine_demo();
     if (!path && demo.n == 0)
-        return err_set(e, ERR_USAGE, "no model: this build has no built-in one; name a GGUF file with -m");
+        return err_set(e, ERR_USAGE,
+                       "no model: this build has no built-in one; name a GGUF file with -m");
     if (path && !os_map_file(&f->map, path, e)) return false;
     if (gguf_open(&f->gguf, path ? f->map.p : (const u8 *)demo.p, path ? f->map.n : demo.n,
                   path ? path : ENGINE_DEMO_LABEL, e))
@@ -1573,8 +1630,8 @@ typedef struct {
     const Cli *cli;
     CliFile file;
     Model model;
-    Err why;       /* why the file cannot be run, when it cannot */
-    Err why_not;   /* why it cannot diffuse, when it cannot */
+    Err why;     /* why the file cannot be run, when it cannot */
+    Err why_not; /* why it cannot diffuse, when it cannot */
     CliTensors groups[COUNT_OF(CLI_TENSOR_GROUPS)][CLI_TYPES];
     u64 n_weights, weight_bytes, kv_bytes;
     i32 n_ctx;
@@ -1649,7 +1706,8 @@ static CliRecord cli_record_number_(const char *name, f64 value, ModelSource fro
     return r;
 }
 
-static CliRecord cli_record_word_(const char *name, const char *value, bool quoted, ModelSource from) {
+static CliRecord cli_record_word_(const char *name, const char *value, bool quoted,
+                                  ModelSource from) {
     CliRecord r = {.name = name, .is_word = quoted, .from = from};
     snprintf(r.value, sizeof r.value, "%s", value);
     return r;
@@ -1659,10 +1717,13 @@ static void cli_info_record_(const DecodeRecord *d, CliRecord out[CLI_RECORD_ROW
     out[0] = cli_record_number_("block_size", d->block_size, d->from_block);
     out[1] = cli_record_number_("sub_block_size", d->sub_block_size, d->from_sub_block);
     out[2] = cli_record_number_("threshold", (f64)d->threshold, d->from_threshold);
-    out[3] = cli_record_word_("attention", MODEL_ATTENTION_NAMES[d->attention], true, d->from_attention);
+    out[3] =
+        cli_record_word_("attention", MODEL_ATTENTION_NAMES[d->attention], true, d->from_attention);
     out[4] = cli_record_word_("shift_logits", d->shift ? "true" : "false", false, d->from_shift);
-    out[5] = cli_record_word_("align", d->align_prompt ? "prompt_end" : "absolute", true, d->from_align);
-    out[6] = cli_record_word_("first_token", d->first_by_commit ? "commit" : "masked", true, d->from_first);
+    out[5] =
+        cli_record_word_("align", d->align_prompt ? "prompt_end" : "absolute", true, d->from_align);
+    out[6] = cli_record_word_("first_token", d->first_by_commit ? "commit" : "masked", true,
+                              d->from_first);
 }
 
 /* The levels of this CPU, best first: "avx2, ref". */
@@ -1707,7 +1768,8 @@ static void cli_info_tokenizer_text_(Buf *out, const Tok *t) {
     buf_char(out, '\n');
     cli_put_row_(out, "chat template");
     Str first = str_cut(t->chat_template, 0, str_find(t->chat_template, STR("\n"), 0));
-    if (t->chat_template.n == 0) buf_printf(out, "none: dlm run continues the text as it is\n");
+    if (t->chat_template.n == 0)
+        buf_printf(out, "none: dlm run continues the text as it is\n");
     else {
         buf_printf(out, "%zu bytes: ", t->chat_template.n);
         cli_put_visible_(out, str_cut(first, 0, 60));
@@ -1727,7 +1789,8 @@ static void cli_info_diffusion_text_(Buf *out, const CliInfo *f) {
     }
     cli_info_record_(d, rows);
     for (size_t i = 0; i < CLI_RECORD_ROWS; i++)
-        buf_printf(out, "  %-16s%s (%s)\n", rows[i].name, rows[i].value, MODEL_SOURCE_NAMES[rows[i].from]);
+        buf_printf(out, "  %-16s%s (%s)\n", rows[i].name, rows[i].value,
+                   MODEL_SOURCE_NAMES[rows[i].from]);
 }
 
 static void cli_info_text_(Buf *out, const CliInfo *f) {
@@ -1750,7 +1813,8 @@ static void cli_info_text_(Buf *out, const CliInfo *f) {
     cli_put_visible_(out, m->name);
     buf_printf(out, "%s%s\n", m->name.n ? ", " : "", m->family->arch);
     cli_put_row_(out, "shape");
-    buf_printf(out, "%d layers, width %d, %d heads of %d (%d for keys and values), feed-forward %d\n",
+    buf_printf(out,
+               "%d layers, width %d, %d heads of %d (%d for keys and values), feed-forward %d\n",
                m->n_layer, m->n_embd, m->n_head, m->head_dim, m->n_head_kv, m->n_ff);
     cli_put_row_(out, "context");
     buf_printf(out, "%d tokens trained, %d in use\n", m->n_ctx_train, f->n_ctx);
@@ -1771,9 +1835,11 @@ static void cli_info_tensors_json_(Buf *out, const CliInfo *f) {
         for (size_t j = 0; j < CLI_TYPES; j++) {
             const CliTensors *g = &f->groups[i][j];
             if (!g->n_tensors) continue;
-            buf_printf(out, "%s{\"group\":\"%s\",\"type\":\"%s\",\"tensors\":%u,\"weights\":%llu,\"bytes\":%llu",
-                       first ? "" : ",", CLI_TENSOR_GROUPS[i].name, DLM_TYPES[j].name, g->n_tensors,
-                       (unsigned long long)g->n_weights, (unsigned long long)g->n_bytes);
+            buf_printf(
+                out,
+                "%s{\"group\":\"%s\",\"type\":\"%s\",\"tensors\":%u,\"weights\":%llu,\"bytes\":%llu",
+                first ? "" : ",", CLI_TENSOR_GROUPS[i].name, DLM_TYPES[j].name, g->n_tensors,
+                (unsigned long long)g->n_weights, (unsigned long long)g->n_bytes);
             first = false;
             if (quant_is_ternary(DLM_TYPES[j].type))
                 buf_printf(out, ",\"ternary\":{\"-1\":%llu,\"0\":%llu,\"+1\":%llu,\"+2\":%llu}",
@@ -1785,8 +1851,10 @@ static void cli_info_tensors_json_(Buf *out, const CliInfo *f) {
 }
 
 static void cli_put_why_(Buf *out, const Err *why) {
-    if (why->code) json_put_str(out, str_of(why->msg));
-    else buf_printf(out, "null");
+    if (why->code)
+        json_put_str(out, str_of(why->msg));
+    else
+        buf_printf(out, "null");
 }
 
 static void cli_info_model_json_(Buf *out, const CliInfo *f) {
@@ -1794,10 +1862,11 @@ static void cli_info_model_json_(Buf *out, const CliInfo *f) {
     const DecodeRecord *d = &m->decode;
     CliRecord rows[CLI_RECORD_ROWS];
     cli_put_string_(out, ",\"model\":{\"name\":", m->name);
-    buf_printf(out, ",\"arch\":\"%s\",\"n_layer\":%d,\"n_embd\":%d,\"n_head\":%d,\"n_head_kv\":%d,"
-                    "\"head_dim\":%d,\"n_ff\":%d,\"n_vocab\":%d,\"n_ctx_train\":%d}",
-               m->family->arch, m->n_layer, m->n_embd, m->n_head, m->n_head_kv, m->head_dim, m->n_ff,
-               m->n_vocab, m->n_ctx_train);
+    buf_printf(out,
+               ",\"arch\":\"%s\",\"n_layer\":%d,\"n_embd\":%d,\"n_head\":%d,\"n_head_kv\":%d,"
+               "\"head_dim\":%d,\"n_ff\":%d,\"n_vocab\":%d,\"n_ctx_train\":%d}",
+               m->family->arch, m->n_layer, m->n_embd, m->n_head, m->n_head_kv, m->head_dim,
+               m->n_ff, m->n_vocab, m->n_ctx_train);
     buf_printf(out, ",\"diffusion\":{\"can\":%s,\"why_not\":", f->why_not.code ? "false" : "true");
     cli_put_why_(out, &f->why_not);
     buf_printf(out, ",\"mask_token\":");
@@ -1812,8 +1881,8 @@ static void cli_info_model_json_(Buf *out, const CliInfo *f) {
     cli_info_record_(d, rows);
     for (size_t i = 0; i < CLI_RECORD_ROWS; i++) {
         const char *quote = rows[i].is_word ? "\"" : "";
-        buf_printf(out, ",\"%s\":{\"value\":%s%s%s,\"source\":\"%s\"}", rows[i].name, quote, rows[i].value,
-                   quote, MODEL_SOURCE_NAMES[rows[i].from]);
+        buf_printf(out, ",\"%s\":{\"value\":%s%s%s,\"source\":\"%s\"}", rows[i].name, quote,
+                   rows[i].value, quote, MODEL_SOURCE_NAMES[rows[i].from]);
     }
     buf_printf(out, "},\"memory\":{\"weights\":%llu,\"kv\":%llu,\"n_ctx\":%d,\"available\":%llu}",
                (unsigned long long)f->weight_bytes, (unsigned long long)f->kv_bytes, f->n_ctx,
@@ -1824,8 +1893,10 @@ static void cli_info_json_(Buf *out, const CliInfo *f) {
     const Gguf *g = &f->file.gguf;
     const Tok *t = &f->file.tok;
     buf_printf(out, "{\"path\":");
-    if (f->cli->engine.path) json_put_str(out, str_of(f->cli->engine.path));
-    else buf_printf(out, "null");
+    if (f->cli->engine.path)
+        json_put_str(out, str_of(f->cli->engine.path));
+    else
+        buf_printf(out, "null");
     buf_printf(out, ",\"builtin\":%s,\"gguf_version\":%u,\"bytes\":%llu,\"weights\":%llu,",
                f->cli->engine.path ? "false" : "true", g->version, (unsigned long long)g->n,
                (unsigned long long)f->n_weights);
@@ -1834,12 +1905,15 @@ static void cli_info_json_(Buf *out, const CliInfo *f) {
     cli_put_why_(out, &f->why);
     if (f->file.has_tok) {
         cli_put_string_(out, ",\"tokenizer\":{\"pre\":", str_of(t->pre_name));
-        buf_printf(out, ",\"n_vocab\":%u,\"bos\":%d,\"eos\":%d,\"eot\":%d,\"add_bos\":%s,\"add_eos\":%s}",
-                   t->n_vocab, t->bos, t->eos, t->eot, t->add_bos ? "true" : "false",
-                   t->add_eos ? "true" : "false");
+        buf_printf(
+            out, ",\"n_vocab\":%u,\"bos\":%d,\"eos\":%d,\"eot\":%d,\"add_bos\":%s,\"add_eos\":%s}",
+            t->n_vocab, t->bos, t->eos, t->eot, t->add_bos ? "true" : "false",
+            t->add_eos ? "true" : "false");
         buf_printf(out, ",\"chat_template\":");
-        if (t->chat_template.n) json_put_str(out, t->chat_template);
-        else buf_printf(out, "null");
+        if (t->chat_template.n)
+            json_put_str(out, t->chat_template);
+        else
+            buf_printf(out, "null");
     }
     if (!f->why.code) cli_info_model_json_(out, f);
 }
@@ -1852,7 +1926,8 @@ static bool cli_info_(const Cli *c, Err *e) {
     bool ok = level && cli_info_open_(f, c, e);
     if (ok && c->json) {
         cli_info_json_(&out, f);
-        buf_printf(&out, ",\"cpu\":{\"level\":\"%s\",\"processors\":%d}}\n", level->name, os_cpu_count());
+        buf_printf(&out, ",\"cpu\":{\"level\":\"%s\",\"processors\":%d}}\n", level->name,
+                   os_cpu_count());
     } else if (ok) {
         cli_info_text_(&out, f);
         cli_put_row_(&out, "processor");
@@ -1918,10 +1993,11 @@ static bool cli_tokenize_(const Cli *c, Err *e) {
     TokIds ids = {0};
     CliFile f = {0};
     Cli source = *c;
-    if (c->n_args && c->prompt) return err_set(e, ERR_USAGE, "give the text once, with or without -p");
+    if (c->n_args && c->prompt)
+        return err_set(e, ERR_USAGE, "give the text once, with or without -p");
     if (c->n_args) source.prompt = c->args[0];
-    bool ok = cli_prompt_(&source, &text, e) && cli_file_open_(&f, c, e) && cli_file_tok_(&f, c, e) &&
-              cli_encode_(c, &f.tok, buf_view(&text), &ids, e);
+    bool ok = cli_prompt_(&source, &text, e) && cli_file_open_(&f, c, e) &&
+              cli_file_tok_(&f, c, e) && cli_encode_(c, &f.tok, buf_view(&text), &ids, e);
     if (ok) cli_put_tokens_(&out, c, &f.tok, &ids);
     ok = ok && cli_out_buf_(&out, e);
     tok_ids_free(&ids);
@@ -1968,8 +2044,10 @@ static bool cli_detokenize_(const Cli *c, Err *e) {
         Buf whole = {0};
         tok_utf8_put(&utf8, buf_view(&bytes), &whole);
         tok_utf8_end(&utf8, &whole);
-        if (os_isatty(OS_STDOUT)) cli_put_visible_(&out, buf_view(&whole));
-        else buf_str(&out, buf_view(&whole));
+        if (os_isatty(OS_STDOUT))
+            cli_put_visible_(&out, buf_view(&whole));
+        else
+            buf_str(&out, buf_view(&whole));
         buf_char(&out, '\n');
         if (whole.failed) out.failed = true;
         buf_free(&whole);
@@ -2008,8 +2086,10 @@ static bool cli_version_(const Cli *c, Err *e) {
 
 static bool cli_dispatch_(Cli *c, const CliVerb *verb, Err *e) {
     Buf out = {0};
-    if (c->quiet) base_log_level = LOG_QUIET;
-    else if (c->verbose) base_log_level = LOG_DEBUG;
+    if (c->quiet)
+        base_log_level = LOG_QUIET;
+    else if (c->verbose)
+        base_log_level = LOG_DEBUG;
     if (c->help) return cli_print_buf_(&out, cli_help_(&out, c->named ? verb->name : NULL, e), e);
     if (c->version) return cli_version_(c, e);
     switch (verb->bit) {
@@ -2021,7 +2101,8 @@ static bool cli_dispatch_(Cli *c, const CliVerb *verb, Err *e) {
     case CLI_TOKENIZE: return cli_tokenize_(c, e);
     case CLI_DETOKENIZE: return cli_detokenize_(c, e);
     case CLI_VERSION: return cli_version_(c, e);
-    case CLI_HELP: return cli_print_buf_(&out, cli_help_(&out, c->n_args ? c->args[0] : NULL, e), e);
+    case CLI_HELP:
+        return cli_print_buf_(&out, cli_help_(&out, c->n_args ? c->args[0] : NULL, e), e);
     case CLI_COMPLETION:
         return cli_print_buf_(&out, cli_completion_(&out, c->n_args ? c->args[0] : NULL, e), e);
     }

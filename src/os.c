@@ -256,6 +256,11 @@ static i64 os_now_unix(void) {
     return (i64)time(NULL);
 }
 
+/* An interrupt ends the nap early. */
+static void os_sleep_ms(f64 ms) {
+    if (ms > 0) poll(NULL, 0, (int)MIN_OF(ms, 60000.0));
+}
+
 static bool os_random(void *p, size_t n, Err *e) {
     u8 *at = p;
     while (n > 0) {
