@@ -23,6 +23,13 @@
 #define AVX512_FN __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")))
 #define INLINE static inline __attribute__((always_inline))
 
+/* Loops over register tiles: unrolled whole, or the tiles would live in memory. */
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
 /* ---- which levels this machine has: Intel SDM vol. 2, CPUID leaves 1 and 7, and XCR0 ---- */
 
 typedef struct {
@@ -272,17 +279,20 @@ AVX2_FN INLINE void avx2_load_weights_(DlmMatKind kind, const u8 *row, i32 i, __
 AVX2_FN INLINE void avx2_dense_rows_(DlmMatKind kind, f32 *y, i64 y_stride, const u8 *row, i32 n_in, const f32 *x,
                                      i64 x_stride, int n_rows) {
     __m256 lo[4], hi[4];
+    UNROLL
     for (int m = 0; m < n_rows; m++) lo[m] = hi[m] = _mm256_setzero_ps();
     i32 i = 0;
     for (; i + 16 <= n_in; i += 16) {
         __m256 a, b;
         avx2_load_weights_(kind, row, i, &a, &b);
+        UNROLL
         for (int m = 0; m < n_rows; m++) {
             const f32 *xm = x + m * x_stride + i;
             lo[m] = _mm256_add_ps(lo[m], _mm256_mul_ps(a, _mm256_loadu_ps(xm)));
             hi[m] = _mm256_add_ps(hi[m], _mm256_mul_ps(b, _mm256_loadu_ps(xm + 8)));
         }
     }
+    UNROLL
     for (int m = 0; m < n_rows; m++) {
         f32 t[KERN_LANES];
         for (i32 j = i; j < n_in; j++) t[j - i] = ref_weight_(kind, row, j) * x[m * x_stride + j];
@@ -335,16 +345,20 @@ AVX2_FN INLINE void avx2_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, const i
                               bool less_one) {
     const __m256i mask = _mm256_set1_epi8(3), one8 = _mm256_set1_epi8(1), one16 = _mm256_set1_epi16(1);
     __m256i *wide = (__m256i *)(void *)acc; /* [8][2] registers of 8 outputs */
+    UNROLL
     for (int j = 0; j < 2 * n_rows; j++) _mm256_store_si256(wide + j, _mm256_setzero_si256());
     for (i32 t = 0; t < n_tiles;) {
         __m256i part[8];
+        UNROLL
         for (int j = 0; j < 2 * n_rows; j++) part[j] = _mm256_setzero_si256();
         for (i32 end = MIN_OF(t + AVX2_FLUSH, n_tiles); t < end; t++) {
             __m256i w0 = _mm256_load_si256((const __m256i *)(const void *)(tiles + 64 * (i64)t));
             __m256i w1 = _mm256_load_si256((const __m256i *)(const void *)(tiles + 64 * (i64)t + 32));
+            UNROLL
             for (int l = 0; l < 4; l++) {
                 __m256i c0 = _mm256_and_si256(_mm256_srli_epi16(w0, 2 * l), mask);
                 __m256i c1 = _mm256_and_si256(_mm256_srli_epi16(w1, 2 * l), mask);
+                UNROLL
                 for (int m = 0; m < n_rows; m++) {
                     i32 four;
                     memcpy(&four, q + m * q_stride + 16 * (i64)t + 4 * l, sizeof four);
@@ -360,6 +374,7 @@ AVX2_FN INLINE void avx2_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, const i
                 }
             }
         }
+        UNROLL
         for (int j = 0; j < 2 * n_rows; j++)
             _mm256_store_si256(wide + j,
                                _mm256_add_epi32(_mm256_load_si256(wide + j), _mm256_madd_epi16(part[j], one16)));
@@ -370,13 +385,16 @@ AVXVNNI_FN INLINE void avxvnni_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, c
                                     bool less_one) {
     const __m256i mask = _mm256_set1_epi8(3), one8 = _mm256_set1_epi8(1);
     __m256i part[8];
+    UNROLL
     for (int j = 0; j < 2 * n_rows; j++) part[j] = _mm256_setzero_si256();
     for (i32 t = 0; t < n_tiles; t++) {
         __m256i w0 = _mm256_load_si256((const __m256i *)(const void *)(tiles + 64 * (i64)t));
         __m256i w1 = _mm256_load_si256((const __m256i *)(const void *)(tiles + 64 * (i64)t + 32));
+        UNROLL
         for (int l = 0; l < 4; l++) {
             __m256i c0 = _mm256_and_si256(_mm256_srli_epi16(w0, 2 * l), mask);
             __m256i c1 = _mm256_and_si256(_mm256_srli_epi16(w1, 2 * l), mask);
+            UNROLL
             for (int m = 0; m < n_rows; m++) {
                 i32 four;
                 memcpy(&four, q + m * q_stride + 16 * (i64)t + 4 * l, sizeof four);
@@ -391,6 +409,7 @@ AVXVNNI_FN INLINE void avxvnni_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, c
             }
         }
     }
+    UNROLL
     for (int j = 0; j < 2 * n_rows; j++) _mm256_store_si256((__m256i *)(void *)acc + j, part[j]);
 }
 
@@ -398,11 +417,14 @@ AVX512_FN INLINE void avx512_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, con
                                   bool less_one) {
     const __m512i mask = _mm512_set1_epi8(3), one8 = _mm512_set1_epi8(1);
     __m512i part[8][2]; /* two chains a row: vpdpbusd has a latency of 4 to 5 */
+    UNROLL
     for (int m = 0; m < n_rows; m++) part[m][0] = part[m][1] = _mm512_setzero_si512();
     for (i32 t = 0; t < n_tiles; t++) {
         __m512i w = _mm512_load_si512(tiles + 64 * (i64)t);
+        UNROLL
         for (int l = 0; l < 4; l++) {
             __m512i c = _mm512_and_si512(_mm512_srli_epi16(w, 2 * l), mask);
+            UNROLL
             for (int m = 0; m < n_rows; m++) {
                 i32 four;
                 memcpy(&four, q + m * q_stride + 16 * (i64)t + 4 * l, sizeof four);
@@ -414,6 +436,7 @@ AVX512_FN INLINE void avx512_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, con
             }
         }
     }
+    UNROLL
     for (int m = 0; m < n_rows; m++) _mm512_store_si512(acc[m], _mm512_add_epi32(part[m][0], part[m][1]));
 }
 

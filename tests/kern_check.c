@@ -1,0 +1,270 @@
+/* kern_check.c - every kernel at every level of this machine against the scalar law, bit for bit.
+ *
+ * In the manner of dav1d's checkasm: sizes around each lane count, extreme and random inputs, buffers that end at
+ * an unmapped page, and the benchmark in the same program. One thread and no files, so that it also runs on an
+ * emulated CPU.
+ *
+ *     kern_check [--level NAME] [--bench] */
+#include "../src/kern.c"
+#include "test.h"
+
+static const i32 SIZES[] = {1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 255, 256, 257, 512, 576, 1000};
+#define N_MAX 4096
+static u64 rng = 12345;
+
+/* Fills with one of several distributions: the interesting inputs of float kernels. */
+static void fill(f32 *x, i32 n, int how) {
+    for (i32 i = 0; i < n; i++) switch (how % 6) {
+        case 0: x[i] = test_rng_f32(&rng); break;
+        case 1: x[i] = test_rng_f32(&rng) * 100.0f; break;
+        case 2: x[i] = 0; break;
+        case 3: x[i] = (f32)(i % 255) * 0.5f - 63.5f; break; /* ties of the int8 rounding */
+        case 4: x[i] = test_rng_f32(&rng) * 1e-8f; break;
+        default: x[i] = i == n / 2 ? 1e30f : test_rng_f32(&rng); break;
+        }
+}
+
+static f32 *guarded_f32(i32 n, int how) {
+    f32 *x = (f32 *)(void *)test_guard_alloc((size_t)n * sizeof *x);
+    fill(x, n, how);
+    return x;
+}
+
+/* NaN equals NaN here; everything else by bits, except that the sign of a zero may differ in max(). */
+static bool same_floats(const f32 *a, const f32 *b, i32 n) {
+    for (i32 i = 0; i < n; i++)
+        if (memcmp(a + i, b + i, sizeof *a) != 0 && !(a[i] != a[i] && b[i] != b[i])) return false;
+    return true;
+}
+
+static void check_rows(const DlmKernels *k) {
+    static f32 want[N_MAX], got[N_MAX];
+    static i8 q_want[N_MAX], q_got[N_MAX];
+    static u16 h_want[N_MAX], h_got[N_MAX];
+    for (size_t s = 0; s < COUNT_OF(SIZES); s++)
+        for (int how = 0; how < 6; how++) {
+            i32 n = SIZES[s], sum_want, sum_got;
+            f32 inv_want, inv_got, *x = guarded_f32(n, how), *gain = guarded_f32(n, 0);
+            KERN_REF.quantize_row(q_want, &inv_want, &sum_want, x, n);
+            k->quantize_row(q_got, &inv_got, &sum_got, x, n);
+            CHECK_MSG(memcmp(q_want, q_got, (size_t)n) == 0 && sum_want == sum_got && same_floats(&inv_want, &inv_got, 1),
+                      "%s quantize_row n=%d input %d", k->name, n, how);
+            KERN_REF.rms_norm(want, x, gain, n, 1e-5f);
+            k->rms_norm(got, x, gain, n, 1e-5f);
+            CHECK_MSG(same_floats(want, got, n), "%s rms_norm n=%d input %d", k->name, n, how);
+            KERN_REF.to_f16(h_want, x, n);
+            k->to_f16(h_got, x, n);
+            CHECK_MSG(memcmp(h_want, h_got, (size_t)n * 2) == 0, "%s to_f16 n=%d input %d", k->name, n, how);
+            for (int act = 0; act < 2; act++) {
+                memcpy(want, x, (size_t)n * sizeof *x);
+                memcpy(got, x, (size_t)n * sizeof *x);
+                KERN_REF.gate(want, gain, n, (DlmAct)act);
+                k->gate(got, gain, n, (DlmAct)act);
+                CHECK_MSG(same_floats(want, got, n), "%s gate %d n=%d input %d", k->name, act, n, how);
+            }
+            i32 best_want = KERN_REF.top1(x, n, &inv_want), best_got = k->top1(x, n, &inv_got);
+            CHECK_MSG(best_want == best_got && same_floats(&inv_want, &inv_got, 1), "%s top1 n=%d input %d: %d %d",
+                      k->name, n, how, best_want, best_got);
+            test_guard_free(x);
+            test_guard_free(gain);
+        }
+}
+
+static void check_nans(const DlmKernels *k) {
+    f32 x[40], sum_want, sum_got, nan = __builtin_nanf("");
+    for (int at = 0; at < 40; at++) {
+        fill(x, 40, 0);
+        x[at] = nan;
+        CHECK_INT(k->top1(x, 40, &sum_got), KERN_REF.top1(x, 40, &sum_want));
+        x[(at + 7) % 40] = KERN_MINUS_INF;
+        CHECK_INT(k->top1(x, 40, &sum_got), KERN_REF.top1(x, 40, &sum_want));
+        CHECK(same_floats(&sum_want, &sum_got, 1));
+        i8 q_want[40], q_got[40];
+        i32 a, b;
+        x[(at + 7) % 40] = 1;
+        KERN_REF.quantize_row(q_want, &sum_want, &a, x, 40);
+        k->quantize_row(q_got, &sum_got, &b, x, 40);
+        CHECK(memcmp(q_want, q_got, 40) == 0 && a == b);
+    }
+    for (int i = 0; i < 40; i++) x[i] = nan;
+    CHECK_INT(k->top1(x, 40, &sum_got), 0);
+}
+
+static void check_attend(const DlmKernels *k) {
+    static const i32 dims[] = {2, 8, 16, 17, 32, 48, 64, 80, 96, 128}, cells[] = {1, 2, 15, 16, 17, 33, 100};
+    static f32 want[256], got[256], scores[256];
+    for (size_t di = 0; di < COUNT_OF(dims); di++)
+        for (size_t ci = 0; ci < COUNT_OF(cells); ci++)
+            for (int type = 0; type < 2; type++) {
+                i32 dim = dims[di], n = cells[ci], lo = n > 4 ? 3 : 0;
+                f32 *q = guarded_f32(dim, 0), *kv = guarded_f32(2 * n * dim, 1);
+                u16 *half = (u16 *)(void *)test_guard_alloc((size_t)(2 * n * dim) * 2);
+                ref_to_f16(half, kv, 2 * n * dim);
+                const void *keys = type ? (void *)kv : (void *)half;
+                const void *values = type ? (void *)(kv + n * dim) : (void *)(half + n * dim);
+                DlmType t = type ? DLM_F32 : DLM_F16;
+                KERN_REF.attend(want, q, keys, values, t, dim, lo, n, dim, 0.125f, scores);
+                k->attend(got, q, keys, values, t, dim, lo, n, dim, 0.125f, scores);
+                CHECK_MSG(same_floats(want, got, dim), "%s attend dim=%d cells=%d type=%d", k->name, dim, n, type);
+                test_guard_free(q);
+                test_guard_free(kv);
+                test_guard_free(half);
+            }
+}
+
+/* A dense matrix of random weights in the given format, in guarded memory. */
+static DlmMat dense_matrix(DlmMatKind kind, i32 n_out, i32 n_in) {
+    static const DlmType types[] = {DLM_F32, DLM_F16, DLM_BF16, DLM_Q8_0};
+    DlmMat m = {.kind = kind, .n_in = n_in, .n_out = n_out};
+    i64 bytes = kern_dense_row_bytes(&m);
+    u8 *data = test_guard_alloc((size_t)(bytes * n_out));
+    static f32 row[N_MAX];
+    for (i32 o = 0; o < n_out; o++) {
+        fill(row, n_in, o % 2);
+        quant_encode_row(types[kind], row, n_in, data + o * bytes);
+    }
+    m.data = data;
+    return m;
+}
+
+static void check_dense(const DlmKernels *k) {
+    static const i32 widths[] = {1, 8, 16, 17, 32, 64, 96, 100, 256};
+    static f32 want[9 * 24], got[9 * 24];
+    for (int kind = DLM_MAT_F32; kind <= DLM_MAT_Q8_0; kind++)
+        for (size_t w = 0; w < COUNT_OF(widths); w++)
+            for (i32 rows = 1; rows <= 9; rows++) {
+                i32 n_in = widths[w], n_out = 19;
+                if (kind == DLM_MAT_Q8_0 && n_in % DLM_QK8_0) continue;
+                DlmMat m = dense_matrix((DlmMatKind)kind, n_out, n_in);
+                f32 *x = guarded_f32(rows * n_in, rows % 2);
+                KERN_REF.dense(want, 24, &m, 0, n_out, x, n_in, rows);
+                memset(got, 0x7f, sizeof got);
+                k->dense(got, 24, &m, 0, n_out, x, n_in, rows);
+                for (i32 r = 0; r < rows; r++)
+                    CHECK_MSG(same_floats(want + 24 * r, got + 24 * r, n_out), "%s dense kind=%d n_in=%d rows=%d", k->name,
+                              kind, n_in, rows);
+                test_guard_free((void *)(uintptr_t)m.data);
+                test_guard_free(x);
+            }
+}
+
+/* A tiled matrix of random codes 0..code_max; scale_block 0: one scale. */
+static DlmMat ternary_matrix(i32 n_out, i32 n_in, int code_max, i32 scale_block) {
+    i32 groups = (n_out + 15) / 16, tiles = (n_in + 15) / 16;
+    DlmMat m = {.kind = DLM_MAT_TERNARY, .n_in = n_in, .n_out = n_out, .scale = 0.037f, .scale_block = scale_block};
+    u8 *data = mem_alloc_n((u64)groups * (u64)tiles, DLM_TILE_BYTES, NULL);
+    static u8 codes[N_MAX];
+    for (i32 o = 0; o < groups * 16; o++) {
+        for (i32 i = 0; i < tiles * 16; i++)
+            codes[i] = i < n_in && o < n_out ? (u8)test_rng_below(&rng, (u64)code_max + 1) : 1;
+        cpu_tile_row_(data + (i64)(o / 16) * tiles * DLM_TILE_BYTES, codes, tiles, o % 16);
+    }
+    m.data = m.owned = data;
+    if (!scale_block) return m;
+    i64 n_scales = (i64)groups * (n_in / scale_block) * 16;
+    f32 *scales = mem_alloc_n((u64)n_scales, sizeof *scales, NULL);
+    for (i64 i = 0; i < n_scales; i++) scales[i] = test_rng_f32(&rng);
+    m.scales = m.owned_scales = scales;
+    return m;
+}
+
+static void check_ternary_case(const DlmKernels *k, const DlmMat *m, i32 rows, bool extreme) {
+    static f32 want[40 * 64], got[40 * 64];
+    static f32 inv[40];
+    static i32 sum[40];
+    i64 stride = (m->n_in + 15) / 16 * 16;
+    i8 *q = (i8 *)test_guard_alloc((size_t)(stride * rows));
+    for (i32 r = 0; r < rows; r++) {
+        sum[r] = 0;
+        inv[r] = test_rng_f32(&rng);
+        for (i32 i = 0; i < stride; i++) {
+            i8 v = extreme ? (r % 2 ? 127 : -128) : (i8)(test_rng_below(&rng, 256) - 128);
+            q[r * stride + i] = i < m->n_in ? v : 0;
+            sum[r] += q[r * stride + i];
+        }
+    }
+    KERN_REF.ternary(want, 64, m, 0, m->n_out, q, stride, inv, sum, rows);
+    memset(got, 0x7f, sizeof got);
+    k->ternary(got, 64, m, 0, m->n_out, q, stride, inv, sum, rows);
+    for (i32 r = 0; r < rows; r++)
+        CHECK_MSG(same_floats(want + 64 * r, got + 64 * r, m->n_out), "%s ternary %d x %d, rows=%d, row %d, scales per %d",
+                  k->name, m->n_out, m->n_in, rows, r, m->scale_block);
+    f32 beyond = got[m->n_out]; /* the kernel must not write past its outputs */
+    u32 bits;
+    memcpy(&bits, &beyond, sizeof bits);
+    CHECK(m->n_out == 64 || bits == 0x7f7f7f7fu);
+    test_guard_free(q);
+}
+
+static void check_ternary(const DlmKernels *k) {
+    static const i32 widths[] = {1, 15, 16, 17, 64, 160, 161, 256, 576, 2560}, outs[] = {1, 15, 16, 17, 33, 48};
+    static const i32 row_counts[] = {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 32, 33};
+    for (size_t w = 0; w < COUNT_OF(widths); w++)
+        for (size_t o = 0; o < COUNT_OF(outs); o++)
+            for (int code_max = 2; code_max <= 3; code_max++) {
+                DlmMat m = ternary_matrix(outs[o], widths[w], code_max, 0);
+                for (size_t r = 0; r < COUNT_OF(row_counts); r++) check_ternary_case(k, &m, row_counts[r], r % 3 == 0);
+                cpu_mat_free(NULL, &m);
+            }
+    for (i32 block = 64; block <= 256; block += 192)
+        for (i32 rows = 1; rows <= 9; rows++) {
+            DlmMat m = ternary_matrix(33, 512, 3, block);
+            check_ternary_case(k, &m, rows, rows % 3 == 0);
+            cpu_mat_free(NULL, &m);
+        }
+}
+
+/* Sums of whole extreme rows: the 16-bit range proofs at their edge. */
+static void check_range(const DlmKernels *k) {
+    for (int code = 0; code <= 3; code += 3) {
+        DlmMat m = ternary_matrix(16, 4096, 0, 0);
+        memset((void *)(uintptr_t)m.data, code * 0x55, 4096 / 16 * DLM_TILE_BYTES);
+        check_ternary_case(k, &m, 8, true);
+        cpu_mat_free(NULL, &m);
+    }
+}
+
+static void bench(const DlmKernels *k) {
+    enum { OUT = 2560, IN = 2560, ROWS = 64 };
+    static f32 y[(i64)OUT * ROWS], inv[ROWS];
+    static i32 sum[ROWS];
+    static i8 q[IN * ROWS];
+    DlmMat m = ternary_matrix(OUT, IN, 2, 0);
+    for (i32 i = 0; i < IN * ROWS; i++) q[i] = (i8)(test_rng_below(&rng, 256) - 128);
+    static const i32 rows[] = {1, 2, 4, 8, 16, 32, 64};
+    for (size_t r = 0; r < COUNT_OF(rows); r++) {
+        f64 best = 1e30;
+        for (int i = 0; i < 7; i++) {
+            f64 from = os_now_ms();
+            k->ternary(y, OUT, &m, 0, OUT, q, IN, inv, sum, rows[r]);
+            best = MIN_OF(best, os_now_ms() - from);
+        }
+        printf("%-8s ternary %d x %d, %2d rows: %8.3f ms, %7.1f G multiply-adds/s\n", k->name, OUT, IN, rows[r], best,
+               (f64)OUT * IN * rows[r] / best / 1e6);
+    }
+    cpu_mat_free(NULL, &m);
+}
+
+int main(int argc, char **argv) {
+    const char *only = NULL;
+    bool want_bench = false, found = false;
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--bench") == 0) want_bench = true;
+        else if (strcmp(argv[i], "--level") == 0 && i + 1 < argc) only = argv[++i];
+    }
+    for (int i = 0; kern_level(i); i++) {
+        const DlmKernels *k = kern_level(i);
+        if (only && strcmp(only, k->name) != 0) continue;
+        found = true;
+        printf("kern_check: level %s\n", k->name);
+        check_rows(k);
+        check_nans(k);
+        check_attend(k);
+        check_dense(k);
+        check_ternary(k);
+        check_range(k);
+        if (want_bench) bench(k);
+    }
+    CHECK_MSG(found, "this machine does not have level %s", only ? only : "ref");
+    return test_end();
+}
