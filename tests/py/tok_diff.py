@@ -93,7 +93,8 @@ def splits(name):
         "smollm": [pre.Digits(individual_digits=True), split(GPT2)],
         "qwen2": [split(CL100K % "")],
         "llama-bpe": [split(CL100K % "{1,3}")],
-        "falcon": [pre.Punctuation("contiguous"), split(GPT2), split("[0-9][0-9][0-9]")],
+        # Its own Punctuation class is that of an older Unicode; this is the expression for it.
+        "falcon": [split(r"[\p{P}\$\+<=>\^~\|`]+"), split(GPT2), split("[0-9][0-9][0-9]")],
         "deepseek-coder": [split("[\r\n]"), split(r"\s?\p{L}+"), split(r"\s?\p{P}+"),
                            split("[一-龥ࠀ-一가-퟿]+"), pre.Digits(individual_digits=True)],
     }[{"mpt": "gpt-2", "starcoder": "smollm", "refact": "smollm"}.get(name, name)]
@@ -177,8 +178,10 @@ def random_text(rng, special):
 
 
 def every_code_point():
-    """Each among letters, before a letter, after a blank: its class shows in the cuts."""
-    points = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000]
+    """Each behind a letter, behind a blank, before a digit: its class shows in the cuts. Of the planes
+    that are empty or private, one in 251."""
+    points = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000
+              and (c < 0x32400 or 0xE0000 <= c < 0xE0200 or c % 251 == 0)]
     return ["".join(f"a{c} {c}1" for c in points[i:i + 128]) for i in range(0, len(points), 128)]
 
 
@@ -187,44 +190,44 @@ def every_code_point():
 def ours(path, texts, trusted):
     data = b"".join(struct.pack("<IB", len(b), trusted) + b for b in (t.encode() for t in texts))
     lines = subprocess.run([DRIVER, path], input=data, stdout=subprocess.PIPE, check=True).stdout.decode()
-    return [line.split() for line in lines.split("\n")[:-1]]
+    return lines.split("\n")[:-1]
 
 
 def compare(name, path, keys, references, n_texts, all_points):
     """Returns the numbers of equal and of different texts."""
     rng = random.Random(SEED)
     special = [t for t, k in zip(keys["tokens"], keys["token_type"]) if k in (CONTROL, USER)]
-    texts = [random_text(rng, special) for _ in range(n_texts)] + (every_code_point() if all_points else [])
-    if name == "tiny-dlm":  # its tokenizer normalizes to NFC first; dlm does not
-        nfc = Tokenizer.from_file(TINY).normalizer
-        texts = [nfc.normalize_str(t) for t in texts]
+    random_texts = [random_text(rng, special) for _ in range(n_texts)]
     whole = len({b for b in keys["tokens"] if len(b) == 1}) >= 256
     same = different = 0
     for trusted in (0, 1):
+        texts = random_texts + (every_code_point() if all_points and not trusted else [])
+        if name == "tiny-dlm":  # its tokenizer normalizes to NFC first; dlm does not
+            nfc = Tokenizer.from_file(TINY).normalizer
+            texts = [nfc.normalize_str(t) for t in texts]
         wants, gots = references(trusted)(texts), ours(path, texts, trusted)
         if len(gots) != len(texts):
             sys.exit(f"tok_diff: {len(gots)} answers to {len(texts)} texts")
         for text, want, got in zip(texts, wants, gots):
-            broken = got[-1:] == ["!"]  # the driver: decoded, it is another text
-            if broken:
-                got.pop()
-            if [int(i) for i in got] == want and not (broken and whole):
+            want = " ".join(map(str, want))
+            ids, _, broken = got.partition(" !")  # the driver: decoded, it is another text
+            if ids == want and not (broken and whole):
                 same += 1
                 continue
             different += 1
             if different <= 5:
-                print(f"{name}, trusted {trusted}: {text!r}\n   want {want}\n   got  {got}")
+                print(f"{name}, trusted {trusted}: {text[:80]!r}\n   want {want[:300]}\n   got  {got[:300]}")
     print(f"  {name}: {same} equal, {different} different")
     return same, different
 
 
 def main():
-    n_texts = int(sys.argv[1]) if len(sys.argv) > 1 else 5000
+    n_texts = int(sys.argv[1]) if len(sys.argv) > 1 else 4000
     os.makedirs("build", exist_ok=True)
     subprocess.run(["gcc", "-std=c11", "-D_GNU_SOURCE", "-O2", "tests/tok_driver.c", "-o", DRIVER, "-lpthread"],
                    check=True)
     write_gguf("build/tiny-vocab.gguf", tiny_keys())
-    passed, failed = compare("tiny-dlm", "build/tiny-vocab.gguf", tiny_keys(), tiny_reference, 4 * n_texts, True)
+    passed, failed = compare("tiny-dlm", "build/tiny-vocab.gguf", tiny_keys(), tiny_reference, 3 * n_texts, True)
     for name in ("gpt-2", "qwen2", "llama-bpe", "starcoder", "refact", "mpt", "falcon", "deepseek-coder"):
         keys = read_gguf(VOCABS % name)
         a, b = compare(name, VOCABS % name, keys, lambda trusted: reference(keys, trusted), n_texts,
