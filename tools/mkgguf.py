@@ -504,7 +504,7 @@ def crime(name, *args):
     def register(function):
         for arg in args or [None]:
             spoil = (lambda g, a=arg: function(g, a)) if args else function
-            CRIMES[name.format(str(arg).replace(".", "-").replace("_", "-"))] = spoil
+            CRIMES[name.format(str(arg).removeprefix(ARCH + ".").replace(".", "-").replace("_", "-"))] = spoil
         return function
 
     return register

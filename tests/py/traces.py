@@ -34,7 +34,7 @@ def near_tie(ours, theirs, threshold):
     for pos in a.keys() & b.keys():
         if a[pos][0] != b[pos][0] and abs(a[pos][1] - b[pos][1]) > NEAR:
             return False
-    only = [side[pos][1] for side in (a, b) for pos in side.keys() - (a, b)[side is a].keys()]
+    only = [a[pos][1] for pos in a.keys() - b.keys()] + [b[pos][1] for pos in b.keys() - a.keys()]
     if all(abs(p - threshold) <= NEAR for p in only):
         return True
     # Below the threshold only the best candidate is revealed: the two sides chose different ones.
