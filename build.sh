@@ -80,14 +80,13 @@ want_clang() { # sanitizers and fuzzing; Alpine's clang has neither AddressSanit
 want_python() { # the Python of the tests: a venv when packages are pinned
     want python3 python3 python3
     get
-    ! [ -s tests/py/requirements.txt ] && return 0
     python3 -c 'import ensurepip, venv' 2>/dev/null || want /no/venv python3-venv py3-pip
     get
-    PYTHON=.venv/bin/python
-    stale .venv/ready tests/py/requirements.txt || return 0
-    run python3 -m venv --clear .venv
-    run $PYTHON -m pip install -q --disable-pip-version-check -r tests/py/requirements.txt
-    : >.venv/ready
+    PYTHON=build/venv/bin/python
+    stale build/venv/ready tests/py/requirements.txt || return 0
+    run python3 -m venv --clear build/venv
+    run $PYTHON -m pip install -q --disable-pip-version-check --no-deps -r tests/py/requirements.txt
+    : >build/venv/ready
 }
 
 # ---- building ----
@@ -146,7 +145,7 @@ debug() {
     mkdir -p build
     # Alpine has no AddressSanitizer: there undefined behaviour traps, and that is all.
     [ $PM != apk ] || SANITIZE='-fsanitize=undefined -fsanitize-undefined-trap-on-error'
-    ! stale build/dlm-debug $SOURCES || run gcc $CFLAGS -O1 -g $SANITIZE dlm.c -o build/dlm-debug -lpthread
+    ! stale build/dlm-debug $SOURCES || run gcc $CFLAGS -O1 -g $SANITIZE dlm.c -o build/dlm-debug -lpthread -lm
 }
 
 # ---- the rest of the verbs ----
@@ -185,7 +184,7 @@ test | check)
     finish
     ;;
 debug | fuzz | compdb | size) $verb "$@" ;;
-clean) run rm -rf build dlm .venv compile_commands.json ;;
+clean) run rm -rf build dlm compile_commands.json ;;
 help | -h | --help) help ;;
 *)
     help >&2
