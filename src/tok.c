@@ -2,8 +2,8 @@
  *
  * Owns:      its tables; token texts stay in the GGUF mapping, which must outlive the Tok.
  * Stands on: base mem utf8 gguf
- * Promises:  immutable once open, so any number of threads may encode; no text, however long or broken, takes
- *            more than O(n log n) time; text that is not trusted never becomes a control token. */
+ * Promises:  immutable once open, so any number of threads may encode; no text, however long or broken,
+ *            takes more than O(n log n) time; untrusted text never becomes a control token. */
 #ifndef DLM_TOK_C
 #define DLM_TOK_C
 
@@ -18,8 +18,8 @@
 #define TOK_SPECIAL_MAX ((size_t)256)    /* bytes of a token that is looked for in the text */
 #define TOK_INPUT_MAX ((size_t)1 << 30)  /* bytes of text in one call */
 #define TOK_IDS_MAX_DEFAULT ((size_t)1 << 28)
-/* Slots that a look-up may visit. Tables are at most 2/3 full, where honest rows stay under a hundred; a
- * longer one was made on purpose, and is refused when the table is filled. */
+/* Slots that a look-up may visit. Tables are at most 2/3 full, where honest rows stay under a
+ * hundred; a longer one was made on purpose, and is refused when the table is filled. */
 #define TOK_PROBE_MAX 1024u
 
 /* ---- growing lists of ids ---- */
@@ -55,10 +55,10 @@ static bool tok_ids_push(TokIds *ids, i32 id, Err *e) {
 
 /* ---- pre-tokenizers: the published regular expressions, by hand ----
  *
- * A split takes the piece s.p[i .. s.n) and returns where its first part ends: either a match of the
- * expression at i, or the text before the next match. Splits are applied one inside the other, and a
- * lookahead sees the end of the piece, as in the `tokenizers` package. Each advances at least one code
- * point and looks at every code point a bounded number of times. */
+ * A split takes the piece s.p[i .. s.n) and returns where its first part ends: either a match of
+ * the expression at i, or the text before the next match. Splits are applied one inside the other,
+ * and a lookahead sees the end of the piece, as in the `tokenizers` package. Each advances at least
+ * one code point and looks at every code point a bounded number of times. */
 
 typedef size_t (*TokSplit)(Str s, size_t i);
 
@@ -98,7 +98,7 @@ static size_t tok_contraction_(Str s, size_t i, bool any_case) {
     return a == 'l' && b == 'l' ? k : i;
 }
 
-/* \s+(?!\S)|\s+ at i, which is a white space: a run leaves its last character to the word that follows. */
+/* \s+(?!\S)|\s+ at i, a white space: a run leaves its last character to the word that follows. */
 static size_t tok_spaces_(Str s, size_t i) {
     size_t last = i, end = i, next;
     while (tok_class_(s, end, &next) & UTF8_SPACE) {
@@ -137,7 +137,7 @@ static size_t tok_split_cl100k_(Str s, size_t i, u32 digits) {
         for (end = tok_run_(s, next, TOK_OTHER); tok_is_newline_(s, end);) end++;
         return end;
     }
-    /* Only white space is left. \s* gives back no more than it must: up to the run's last newline. */
+    /* Only white space is left. \s* gives back what it must: up to the run's last newline. */
     size_t run = tok_run_(s, i, UTF8_SPACE);
     for (end = run; end > i; end--)
         if (tok_is_newline_(s, end - 1)) return end;
@@ -243,7 +243,7 @@ typedef enum {
 
 static const struct {
     TokSplit split[TOK_SPLITS_MAX]; /* outermost first; NULL ends the list */
-    bool ignore_merges;             /* a word that is a token is that token, whatever the merges say */
+    bool ignore_merges;             /* a word that is a token is that token, whatever its merges */
     bool add_bos;                   /* when the file does not say */
 } TOK_PRES[] = {
     [TOK_PRE_GPT2] = {{tok_split_gpt2_}, false, false},
@@ -257,7 +257,7 @@ static const struct {
                                 false, false},
 };
 
-/* Values of tokenizer.ggml.pre, as llama.cpp's converter writes them. The first of each kind is its name. */
+/* Values of tokenizer.ggml.pre, as llama.cpp's converter writes them. */
 static const struct {
     const char *name;
     TokPre pre;
@@ -297,7 +297,7 @@ enum {
 #define TOK_TYPE_BITS 7u
 #define TOK_EOG 8u /* flag beside the type: ends the generation */
 
-/* GPT-2 spells the 256 bytes by printable characters: themselves, or U+0100 + k for the k-th other. */
+/* GPT-2 spells a byte by a printable character: itself, or U+0100 + k for the k-th other byte. */
 #define TOK_BYTE_CHARS (256u + 68u)
 
 typedef struct {
@@ -332,7 +332,8 @@ typedef struct {
     TokMerge_ *merges;                 /* [merges_mask + 1] by hash of the pair */
     u32 merges_mask;
     TokSpecial_ *special;              /* [n_special] in byte order */
-    u32 n_special, special_first[257]; /* those that begin with byte b: [special_first[b], special_first[b+1]) */
+    u32 n_special;
+    u32 special_first[257];            /* byte b begins [special_first[b], special_first[b + 1]) */
     i32 byte_id[256];                  /* the token that is this one byte; -1: none */
     u16 char_of_byte[256];             /* code points */
     i16 byte_of_char[TOK_BYTE_CHARS];  /* -1: not such a character */
@@ -347,7 +348,7 @@ static u32 tok_type_(const Tok *t, i32 id) {
     return t->kind[id] & TOK_TYPE_BITS;
 }
 
-/* The vocabulary's spelling; empty for an id that is not in it (models may have more rows than tokens). */
+/* The vocabulary's spelling; empty for an id beyond it (a model may have more rows than tokens). */
 static Str tok_text(const Tok *t, i32 id) {
     return tok_has_(t, id) ? t->text[id] : (Str){"", 0};
 }
@@ -370,7 +371,7 @@ static u64 tok_hash_(Str a, Str b) {
     return h ^ h >> 32;
 }
 
-/* The slot of the token spelled a + b, or the empty one where it belongs; NULL when the row is too long. */
+/* The slot of the token spelled a + b, or the empty one where it belongs; NULL: the row is full. */
 static TokSlot_ *tok_slot_(const Tok *t, Str a, Str b) {
     u64 h = tok_hash_(a, b);
     for (u32 k = 0; k < TOK_PROBE_MAX; k++) {
@@ -412,7 +413,7 @@ static u32 tok_table_size_(u32 n) {
 
 /* ---- opening ---- */
 
-/* <...>, [...] and |...|: the spellings of tokens that steer a model. A user who types one gets text. */
+/* <...>, [...] and |...|: how tokens that steer a model are spelled. A user who types one gets text. */
 static bool tok_is_markup_(Str s) {
     if (s.n < 3) return false;
     char a = s.p[0], b = s.p[s.n - 1];
@@ -432,8 +433,10 @@ static bool tok_open_pre_(Tok *t, const Gguf *g, const char *override, Err *e) {
     Str model = {0}, name = {0};
     if (!gguf_get_str(g, "tokenizer.ggml.model", &model, e)) return false;
     if (!model.p)
-        return err_set(e, ERR_MODEL, "%s: no tokenizer in the file (key tokenizer.ggml.model); convert "
-                       "the model again, with its tokenizer", g->label);
+        return err_set(e, ERR_MODEL,
+                       "%s: no tokenizer in the file (key tokenizer.ggml.model); convert the model "
+                       "again, with its tokenizer",
+                       g->label);
     if (!str_eq(model, STR("gpt2")))
         return err_set(e, ERR_MODEL, "%s: tokenizer '%.*s' is not supported; dlm reads 'gpt2' "
                        "(byte-level BPE)", g->label, STR_ARG(model));
@@ -451,8 +454,10 @@ static bool tok_open_pre_(Tok *t, const Gguf *g, const char *override, Err *e) {
     if (override)
         return err_set(e, ERR_USAGE, "--pre %.*s: no such pre-tokenizer; there are " TOK_PRE_LIST,
                        STR_ARG(name));
-    return err_set(e, ERR_MODEL, "%s: pre-tokenizer '%.*s' is not supported; if it is the same as one of "
-                   TOK_PRE_LIST ", give that with --pre NAME", g->label, STR_ARG(name));
+    return err_set(e, ERR_MODEL,
+                   "%s: pre-tokenizer '%.*s' is not supported; if it is the same as one of "
+                   TOK_PRE_LIST ", give that with --pre NAME",
+                   g->label, STR_ARG(name));
 }
 
 static void tok_open_bytes_(Tok *t) {
@@ -466,13 +471,14 @@ static void tok_open_bytes_(Tok *t) {
     ASSERT(other == TOK_BYTE_CHARS);
 }
 
-/* Token texts and their index. Of equal texts the first is found; the others can only be decoded. */
+/* Token texts and their index. Of equal texts the first is found; the others only decode. */
 static bool tok_open_texts_(Tok *t, const Gguf *g, Err *e) {
     GgufStrIter it = {0};
     bool found;
     if (!gguf_get_array(g, "tokenizer.ggml.tokens", GGUF_STRING, &it.a, &found, e)) return false;
     if (!found || it.a.count == 0 || it.a.count > TOK_VOCAB_MAX)
-        return err_set(e, ERR_MODEL, "%s: key 'tokenizer.ggml.tokens' has %llu tokens; 1 to %u are wanted",
+        return err_set(e, ERR_MODEL,
+                       "%s: key 'tokenizer.ggml.tokens' has %llu tokens; 1 to %u are wanted",
                        g->label, (unsigned long long)it.a.count, TOK_VOCAB_MAX);
     t->n_vocab = (u32)it.a.count;
     u32 size = tok_table_size_(t->n_vocab);
@@ -485,15 +491,17 @@ static bool tok_open_texts_(Tok *t, const Gguf *g, Err *e) {
         Str s;
         ASSERT(gguf_str_next(&it, &s));
         if (s.n > TOK_TEXT_MAX)
-            return err_set(e, ERR_MODEL, "%s: token %u is %zu bytes long; %zu is the limit", g->label, id,
-                           s.n, TOK_TEXT_MAX);
+            return err_set(e, ERR_MODEL, "%s: token %u is %zu bytes long; %zu is the limit",
+                           g->label, id, s.n, TOK_TEXT_MAX);
         t->text[id] = s;
         t->kind[id] = TOK_NORMAL;
         t->longest = MAX_OF(t->longest, s.n);
         TokSlot_ *slot = tok_slot_(t, s, (Str){"", 0});
         if (!slot)
-            return err_set(e, ERR_MODEL, "%s: the vocabulary is made to be slow: token %u and over %u "
-                           "others have the same hash", g->label, id, TOK_PROBE_MAX);
+            return err_set(e, ERR_MODEL,
+                           "%s: the vocabulary is made to be slow: token %u and over %u "
+                           "others have the same hash",
+                           g->label, id, TOK_PROBE_MAX);
         if (!slot->id_1) *slot = (TokSlot_){id + 1, (u32)(tok_hash_(s, (Str){"", 0}) >> 32)};
     }
     return true;
@@ -505,28 +513,32 @@ static bool tok_open_types_(Tok *t, const Gguf *g, Err *e) {
     if (!gguf_get_array(g, "tokenizer.ggml.token_type", GGUF_I32, &types, &found, e)) return false;
     if (!found) return true;
     if (types.count != t->n_vocab)
-        return err_set(e, ERR_MODEL, "%s: key 'tokenizer.ggml.token_type' has %llu entries for %u tokens",
+        return err_set(e, ERR_MODEL,
+                       "%s: key 'tokenizer.ggml.token_type' has %llu entries for %u tokens",
                        g->label, (unsigned long long)types.count, t->n_vocab);
     for (u32 id = 0; id < t->n_vocab; id++) {
         i64 type = gguf_array_int(&types, id);
         if (type < TOK_UNDEFINED || type > TOK_BYTE)
-            return err_set(e, ERR_MODEL, "%s: key 'tokenizer.ggml.token_type': token %u has type %lld; 0 "
-                           "to %d are known", g->label, id, (long long)type, TOK_BYTE);
+            return err_set(e, ERR_MODEL,
+                           "%s: key 'tokenizer.ggml.token_type': token %u has type %lld; 0 "
+                           "to %d are known",
+                           g->label, id, (long long)type, TOK_BYTE);
         t->kind[id] = (u8)type;
     }
     return true;
 }
 
-/* Tokens that end an answer, by name: files name one of them by id, and models emit the others as well.
- * The first that the vocabulary has is the end of a turn, when no key says. */
+/* Tokens that end an answer, by name: files name one of them by id, and models emit the others as
+ * well. The first that the vocabulary has is the end of a turn, when no key says. */
 static const char *const TOK_EOG_NAMES[] = {
-    "<|eot_id|>", "<|im_end|>", "<|end|>",    "<end_of_turn>",      "<|role_end|>",  "<|EOT|>",
-    "<EOT>",      "[EOT]",      "<|eom_id|>", "<end_of_utterance>", "<|endoftext|>", "<|end_of_text|>",
+    "<|eot_id|>",    "<|im_end|>", "<|end|>", "<end_of_turn>", "<|role_end|>",
+    "<|EOT|>",       "<EOT>",      "[EOT]",   "<|eom_id|>",    "<end_of_utterance>",
+    "<|endoftext|>", "<|end_of_text|>",
     "<\357\275\234end\342\226\201of\342\226\201sentence\357\275\234>", /* DeepSeek's */
     "</s>",
 };
 
-/* A token that a key names, when it is spelled like markup, is a control token whatever its type says. */
+/* A token that a key names and that is spelled like markup is a control token, whatever its type. */
 static bool tok_open_id_(Tok *t, const Gguf *g, const char *key, i32 *id, Err *e) {
     *id = -1;
     if (!gguf_get_token_id(g, key, t->n_vocab, id, e)) return false;
@@ -563,13 +575,14 @@ static bool tok_open_ids_(Tok *t, const Gguf *g, Err *e) {
         !gguf_get_str(g, "tokenizer.chat_template", &t->chat_template, e))
         return false;
     if ((t->add_bos && t->bos < 0) || (t->add_eos && t->eos < 0))
-        return err_set(e, ERR_MODEL, "%s: key 'tokenizer.ggml.add_%s_token' is true, but there is no such "
-                       "token", g->label, t->bos < 0 && t->add_bos ? "bos" : "eos");
+        return err_set(e, ERR_MODEL,
+                       "%s: key 'tokenizer.ggml.add_%s_token' is true, but there is no such token",
+                       g->label, t->bos < 0 && t->add_bos ? "bos" : "eos");
     return true;
 }
 
-/* A byte's token: its one-character spelling, else <0xHH>. Only tokens of those two types qualify: a user
- * token may be spelled by the same character and mean the character. */
+/* A byte's token: its one-character spelling, else <0xHH>. Only tokens of those two types qualify:
+ * a user token may be spelled by the same character and mean the character. */
 static void tok_open_byte_ids_(Tok *t) {
     for (u32 b = 0; b < 256; b++) {
         char s[8];
@@ -589,8 +602,10 @@ static bool tok_open_merges_(Tok *t, const Gguf *g, Err *e) {
     bool found;
     if (!gguf_get_array(g, "tokenizer.ggml.merges", GGUF_STRING, &it.a, &found, e)) return false;
     if (!found || it.a.count > TOK_MERGES_MAX)
-        return err_set(e, ERR_MODEL, "%s: key 'tokenizer.ggml.merges' has %llu merges; at most %u, and the "
-                       "key itself, are wanted", g->label, (unsigned long long)it.a.count, TOK_MERGES_MAX);
+        return err_set(e, ERR_MODEL,
+                       "%s: key 'tokenizer.ggml.merges' has %llu merges; at most %u, and the "
+                       "key itself, are wanted",
+                       g->label, (unsigned long long)it.a.count, TOK_MERGES_MAX);
     u32 n = (u32)it.a.count, size = tok_table_size_(n);
     t->merges_mask = size - 1;
     t->merges = mem_alloc_n(size, sizeof *t->merges, e);
@@ -602,14 +617,18 @@ static bool tok_open_merges_(Tok *t, const Gguf *g, Err *e) {
         Str a = str_cut(s, 0, space), b = str_cut(s, space == SIZE_MAX ? space : space + 1, s.n);
         i32 left = tok_find(t, a), right = tok_find(t, b), id = tok_find_pair_(t, a, b);
         if (space == SIZE_MAX || left < 0 || right < 0 || id < 0)
-            return err_set(e, ERR_MODEL, "%s: merge %u ('%.*s') is not a pair of tokens whose union is a "
-                           "token", g->label, rank, STR_ARG(s));
+            return err_set(e, ERR_MODEL,
+                           "%s: merge %u ('%.*s') is not two tokens whose union is a token",
+                           g->label, rank, STR_ARG(s));
         if (tok_is_special(t, id)) continue; /* text must not add up to a control token */
         TokMerge_ *m = tok_merge_(t, left, right);
         if (!m)
-            return err_set(e, ERR_MODEL, "%s: the merges are made to be slow: merge %u and over %u others "
-                           "have the same hash", g->label, rank, TOK_PROBE_MAX);
-        if (!m->rank_1) *m = (TokMerge_){left, right, rank + 1, id}; /* listed twice: the first holds */
+            return err_set(e, ERR_MODEL,
+                           "%s: the merges are made to be slow: merge %u and over %u others "
+                           "have the same hash",
+                           g->label, rank, TOK_PROBE_MAX);
+        if (m->rank_1) continue; /* listed twice: the first rank holds */
+        *m = (TokMerge_){left, right, rank + 1, id};
     }
     return true;
 }
@@ -650,8 +669,9 @@ static bool tok_open_special_(Tok *t, const Gguf *g, Err *e) {
 static bool tok_open(Tok *t, const Gguf *g, const char *pre_override, Err *e) {
     *t = (Tok){0};
     tok_open_bytes_(t);
-    if (tok_open_pre_(t, g, pre_override, e) && tok_open_texts_(t, g, e) && tok_open_types_(t, g, e) &&
-        tok_open_ids_(t, g, e) && tok_open_merges_(t, g, e) && tok_open_special_(t, g, e)) {
+    if (tok_open_pre_(t, g, pre_override, e) && tok_open_texts_(t, g, e) &&
+        tok_open_types_(t, g, e) && tok_open_ids_(t, g, e) && tok_open_merges_(t, g, e) &&
+        tok_open_special_(t, g, e)) {
         tok_open_byte_ids_(t);
         return true;
     }
@@ -661,9 +681,9 @@ static bool tok_open(Tok *t, const Gguf *g, const char *pre_override, Err *e) {
 
 /* ---- BPE of one word ----
  *
- * Symbols are a doubly linked list; a heap holds, for every pair that can merge, its rank and its place, so
- * that the lowest rank, and of equal ranks the leftmost, comes out first. Each merge adds at most two
- * pairs: n log n, where the textbook's rescan of the word is n^2. */
+ * Symbols are a doubly linked list; a heap holds, for every pair that can merge, its rank and its
+ * place, so that the lowest rank, and of equal ranks the leftmost, comes out first. Each merge adds
+ * at most two pairs: n log n, where the textbook's rescan of the word is n^2. */
 
 #define TOK_NONE UINT32_MAX /* no neighbour; no rank */
 
@@ -736,7 +756,7 @@ static void tok_merge_all_(const Tok *t, TokWork_ *w) {
         u64 key = tok_heap_pop_(w);
         u32 i = (u32)key;
         TokSym_ *s = &w->sym[i];
-        if (s->rank != key >> 32) continue; /* a neighbour was faster; a rank belongs to one pair only */
+        if (s->rank != key >> 32) continue; /* a neighbour was faster; a rank is of one pair only */
         TokSym_ *gone = &w->sym[s->next];
         gone->rank = TOK_NONE;
         s->id = s->merged;
@@ -759,8 +779,8 @@ static i32 tok_find_word_(const Tok *t, TokWork_ *w, Str word) {
     return id >= 0 && tok_type_(t, id) == TOK_NORMAL ? id : -1;
 }
 
-/* A byte without a token is dropped before the merging, as the reference does: vocabularies leave out
- * bytes that UTF-8 never has, and some a few control characters. */
+/* A byte without a token is dropped before the merging, as the reference does: vocabularies leave
+ * out bytes that UTF-8 never has, and some a few control characters. */
 static bool tok_encode_word_(const Tok *t, TokWork_ *w, Str word, TokIds *out, Err *e) {
     if (TOK_PRES[t->pre].ignore_merges) {
         i32 id = tok_find_word_(t, w, word);
@@ -787,24 +807,31 @@ static bool tok_encode_word_(const Tok *t, TokWork_ *w, Str word, TokIds *out, E
 
 /* ---- encode ---- */
 
-/* Text without special tokens: cut into words, piece within piece. */
+/* Where the word that begins at i ends. end[k] is where the piece of split k that holds i ends,
+ * each piece inside that of the split before; all zero for the first word. */
+static size_t tok_word_end_(TokPre pre, Str text, size_t i, size_t end[TOK_SPLITS_MAX]) {
+    const TokSplit *split = TOK_PRES[pre].split;
+    Str piece = text;
+    for (size_t k = 0; k < TOK_SPLITS_MAX && split[k]; k++) {
+        if (i >= end[k]) end[k] = split[k](piece, i);
+        piece.n = end[k];
+    }
+    ASSERT(piece.n > i && piece.n <= text.n);
+    return piece.n;
+}
+
+/* Text without special tokens. */
 static bool tok_encode_text_(const Tok *t, TokWork_ *w, Str text, TokIds *out, Err *e) {
-    const TokSplit *split = TOK_PRES[t->pre].split;
-    size_t end[TOK_SPLITS_MAX] = {0}; /* where the piece of each split that holds i ends */
-    for (size_t i = 0; i < text.n;) {
-        Str piece = text;
-        for (size_t k = 0; k < TOK_SPLITS_MAX && split[k]; k++) {
-            if (i >= end[k]) end[k] = split[k](piece, i);
-            piece.n = end[k];
-        }
-        ASSERT(piece.n > i && piece.n <= text.n);
-        if (!tok_encode_word_(t, w, str_cut(text, i, piece.n), out, e)) return false;
-        i = piece.n;
+    size_t end[TOK_SPLITS_MAX] = {0};
+    for (size_t i = 0, next; i < text.n; i = next) {
+        next = tok_word_end_(t->pre, text, i, end);
+        if (!tok_encode_word_(t, w, str_cut(text, i, next), out, e)) return false;
     }
     return true;
 }
 
-/* The first of special[lo, hi), which agree on `depth` bytes, whose next byte is at least `byte`. */
+/* The first of special[lo, hi), which agree on `depth` bytes, whose next byte is at least
+ * `byte`. */
 static u32 tok_special_bound_(const Tok *t, u32 lo, u32 hi, size_t depth, u32 byte) {
     while (lo < hi) {
         u32 mid = lo + (hi - lo) / 2;
@@ -823,7 +850,8 @@ static const TokSpecial_ *tok_special_at_(const Tok *t, Str text, const u8 *trus
     for (size_t depth = 1; lo < hi; depth++) {
         /* Shorter texts sort first: those that end here lead the range. */
         for (; lo < hi && t->special[lo].text.n == depth; lo++)
-            if ((trust || t->special[lo].plain) && (!best || best->text.n < depth)) best = &t->special[lo];
+            if ((trust || t->special[lo].plain) && (!best || best->text.n < depth))
+                best = &t->special[lo];
         if (depth >= text.n - i) break;
         byte = (u8)text.p[i + depth];
         trust = trust && trusted[i + depth];
@@ -833,7 +861,8 @@ static const TokSpecial_ *tok_special_at_(const Tok *t, Str text, const u8 *trus
     return best;
 }
 
-static bool tok_encode_(const Tok *t, TokWork_ *w, Str text, const u8 *trusted, TokIds *out, Err *e) {
+static bool tok_encode_(const Tok *t, TokWork_ *w, Str text, const u8 *trusted, TokIds *out,
+                        Err *e) {
     size_t from = 0;
     for (size_t i = 0; i < text.n && t->n_special;) {
         const TokSpecial_ *found = tok_special_at_(t, text, trusted, i);
@@ -848,10 +877,10 @@ static bool tok_encode_(const Tok *t, TokWork_ *w, Str text, const u8 *trusted, 
     return tok_encode_text_(t, w, str_cut(text, from, text.n), out, e);
 }
 
-/* Appends the ids of text. trusted: NULL when a user wrote all of it; else [text.n] bytes, 1 where the
- * template wrote it: a control token's text is that token only where every byte of it is trusted. User
- * tokens that are plain text (runs of blanks, rare letters) are part of the ordinary vocabulary and match
- * anywhere. Adds no BOS or EOS. No Unicode normalization. */
+/* Appends the ids of text. trusted: NULL when a user wrote all of it; else [text.n] bytes, 1 where
+ * the template wrote it: a control token's text is that token only where every byte of it is
+ * trusted. User tokens that are plain text (runs of blanks, rare letters) are part of the ordinary
+ * vocabulary and match anywhere. Adds no BOS or EOS. No Unicode normalization. */
 static bool tok_encode(const Tok *t, Str text, const u8 *trusted, TokIds *out, Err *e) {
     if (text.n > TOK_INPUT_MAX)
         return err_set(e, ERR_RUNTIME, "the text is %zu bytes long; %zu is the limit", text.n,
@@ -862,7 +891,8 @@ static bool tok_encode(const Tok *t, Str text, const u8 *trusted, TokIds *out, E
     return ok;
 }
 
-/* tok_encode between BOS and EOS as the file asks for them, never twice: templates write them as well. */
+/* tok_encode between BOS and EOS as the file asks for them, never twice: templates write them as
+ * well. */
 static bool tok_encode_prompt(const Tok *t, Str text, const u8 *trusted, TokIds *out, Err *e) {
     size_t first = out->n;
     if (t->add_bos && !tok_ids_push(out, t->bos, e)) return false;
@@ -884,8 +914,8 @@ static int tok_hex_(char c) {
     return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
 }
 
-/* Appends the token's bytes: any part of UTF-8, so stream them through TokUtf8. Control tokens have none
- * unless `special`. An id outside the vocabulary has none. False when the buffer is full. */
+/* Appends the token's bytes: any part of UTF-8, so stream them through TokUtf8. Control tokens have
+ * none unless `special`. An id outside the vocabulary has none. False when the buffer is full. */
 static bool tok_bytes(const Tok *t, i32 id, bool special, Buf *out) {
     if (!tok_has_(t, id)) return true;
     Str s = t->text[id];
@@ -904,11 +934,11 @@ static bool tok_bytes(const Tok *t, i32 id, bool special, Buf *out) {
     for (size_t i = 0, from; i < s.n;) {
         from = i;
         u32 c = utf8_next(s, &i);
-        bool is_byte = c < TOK_BYTE_CHARS && t->byte_of_char[c] >= 0;
-        bool ok = is_byte ? buf_char(out, (char)t->byte_of_char[c]) : buf_str(out, str_cut(s, from, i));
-        if (!ok) return false;
+        bool is_byte = c < TOK_BYTE_CHARS && t->byte_of_char[c] >= 0; /* else spelled as is */
+        if (is_byte) buf_char(out, (char)t->byte_of_char[c]);
+        else buf_str(out, str_cut(s, from, i));
     }
-    return true;
+    return !out->failed;
 }
 
 /* Bytes to text, a piece at a time: keeps back what may still become a code point. */
@@ -917,7 +947,8 @@ typedef struct {
     u8 n;
 } TokUtf8;
 
-/* Appends what is certain; bytes that are not UTF-8 become U+FFFD, as with Python's errors="replace". */
+/* Appends what is certain; bytes that are not UTF-8 become U+FFFD, as with Python's
+ * errors="replace". */
 static void tok_utf8_put(TokUtf8 *s, Str bytes, Buf *out) {
     for (size_t i = 0; i < bytes.n;) {
         if (s->n == 0) {

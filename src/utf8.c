@@ -2,8 +2,8 @@
  *
  * Owns:      nothing.
  * Stands on: base
- * Promises:  never reads outside the slice; never allocates; every byte sequence is accepted and what is
- *            not UTF-8 is reported as such, never skipped over in silence. */
+ * Promises:  never reads outside the slice; never allocates; every byte sequence is accepted, and what
+ *            is not UTF-8 is reported as such, never skipped over in silence. */
 #ifndef DLM_UTF8_C
 #define DLM_UTF8_C
 
@@ -17,12 +17,13 @@
 
 typedef enum {
     UTF8_OK,   /* *n bytes are the code point *cp */
-    UTF8_BAD,  /* *n bytes can begin no code point: one U+FFFD, as in Unicode 16 section 3.9, "maximal
-                  subpart", and as Python's errors="replace" counts them */
+    UTF8_BAD,  /* *n bytes can begin no code point: one U+FFFD, as Python's errors="replace" counts
+                  them (Unicode 16 section 3.9, "maximal subpart") */
     UTF8_SHORT /* the text ends after *n bytes that may yet become a code point */
 } Utf8State;
 
-/* Reads at s.p[i], i < s.n. Always sets 1 <= *n <= s.n - i; sets *cp to UTF8_REPLACEMENT unless UTF8_OK. */
+/* Reads at s.p[i], i < s.n. Always sets 1 <= *n <= s.n - i; sets *cp to UTF8_REPLACEMENT unless
+ * UTF8_OK. */
 static Utf8State utf8_read(Str s, size_t i, u32 *cp, size_t *n) {
     const u8 *p = (const u8 *)s.p + i;
     size_t left = s.n - i;
@@ -86,9 +87,36 @@ static size_t utf8_valid(Str s) {
 
 /* The order is that of CATEGORIES in tools/mktables.py. */
 enum {
-    UTF8_CN, UTF8_LU, UTF8_LL, UTF8_LT, UTF8_LM, UTF8_LO, UTF8_MN, UTF8_MC, UTF8_ME, UTF8_ND, UTF8_NL,
-    UTF8_NO, UTF8_PC, UTF8_PD, UTF8_PS, UTF8_PE, UTF8_PI, UTF8_PF, UTF8_PO, UTF8_SM, UTF8_SC, UTF8_SK,
-    UTF8_SO, UTF8_ZS, UTF8_ZL, UTF8_ZP, UTF8_CC, UTF8_CF, UTF8_CS, UTF8_CO,
+    UTF8_CN,
+    UTF8_LU,
+    UTF8_LL,
+    UTF8_LT,
+    UTF8_LM,
+    UTF8_LO,
+    UTF8_MN,
+    UTF8_MC,
+    UTF8_ME,
+    UTF8_ND,
+    UTF8_NL,
+    UTF8_NO,
+    UTF8_PC,
+    UTF8_PD,
+    UTF8_PS,
+    UTF8_PE,
+    UTF8_PI,
+    UTF8_PF,
+    UTF8_PO,
+    UTF8_SM,
+    UTF8_SC,
+    UTF8_SK,
+    UTF8_SO,
+    UTF8_ZS,
+    UTF8_ZL,
+    UTF8_ZP,
+    UTF8_CC,
+    UTF8_CF,
+    UTF8_CS,
+    UTF8_CO,
     UTF8_CW /* a control that is White_Space: U+0009..U+000D and U+0085 */
 };
 
@@ -98,17 +126,18 @@ enum {
 #define UTF8_NUMBER UTF8_BITS(UTF8_ND, UTF8_NO)      /* \p{N} */
 #define UTF8_PUNCTUATION UTF8_BITS(UTF8_PC, UTF8_PO) /* \p{P} */
 #define UTF8_SYMBOL UTF8_BITS(UTF8_SM, UTF8_SO)      /* \p{S} */
-#define UTF8_SPACE (UTF8_BITS(UTF8_ZS, UTF8_ZP) | 1u << UTF8_CW) /* \s: White_Space, not isspace() */
+/* \s: White_Space, which is not what isspace() says. */
+#define UTF8_SPACE (UTF8_BITS(UTF8_ZS, UTF8_ZP) | 1u << UTF8_CW)
 
 /* The class of cp as a one-bit set: `utf8_class(cp) & (UTF8_LETTER | UTF8_NUMBER)`. */
 static u32 utf8_class(u32 cp) {
     if (cp > 0x10FFFF) return 1u << UTF8_CN;
-    u32 block = utf8_table_index[cp >> UTF8_TABLE_SHIFT];
-    return 1u << utf8_table_blocks[block << UTF8_TABLE_SHIFT | (cp & ((1u << UTF8_TABLE_SHIFT) - 1))];
+    u32 block = utf8_table_index[cp >> UTF8_TABLE_SHIFT], in_block = (1u << UTF8_TABLE_SHIFT) - 1;
+    return 1u << utf8_table_blocks[block << UTF8_TABLE_SHIFT | (cp & in_block)];
 }
 
-/* Simple case folding, as far as it ends in an ASCII letter: all that a case-insensitive ASCII pattern
- * can match. U+017F and U+212A are the two that come from outside ASCII. */
+/* Simple case folding, as far as it ends in an ASCII letter: all that a case-insensitive ASCII
+ * pattern can match. U+017F and U+212A are the two that come from outside ASCII. */
 static u32 utf8_fold_ascii(u32 cp) {
     if (cp >= 'A' && cp <= 'Z') return cp + ('a' - 'A');
     return cp == 0x17F ? 's' : cp == 0x212A ? 'k' : cp;

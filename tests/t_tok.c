@@ -22,7 +22,8 @@ static void vocab_open(Vocab *v, const char *name) {
     Err e = {0};
     snprintf(path, sizeof path, VOCAB "%s.gguf", name);
     v->file = test_file(path);
-    bool ok = gguf_open(&v->g, (const u8 *)v->file.p, v->file.n, name, &e) && tok_open(&v->t, &v->g, NULL, &e);
+    bool ok = gguf_open(&v->g, (const u8 *)v->file.p, v->file.n, name, &e) &&
+              tok_open(&v->t, &v->g, NULL, &e);
     if (!CHECK_OK(ok, e)) exit(test_end());
 }
 
@@ -84,11 +85,12 @@ static void vectors_pass(const char *name) {
     Str lines_file = test_file(path), lines = lines_file;
     int n = 0;
     for (; lines.n; n++) {
-        Str text = next_part(&texts, STR("\n__ggml_vocab_test__\n")), want = next_part(&lines, STR("\n"));
+        Str text = next_part(&texts, STR("\n__ggml_vocab_test__\n")),
+            want = next_part(&lines, STR("\n"));
         if (want.n && want.p[0] == ' ') want = str_cut(want, 1, want.n);
         const char *got = ids_of(&v.t, text, NULL);
-        CHECK_MSG(str_eq(str_of(got), want), "%s, text %d '%.*s': %s, want %.*s", name, n, STR_ARG(text), got,
-                  STR_ARG(want));
+        CHECK_MSG(str_eq(str_of(got), want), "%s, text %d '%.*s': %s, want %.*s", name, n,
+                  STR_ARG(text), got, STR_ARG(want));
     }
     CHECK_MSG(n == 46 && texts.n == 0, "%s has %d vectors", name, n);
     test_file_free(texts_file);
@@ -103,10 +105,11 @@ static void published_vectors_pass(void) {
 }
 
 static void other_kinds_are_refused(void) {
-    static const char *const names[][2] = {{"llama-spm", "tokenizer 'llama' is not supported"},
-                                           {"phi-3", "tokenizer 'llama' is not supported"},
-                                           {"bert-bge", "tokenizer 'bert' is not supported"},
-                                           {"deepseek-llm", "pre-tokenizer 'deepseek-llm' is not supported"}};
+    static const char *const names[][2] = {
+        {"llama-spm", "tokenizer 'llama' is not supported"},
+        {"phi-3", "tokenizer 'llama' is not supported"},
+        {"bert-bge", "tokenizer 'bert' is not supported"},
+        {"deepseek-llm", "pre-tokenizer 'deepseek-llm' is not supported"}};
     for (size_t i = 0; i < COUNT_OF(names); i++) {
         char path[256];
         Err e = {0};
@@ -123,7 +126,8 @@ static void other_kinds_are_refused(void) {
     }
 }
 
-/* ---- pre-tokenizers: what the `tokenizers` package 0.23.3 makes of these (tests/py/tok_diff.py has more) ---- */
+/* ---- pre-tokenizers: what the `tokenizers` package 0.23.3 makes of these (tests/py/tok_diff.py
+ * has more) ---- */
 
 static void words_are_cut_as_published(void) {
     static const char *const cases[][3] = {
@@ -139,10 +143,13 @@ static void words_are_cut_as_published(void) {
          " # two# # spaces#\t#\ttabs# #\n#\n# # next#\r#\n# end#  "},
         {"gpt-2", "12345 \xC2\xBD\xE2\x85\xA7\xC2\xB2x \xD9\xA1\xD9\xA2\xD9\xA3",
          "12345# \xC2\xBD\xE2\x85\xA7\xC2\xB2#x# \xD9\xA1\xD9\xA2\xD9\xA3"},
-        {"smollm", "12345 \xC2\xBD\xE2\x85\xA7\xC2\xB2x", "1#2#3#4#5# #\xC2\xBD#\xE2\x85\xA7#\xC2\xB2#x"},
+        {"smollm", "12345 \xC2\xBD\xE2\x85\xA7\xC2\xB2x",
+         "1#2#3#4#5# #\xC2\xBD#\xE2\x85\xA7#\xC2\xB2#x"},
         {"qwen2", "12345 67", "1#2#3#4#5# #6#7"},
-        {"llama-bpe", "12345 \xC2\xBD\xE2\x85\xA7\xC2\xB2x", "123#45# #\xC2\xBD\xE2\x85\xA7\xC2\xB2#x"},
-        {"falcon", "12345 6789 \xD9\xA1\xD9\xA2\xD9\xA3", "123#45# #678#9# \xD9\xA1\xD9\xA2\xD9\xA3"},
+        {"llama-bpe", "12345 \xC2\xBD\xE2\x85\xA7\xC2\xB2x",
+         "123#45# #\xC2\xBD\xE2\x85\xA7\xC2\xB2#x"},
+        {"falcon", "12345 6789 \xD9\xA1\xD9\xA2\xD9\xA3",
+         "123#45# #678#9# \xD9\xA1\xD9\xA2\xD9\xA3"},
         {"smollm", "a.b ...!\n\n?? \n!x -y", "a#.#b# ...!#\n#\n#??# #\n#!#x# -#y"},
         {"qwen2", "a.b ...!\n\n?? \n!x -y", "a#.b# ...!\n\n#??# \n#!x# -#y"},
         {"falcon", "a.b ...!\n\n?? \n!x -y", "a#.#b# #...!#\n\n#??# \n#!#x# #-#y"},
@@ -150,8 +157,10 @@ static void words_are_cut_as_published(void) {
          "\xE6\x97\xA5 \xED\x95\x9C"
          "ab 1\xE4\xB8\xAD",
          "\xE6\x97\xA5# #\xED\x95\x9C#ab# #1#\xE4\xB8\xAD"},
-        {"gpt-2", "\xC2\xA0nbsp\xE3\x80\x80ideo\xC2\x85x", "\xC2\xA0#nbsp#\xE3\x80\x80#ideo#\xC2\x85#x"},
-        {"qwen2", "\xC2\xA0nbsp\xE3\x80\x80ideo\xC2\x85x", "\xC2\xA0nbsp#\xE3\x80\x80ideo#\xC2\x85x"},
+        {"gpt-2", "\xC2\xA0nbsp\xE3\x80\x80ideo\xC2\x85x",
+         "\xC2\xA0#nbsp#\xE3\x80\x80#ideo#\xC2\x85#x"},
+        {"qwen2", "\xC2\xA0nbsp\xE3\x80\x80ideo\xC2\x85x",
+         "\xC2\xA0nbsp#\xE3\x80\x80ideo#\xC2\x85x"},
         {"qwen2", "e\xCC\x81 'd'D d'", "e#\xCC\x81# '#d#'D# d#'"},
         {"falcon", "$1+2=<3>^~|` (x)", "$#1#+#2#=<#3#>^~|`# #(#x#)"},
         {"qwen2", "'", "'"},
@@ -163,21 +172,16 @@ static void words_are_cut_as_published(void) {
         size_t which = 0, at = 0, n = 0;
         char got[256];
         while (strcmp(TOK_PRE_NAMES[which].name, cases[i][0])) which++;
-        const TokSplit *split = TOK_PRES[TOK_PRE_NAMES[which].pre].split;
         size_t end[TOK_SPLITS_MAX] = {0};
-        for (Str text = str_of(cases[i][1]); at < text.n;) { /* as tok_encode_text_ does */
-            Str piece = text;
-            for (size_t k = 0; k < TOK_SPLITS_MAX && split[k]; k++) {
-                if (at >= end[k]) end[k] = split[k](piece, at);
-                piece.n = end[k];
-            }
-            n += (size_t)snprintf(got + n, sizeof got - n, at ? "#%.*s" : "%.*s", (int)(piece.n - at),
+        for (Str text = str_of(cases[i][1]); at < text.n;) {
+            size_t next = tok_word_end_(TOK_PRE_NAMES[which].pre, text, at, end);
+            n += (size_t)snprintf(got + n, sizeof got - n, at ? "#%.*s" : "%.*s", (int)(next - at),
                                   text.p + at);
-            at = piece.n;
+            at = next;
         }
         got[n] = 0;
-        CHECK_MSG(str_eq((Str){got, n}, str_of(cases[i][2])), "%s of '%s': %s, want %s", cases[i][0], cases[i][1],
-                  got, cases[i][2]);
+        CHECK_MSG(str_eq((Str){got, n}, str_of(cases[i][2])), "%s of '%s': %s, want %s",
+                  cases[i][0], cases[i][1], got, cases[i][2]);
     }
 }
 
@@ -236,8 +240,8 @@ static void random_merges(u64 *rng) {
         size_t n_want = merge_slowly(&v.t, want, len);
         TokIds got = {0};
         CHECK_OK(tok_encode(&v.t, (Str){word, len}, NULL, &got, &e), e);
-        CHECK_MSG(got.n == n_want && memcmp(got.p, want, n_want * sizeof *want) == 0, "merging %.*s", (int)len,
-                  word);
+        CHECK_MSG(got.n == n_want && memcmp(got.p, want, n_want * sizeof *want) == 0,
+                  "merging %.*s", (int)len, word);
         tok_ids_free(&got);
     }
     made_close(&v);
@@ -310,9 +314,12 @@ static void flags_and_lookups(void) {
     CHECK_INT(t->pad, -1);
     CHECK_CSTR(t->pre_name, "qwen2");
     CHECK_STR(t->chat_template, STR("{{ x }}"));
-    CHECK(tok_is_eog(t, MAKE_EOS) && !tok_is_eog(t, MAKE_BOS) && !tok_is_eog(t, -1) && !tok_is_eog(t, INT32_MAX));
-    CHECK(tok_is_special(t, MAKE_EOS) && tok_is_special(t, MAKE_BOS) && tok_is_special(t, MAKE_MASK));
-    CHECK(!tok_is_special(t, MAKE_TOOL) && !tok_is_special(t, 0) && !tok_is_special(t, (i32)t->n_vocab));
+    CHECK(tok_is_eog(t, MAKE_EOS) && !tok_is_eog(t, MAKE_BOS) && !tok_is_eog(t, -1) &&
+          !tok_is_eog(t, INT32_MAX));
+    CHECK(tok_is_special(t, MAKE_EOS) && tok_is_special(t, MAKE_BOS) &&
+          tok_is_special(t, MAKE_MASK));
+    CHECK(!tok_is_special(t, MAKE_TOOL) && !tok_is_special(t, 0) &&
+          !tok_is_special(t, (i32)t->n_vocab));
     CHECK_INT(tok_find(t, STR("hello")), MAKE_HELLO);
     CHECK_INT(tok_find(t, STR("hellp")), -1);
     CHECK_INT(tok_find(t, STR("")), -1);
@@ -352,7 +359,10 @@ static const char *prompt_of(const char *pre, int bos, int eos, const char *text
     for (size_t i = 1; i < ids.n; i++) {
         i32 id = ids.p[i];
         n += (size_t)snprintf(line + n, sizeof line - n, "%s ",
-                              id == MAKE_BOS ? "bos" : id == MAKE_EOS ? "eos" : id == MAKE_HELLO ? "hello" : "?");
+                              id == MAKE_BOS     ? "bos"
+                              : id == MAKE_EOS   ? "eos"
+                              : id == MAKE_HELLO ? "hello"
+                                                 : "?");
     }
     tok_ids_free(&ids);
     made_close(&v);
@@ -369,14 +379,16 @@ static void bos_and_eos_are_added_once(void) {
     CHECK_CSTR(prompt_of("qwen2", 0, 0, "<s>hello"), "bos hello ");
     CHECK_CSTR(prompt_of("qwen2", 1, 1, ""), "bos eos ");
     CHECK_CSTR(prompt_of("qwen2", 1, 1, "<s>"), "bos eos ");
-    CHECK_CSTR(prompt_of("llama-bpe", -1, -1, "hello"), "bos hello "); /* Llama 3 wants it unasked */
+    CHECK_CSTR(prompt_of("llama-bpe", -1, -1, "hello"),
+               "bos hello "); /* Llama 3 wants it unasked */
     CHECK_CSTR(prompt_of("llama-bpe", 0, -1, "hello"), "hello ");
 }
 
 /* ---- words as tokens, bytes without tokens ---- */
 
 static void ignore_merges_takes_whole_words(void) {
-    static const MakeToken extra[] = {{"xyz", TOK_NORMAL}, {"\xC4\xA0xyz", TOK_NORMAL}, {"ctl", TOK_CONTROL}, {0}};
+    static const MakeToken extra[] = {
+        {"xyz", TOK_NORMAL}, {"\xC4\xA0xyz", TOK_NORMAL}, {"ctl", TOK_CONTROL}, {0}};
     for (int llama = 0; llama < 2; llama++) {
         Buf b = {0};
         Vocab v;
@@ -384,7 +396,8 @@ static void ignore_merges_takes_whole_words(void) {
         make_begin(&b);
         make_vocab(&b, llama ? "llama-bpe" : "dbrx", MAKE_MERGES, 1, extra);
         if (!CHECK_OK(made_open(&v, &b, NULL, &e), e)) return;
-        CHECK_CSTR(ids_of(&v.t, STR("xyz xyz"), NULL), llama ? "257 258" : "120 121 122 32 120 121 122");
+        CHECK_CSTR(ids_of(&v.t, STR("xyz xyz"), NULL),
+                   llama ? "257 258" : "120 121 122 32 120 121 122");
         CHECK_CSTR(ids_of(&v.t, STR("ctl"), NULL), "99 116 108");
         made_close(&v);
         buf_free(&b);
@@ -427,7 +440,8 @@ static void streaming_equals_one_shot(void) {
         Str in, out;
     } cases[] = {
         {STR("plain"), STR("plain")},
-        {STR("gr\xC3\xBC\xC3\x9F \xE2\x82\xAC \xF0\x9F\x98\x80"), STR("gr\xC3\xBC\xC3\x9F \xE2\x82\xAC \xF0\x9F\x98\x80")},
+        {STR("gr\xC3\xBC\xC3\x9F \xE2\x82\xAC \xF0\x9F\x98\x80"),
+         STR("gr\xC3\xBC\xC3\x9F \xE2\x82\xAC \xF0\x9F\x98\x80")},
         {STR("\xE2\x82"), STR("\xEF\xBF\xBD")},
         {STR("\xE2\x82z"), STR("\xEF\xBF\xBDz")},
         {STR("\xF0\x9F\x98\xE2\x82\xAC"), STR("\xEF\xBF\xBD\xE2\x82\xAC")},
@@ -460,8 +474,22 @@ static void streaming_equals_one_shot(void) {
 /* ---- round trips, long texts, many threads ---- */
 
 static void fill_random(u64 *rng, char *p, size_t n, int kind) {
-    static const char *const atoms[] = {"a", "the", " ", "  ", "\n", "\t", "'s", "'LL", "12", ".", "\xC3\xA9",
-                                        "\xE6\x97\xA5", "\xF0\x9F\x98\x80", "\xFF", "<|im_end|>", "\xE2\x82"};
+    static const char *const atoms[] = {"a",
+                                        "the",
+                                        " ",
+                                        "  ",
+                                        "\n",
+                                        "\t",
+                                        "'s",
+                                        "'LL",
+                                        "12",
+                                        ".",
+                                        "\xC3\xA9",
+                                        "\xE6\x97\xA5",
+                                        "\xF0\x9F\x98\x80",
+                                        "\xFF",
+                                        "<|im_end|>",
+                                        "\xE2\x82"};
     for (size_t i = 0; i < n;) {
         const char *atom = atoms[test_rng_below(rng, COUNT_OF(atoms))];
         if (kind == 0) p[i++] = (char)test_rng(rng);
@@ -489,18 +517,26 @@ static void any_bytes_come_back(const Tok *t) {
     buf_free(&back);
 }
 
-/* Any of these is out of the question for an algorithm that is not n log n: the time is not measured finely. */
+/* Any of these is out of the question for an algorithm that is not n log n: the time is not
+ * measured finely. */
 static void long_texts_take_seconds(const Tok *t) {
     static const struct {
         const char *what, *repeat;
         size_t n;
     } cases[] = {
-        {"prose", "The quick brown fox doesn't jump over 13 lazy dogs.\n\n    if (x != 0) return;\t", 16u << 20},
-        {"one letter", "a", 1u << 20},   {"blanks", " ", 1u << 20},
-        {"newlines", "\n", 1u << 20},    {"digits", "7", 1u << 20},
-        {"signs", "=", 1u << 20},        {"blank lines", " \n", 1u << 20},
-        {"markup", "<|im_e", 1u << 20},  {"no UTF-8", "\xE2\x82", 1u << 20},
-        {"quotes", "'", 1u << 20},       {"ideographs", "\xE6\x97\xA5\xE6\x9C\xAC", 1u << 20},
+        {"prose",
+         "The quick brown fox doesn't jump over 13 lazy dogs.\n\n    if (x != 0) return;\t",
+         16u << 20},
+        {"one letter", "a", 1u << 20},
+        {"blanks", " ", 1u << 20},
+        {"newlines", "\n", 1u << 20},
+        {"digits", "7", 1u << 20},
+        {"signs", "=", 1u << 20},
+        {"blank lines", " \n", 1u << 20},
+        {"markup", "<|im_e", 1u << 20},
+        {"no UTF-8", "\xE2\x82", 1u << 20},
+        {"quotes", "'", 1u << 20},
+        {"ideographs", "\xE6\x97\xA5\xE6\x9C\xAC", 1u << 20},
     };
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
         Err e = {0};
@@ -671,7 +707,8 @@ static void ids_out_of_range(Buf *b) {
 }
 
 static void merges_that_lie(Buf *b) {
-    static const char *const bad[] = {"a", "a ", " a", "", " ", "a zz", "zz a", "b a", "a  b", "\xFF \xFF"};
+    static const char *const bad[] = {"a",    "a ",   " a",  "",     " ",
+                                      "a zz", "zz a", "b a", "a  b", "\xFF \xFF"};
     for (size_t i = 0; i < COUNT_OF(bad); i++) {
         Str tokens[3] = {STR("a"), STR("b"), STR("ab")};
         make_tokens(b, tokens, 3);
@@ -720,8 +757,9 @@ static void texts_too_long_or_equal(Buf *b) {
     make_vocab(b, "gpt-2", MAKE_MERGES, 1, special);
     refused_as(b, NULL, ERR_MODEL, "special token 257 is 257 bytes long");
     /* Equal texts: the first is the one that is found; empty texts match nowhere. */
-    static const MakeToken same[] = {{"<x>", TOK_CONTROL}, {"<x>", TOK_CONTROL}, {"<x>", TOK_USER},
-                                     {"", TOK_CONTROL},    {"", TOK_USER},       {"a", TOK_NORMAL}, {NULL, 0}};
+    static const MakeToken same[] = {
+        {"<x>", TOK_CONTROL}, {"<x>", TOK_CONTROL}, {"<x>", TOK_USER}, {"", TOK_CONTROL},
+        {"", TOK_USER},       {"a", TOK_NORMAL},    {NULL, 0}};
     Vocab v;
     Err e = {0};
     u8 trusted[3] = {1, 1, 1};
@@ -734,7 +772,8 @@ static void texts_too_long_or_equal(Buf *b) {
     made_close(&v);
 }
 
-/* Over a thousand tokens that want the same slot: refused in an instant, not filled in quadratic time. */
+/* Over a thousand tokens that want the same slot: refused in an instant, not filled in quadratic
+ * time. */
 static void vocabulary_made_to_collide(Buf *b) {
     enum { N = 1100 };
     static char text[N][12];
@@ -764,8 +803,9 @@ static void hostile_vocabularies(void) {
 /* ---- the end of a generation, by name ---- */
 
 static void names_end_a_generation(void) {
-    static const MakeToken extra[] = {{"</s>", TOK_NORMAL},     {"<|eot_id|>", TOK_NORMAL}, {"<EOT>", TOK_CONTROL},
-                                      {"<|role_end|>", TOK_USER}, {"<|other|>", TOK_CONTROL}, {NULL, 0}};
+    static const MakeToken extra[] = {{"</s>", TOK_NORMAL},       {"<|eot_id|>", TOK_NORMAL},
+                                      {"<EOT>", TOK_CONTROL},     {"<|role_end|>", TOK_USER},
+                                      {"<|other|>", TOK_CONTROL}, {NULL, 0}};
     Buf b = {0};
     Vocab v;
     Err e = {0};

@@ -1,9 +1,10 @@
-/* t_utf8.c - decoding against a reading of the standard's table 3-7, classes against counts taken from
- * the `tokenizers` package 0.23.3 (its regular expressions run over every code point). */
+/* t_utf8.c - decoding against a reading of the standard's table 3-7, classes against counts taken
+ * from the `tokenizers` package 0.23.3 (its regular expressions run over every code point). */
 #include "../src/utf8.c"
 #include "test.h"
 
-/* Table 3-7 of the Unicode standard, well-formed byte sequences, row by row: the other way to say it. */
+/* Table 3-7 of the Unicode standard, well-formed byte sequences, row by row: the other way to say
+ * it. */
 static const u8 table_3_7[][8] = {
     {0x00, 0x7F},
     {0xC2, 0xDF, 0x80, 0xBF},
@@ -46,21 +47,24 @@ static void every_code_point_round_trips(void) {
     CHECK_STR(((Str){b, utf8_put(UINT32_MAX, b)}), STR("\xEF\xBF\xBD"));
 }
 
-/* All sequences of up to three bytes, and of four over the bytes at the borders of the table's ranges. */
+/* All sequences of up to three bytes, and of four over the bytes at the borders of the table's
+ * ranges. */
 static void every_sequence_reads_as_the_standard_says(void) {
-    static const u8 border[] = {0x00, 0x41, 0x7F, 0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF, 0xC0, 0xC1, 0xC2,
-                                0xDF, 0xE0, 0xE1, 0xEC, 0xED, 0xEE, 0xEF, 0xF0, 0xF1, 0xF3, 0xF4, 0xF5,
-                                0xFF};
+    static const u8 border[] = {0x00, 0x41, 0x7F, 0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF,
+                                0xC0, 0xC1, 0xC2, 0xDF, 0xE0, 0xE1, 0xEC, 0xED, 0xEE,
+                                0xEF, 0xF0, 0xF1, 0xF3, 0xF4, 0xF5, 0xFF};
     size_t wrong = 0, nb = COUNT_OF(border);
     for (u32 v = 0; v < 1u << 24; v++) {
         u8 b[3] = {(u8)(v >> 16), (u8)(v >> 8), (u8)v};
         size_t len = (v & 0xFFFF) == 0 ? 1 : (v & 0xFF) == 0 ? 2 : 3, n, m;
         u32 cp;
         Utf8State got = utf8_read((Str){(char *)b, len}, 0, &cp, &n);
-        wrong += got != reference(b, len, &m) || n != m || (got != UTF8_OK && cp != UTF8_REPLACEMENT);
+        wrong +=
+            got != reference(b, len, &m) || n != m || (got != UTF8_OK && cp != UTF8_REPLACEMENT);
     }
     for (size_t v = 0; v < nb * nb * nb * nb; v++) {
-        u8 b[4] = {border[v / nb / nb / nb], border[v / nb / nb % nb], border[v / nb % nb], border[v % nb]};
+        u8 b[4] = {border[v / nb / nb / nb], border[v / nb / nb % nb], border[v / nb % nb],
+                   border[v % nb]};
         size_t n, m;
         u32 cp;
         wrong += utf8_read((Str){(char *)b, 4}, 0, &cp, &n) != reference(b, 4, &m) || n != m;
@@ -111,9 +115,10 @@ static void classes_have_the_reference_counts(void) {
     CHECK_INT(count_class(UTF8_BITS(UTF8_CN, UTF8_CW)), 0x110000);
     CHECK_INT(utf8_class(UINT32_MAX), 1u << UTF8_CN);
 
-    static const u32 spaces[] = {0x9, 0xA, 0xB, 0xC, 0xD, 0x20, 0x85, 0xA0, 0x1680, 0x2000, 0x200A, 0x2028,
-                                 0x2029, 0x202F, 0x205F, 0x3000};
-    static const u32 not_spaces[] = {0x0, 0x8, 0xE, 0x1C, 0x1F, 0x180E, 0x200B, 0x2060, 0xFEFF, 0xFFFD};
+    static const u32 spaces[] = {0x9,    0xA,    0xB,    0xC,    0xD,    0x20,   0x85,   0xA0,
+                                 0x1680, 0x2000, 0x200A, 0x2028, 0x2029, 0x202F, 0x205F, 0x3000};
+    static const u32 not_spaces[] = {0x0,    0x8,    0xE,    0x1C,   0x1F,
+                                     0x180E, 0x200B, 0x2060, 0xFEFF, 0xFFFD};
     for (size_t i = 0; i < COUNT_OF(spaces); i++)
         CHECK_MSG(utf8_class(spaces[i]) & UTF8_SPACE, "U+%04X", spaces[i]);
     for (size_t i = 0; i < COUNT_OF(not_spaces); i++)

@@ -2,8 +2,8 @@
  *
  *     tok_driver VOCAB.gguf < texts > ids
  *
- * A text is a u32 length (little-endian), a byte (1: trusted, so that special tokens are recognized) and
- * the bytes; for each, one line of ids. The text is then decoded and compared; "!" marks a difference. */
+ * A text is a u32 length (little-endian), a byte (1: trusted, so that special tokens are recognized)
+ * and the bytes; for each, one line of ids. They are then decoded: "!" if that is another text. */
 #include "../src/os.c"
 #include "../src/tok.c"
 

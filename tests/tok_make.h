@@ -1,6 +1,6 @@
 /* tok_make.h - vocabularies made in memory, honest and hostile, for t_tok.c and fuzz_tok.c.
  *
- * A made file is a GGUF without tensors. Keys are put one after the other; the header counts them. */
+ * A made file is a GGUF without tensors. Keys are put one after the other; the header counts. */
 #ifndef DLM_TOK_MAKE_H
 #define DLM_TOK_MAKE_H
 
@@ -67,8 +67,8 @@ static Str make_byte(u32 byte, char out[UTF8_MAX]) {
     return (Str){out, utf8_put(t.char_of_byte[byte], out)};
 }
 
-/* Appends to a started file: the 256 byte tokens (ids 0 to 255), the unions of the merges (256 ...), then
- * `extra`; a NULL text ends that list. */
+/* Appends to a started file: the 256 byte tokens (ids 0 to 255), the unions of the merges (256
+ * ...), then `extra`; a NULL text ends that list. */
 static void make_vocab(Buf *b, const char *pre, const char *const *merges, u32 n_merges,
                        const MakeToken *extra) {
     u32 n_extra = 0;
@@ -99,7 +99,14 @@ static const char *const MAKE_MERGES[] = {"h e", "l l", "he ll", "hell o", "a b"
 #define MAKE_N_MERGES COUNT_OF(MAKE_MERGES)
 enum { MAKE_HELLO = 256 + 3, MAKE_EXTRA = 256 + (int)MAKE_N_MERGES };
 enum {
-    MAKE_BOS = MAKE_EXTRA, MAKE_EOS, MAKE_IM, MAKE_IM_LONG, MAKE_TOOL, MAKE_BLANKS, MAKE_MASK, MAKE_UNUSED,
+    MAKE_BOS = MAKE_EXTRA,
+    MAKE_EOS,
+    MAKE_IM,
+    MAKE_IM_LONG,
+    MAKE_TOOL,
+    MAKE_BLANKS,
+    MAKE_MASK,
+    MAKE_UNUSED,
     MAKE_BYTE
 };
 static const MakeToken MAKE_TOKENS[] = {

@@ -40,7 +40,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
     Gguf g;
     Tok t;
     if (n == 0 || n > 1u << 16) return 0;
-    if (data[0] != 'G') { /* the first byte picks the pre-tokenizer; the rest is text, then its mask */
+    if (data[0] !=
+        'G') { /* the first byte picks the pre-tokenizer; the rest is text, then its mask */
         Str text = {(const char *)data + 1, (n - 1) / 2};
         check_encode(our_tok(data[0]), text, NULL, true);
         check_encode(our_tok(data[0]), text, data + 1 + text.n, true);
