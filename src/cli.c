@@ -889,7 +889,7 @@ static void cli_trim_newline_(Buf *b) {
 }
 
 static bool cli_read_stdin_(Buf *out, Err *e) {
-    if (!os_stdin_ready(2000))
+    if (os_wait_input(OS_STDIN, 2000, 0) == OS_INPUT_NOT_YET)
         log_line(LOG_INFO,
                  "reading standard input; end it with Ctrl-D, or start dlm with </dev/null");
     if (!os_read_stdin(out, e)) return false;
@@ -1517,8 +1517,9 @@ static bool cli_chat_loop_(CliChat *t, Err *e) {
     Buf line = {.max = CLI_PROMPT_MAX};
     bool go = true;
     while (go) {
+        int seen = os_interrupts(); /* one, after an answer was stopped */
         if (t->terminal) fputs("> ", stderr);
-        OsLineResult got = os_read_line(&t->lines, &line, e);
+        OsLineResult got = os_read_line(&t->lines, &line, seen, e);
         cli_trim_newline_(&line);
         if (got == OS_LINE_INTERRUPTED) {
             fputs("\n", stderr);

@@ -117,6 +117,30 @@ static void os_unmap(OsMap *m) {
     *m = (OsMap){0};
 }
 
+/* ---- reading ---- */
+
+typedef enum { OS_INPUT, OS_INPUT_NOT_YET, OS_INPUT_INTERRUPTED } OsWait;
+
+/* Waits until fd can be read, its end included, at most ms (-1: for ever), or until there are other
+ * than `seen` interrupts. The signal is let in by ppoll alone: one that comes between a look at the
+ * count and a plain read would leave the read waiting. */
+static OsWait os_wait_input(int fd, int ms, int seen) {
+    struct pollfd f = {.fd = fd, .events = POLLIN};
+    const struct timespec limit = {.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000L};
+    sigset_t block, before;
+    sigemptyset(&block);
+    sigaddset(&block, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &block, &before);
+    int n = 0;
+    do {
+        if (os_interrupts() != seen) break;
+        n = ppoll(&f, 1, ms < 0 ? NULL : &limit, &before);
+    } while (n < 0 && errno == EINTR);
+    bool interrupted = os_interrupts() != seen;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return interrupted ? OS_INPUT_INTERRUPTED : n == 0 ? OS_INPUT_NOT_YET : OS_INPUT;
+}
+
 #define OS_READ_CHUNK ((size_t)64 << 10)
 
 /* Appends everything that is left in fd. */
@@ -127,9 +151,10 @@ static bool os_read_fd_(int fd, const char *name, Buf *out, Err *e) {
         char last;
         size_t want = MIN_OF(OS_READ_CHUNK, max - out->n);
         if (want && !buf_reserve(out, want)) return buf_ok(out, name, e);
+        if (os_wait_input(fd, -1, 0) == OS_INPUT_INTERRUPTED)
+            return err_set(e, ERR_INTERRUPTED, "interrupted");
         ssize_t got = want ? read(fd, out->p + out->n, want) : read(fd, &last, 1);
-        if (got < 0 && errno == EINTR && os_interrupts() == 0) continue;
-        if (got < 0 && errno == EINTR) return err_set(e, ERR_INTERRUPTED, "interrupted");
+        if (got < 0 && errno == EINTR) continue;
         if (got < 0) return err_set(e, ERR_RUNTIME, "cannot read %s: %s", name, strerror(errno));
         if (got == 0) return true;
         if (want == 0)
@@ -159,12 +184,6 @@ static bool os_stdin_is_piped(void) {
            (S_ISFIFO(st.st_mode) || S_ISREG(st.st_mode) || S_ISSOCK(st.st_mode));
 }
 
-/* Waits up to `ms` until standard input has something to say, its end included. */
-static bool os_stdin_ready(int ms) {
-    struct pollfd f = {.fd = OS_STDIN, .events = POLLIN};
-    return poll(&f, 1, ms) != 0;
-}
-
 /* Lines of standard input, as a conversation reads them. */
 typedef struct {
     char held[4096];
@@ -173,8 +192,9 @@ typedef struct {
 
 typedef enum { OS_LINE, OS_LINE_END, OS_LINE_INTERRUPTED, OS_LINE_FAILED } OsLineResult;
 
-/* Reads one line into `out`, without its newline. A last line without a newline counts. */
-static OsLineResult os_read_line(OsLines *l, Buf *out, Err *e) {
+/* Reads one line into `out`, without its newline. A last line without a newline counts. Returns early
+ * when there are other than `seen` interrupts. */
+static OsLineResult os_read_line(OsLines *l, Buf *out, int seen, Err *e) {
     buf_clear(out);
     bool some = false;
     for (;;) {
@@ -189,10 +209,10 @@ static OsLineResult os_read_line(OsLines *l, Buf *out, Err *e) {
         l->at += n + (end != NULL);
         if (end) return OS_LINE;
         l->at = l->n = 0;
+        if (os_wait_input(OS_STDIN, -1, seen) == OS_INPUT_INTERRUPTED) return OS_LINE_INTERRUPTED;
         ssize_t got = read(OS_STDIN, l->held, sizeof l->held);
         if (got > 0) l->n = (size_t)got;
         if (got == 0) return some ? OS_LINE : OS_LINE_END;
-        if (got < 0 && errno == EINTR && os_interrupts() > 0) return OS_LINE_INTERRUPTED;
         if (got < 0 && errno != EINTR) {
             err_set(e, ERR_RUNTIME, "cannot read standard input: %s", strerror(errno));
             return OS_LINE_FAILED;

@@ -90,6 +90,28 @@ static void interrupt_cleared(void) {
     _exit(os_interrupts() == 1 ? 0 : 1);
 }
 
+static OsGate asked; /* opened when the reader is about to wait */
+
+static void interrupt_reader(void *arg) {
+    (void)arg;
+    while (atomic_load(&asked.word) == 0) os_gate_wait(&asked, 0);
+    kill(getpid(), SIGINT);
+}
+
+static void interrupt_reading(void) {
+    int in[2];
+    OsThread t;
+    Buf b = {0};
+    Err e = {0};
+    os_catch_signals();
+    if (pipe(in) != 0 || !os_thread_start(&t, interrupt_reader, NULL, &e)) _exit(98);
+    atomic_store(&asked.word, 1);
+    os_gate_wake_all(&asked);
+    bool ok = os_read_fd_(in[0], "a silent pipe", &b, &e); /* ends whenever the signal comes */
+    os_thread_join(&t);
+    _exit(ok ? 97 : (int)e.code);
+}
+
 static void interrupt_ignored(void) {
     signal(SIGINT, SIG_IGN);
     os_catch_signals();
@@ -107,6 +129,7 @@ static void test_signals(void) {
     CHECK_INT(child_status(interrupt_twice, &said), ERR_INTERRUPTED);
     CHECK_INT(child_status(interrupt_cleared, &said), 0);
     CHECK_INT(child_status(interrupt_ignored, &said), 0);
+    for (int i = 0; i < 50; i++) CHECK_INT(child_status(interrupt_reading, &said), ERR_INTERRUPTED);
     CHECK_U64(said.n, 0);
     buf_free(&said);
 }
@@ -155,33 +178,38 @@ static void test_lines(void) {
     feed("one\n\ntwo\r\nlast", 14);
     const char *want[] = {"one", "", "two\r", "last"};
     for (size_t i = 0; i < COUNT_OF(want); i++) {
-        CHECK_INT(os_read_line(&l, &b, &e), OS_LINE);
+        CHECK_INT(os_read_line(&l, &b, 0, &e), OS_LINE);
         CHECK_STR(buf_view(&b), str_of(want[i]));
     }
-    CHECK_INT(os_read_line(&l, &b, &e), OS_LINE_END);
+    CHECK_INT(os_read_line(&l, &b, 0, &e), OS_LINE_END);
     feed(big, sizeof big);
     l = (OsLines){0};
-    CHECK_INT(os_read_line(&l, &b, &e), OS_LINE);
+    CHECK_INT(os_read_line(&l, &b, 0, &e), OS_LINE);
     CHECK_U64(b.n, 9999);
-    CHECK_INT(os_read_line(&l, &b, &e), OS_LINE);
+    CHECK_INT(os_read_line(&l, &b, 0, &e), OS_LINE);
     CHECK_U64(b.n, sizeof big - 10000);
-    CHECK_INT(os_read_line(&l, &b, &e), OS_LINE_END);
+    CHECK_INT(os_read_line(&l, &b, 0, &e), OS_LINE_END);
     buf_free(&b);
     b.max = 10;
     feed("0123456789a\n", 12);
     l = (OsLines){0};
-    CHECK_INT(os_read_line(&l, &b, &e), OS_LINE_FAILED);
+    CHECK_INT(os_read_line(&l, &b, 0, &e), OS_LINE_FAILED);
     CHECK_ERR(e, ERR_MEMORY, "the line");
     CHECK(os_stdin_is_piped());
     int null = open("/dev/null", O_RDONLY);
     dup2(null, OS_STDIN);
     close(null);
     CHECK(!os_stdin_is_piped());
-    CHECK(os_stdin_ready(0)); /* its end is something to say */
+    CHECK_INT(os_wait_input(OS_STDIN, 0, 0), OS_INPUT); /* its end is something to read */
+    CHECK_INT(os_wait_input(OS_STDIN, 0, 1), OS_INPUT_INTERRUPTED); /* there were other than 1 */
+    int quiet[2];
+    CHECK(pipe(quiet) == 0);
+    CHECK_INT(os_wait_input(quiet[0], 1, 0), OS_INPUT_NOT_YET);
+    close(quiet[0]);
+    close(quiet[1]);
     feed("whole", 5);
     buf_clear(&b);
     e = (Err){0};
-    CHECK(os_stdin_ready(0));
     CHECK_OK(os_read_stdin(&b, &e), e);
     CHECK_STR(buf_view(&b), STR("whole"));
     buf_free(&b);
