@@ -1,0 +1,331 @@
+/* t_engine.c - the promises of the engine: the same answer for any thread count, level, file format, cache state
+ * and stream; limits honoured inside a block; no allocation whose refusal is not survived. */
+#define DLM_NO_DEMO
+#include "../src/engine.c"
+#include "test.h"
+
+#define MODEL_PATH "tests/golden/tiny-dlm.gguf"
+#define MODELS "build/models/tiny-"
+
+static const char *const QUESTIONS[] = {"What is 2+2?", "Write a C function that adds two ints.", "Please count from 3 to 14.",
+                                        "Tell me a story about a cat named Tom."};
+
+static EngineOptions options(const char *path, i32 n_threads, const char *level) {
+    EngineOptions o = engine_options_default();
+    o.path = path;
+    o.n_threads = n_threads;
+    o.cpu_level = level;
+    return o;
+}
+
+static Engine *open_with(const EngineOptions *o) {
+    Engine *g = NULL;
+    Err e = {0};
+    CHECK_OK(engine_open(&g, o, &e), e);
+    return g;
+}
+
+static TokIds prompt_of(const Engine *g, const char *question) {
+    TokIds ids = {0};
+    Err e = {0};
+    TmplMsg msg = {STR("user"), str_of(question)};
+    CHECK_OK(engine_render(g, &msg, 1, &ids, &e), e);
+    return ids;
+}
+
+/* What a run is compared by: its text, its ids and the forwards it took. */
+typedef struct {
+    Buf text;
+    i32 n_ids, n_forwards;
+    char finish[16];
+} Answer;
+
+static Answer ask(Engine *g, const char *question, const DecodeParams *p) {
+    TokIds ids = prompt_of(g, question);
+    DecodeResult r;
+    Err e = {0};
+    Answer a = {0};
+    CHECK_OK(engine_generate(g, 0, ids.p, (i32)ids.n, p, NULL, &r, &e), e);
+    buf_str(&a.text, buf_view(&r.text));
+    a.n_ids = (i32)r.ids.n;
+    a.n_forwards = r.n_forwards_denoise + r.n_forwards_commit + r.n_forwards_ar;
+    snprintf(a.finish, sizeof a.finish, "%s", r.finish ? r.finish : "error");
+    decode_result_free(&r);
+    tok_ids_free(&ids);
+    return a;
+}
+
+static void same_answer(Answer *want, Answer got, const char *what) {
+    CHECK_MSG(str_eq(buf_view(&want->text), buf_view(&got.text)) && want->n_ids == got.n_ids &&
+                  want->n_forwards == got.n_forwards,
+              "%s: '%.*s' (%d tokens, %d forwards), want '%.*s' (%d, %d)", what, STR_ARG(buf_view(&got.text)), got.n_ids,
+              got.n_forwards, STR_ARG(buf_view(&want->text)), want->n_ids, want->n_forwards);
+    buf_free(&got.text);
+}
+
+static DecodeParams params(DecodeMode mode, f32 temperature) {
+    DecodeParams p = decode_params_default();
+    p.mode = mode;
+    p.max_tokens = 100;
+    p.sample.temperature = temperature;
+    p.sample.seed = 42;
+    p.sample.top_k = temperature > 0 ? 20 : 0;
+    return p;
+}
+
+/* Threads 1..4, every CPU level, every ternary format: the same answers, greedy and sampled. */
+static void check_same_everywhere(void) {
+    static const char *const files[] = {"tq1_0.gguf", "tq2_0.gguf", "i2_s.gguf", "q2_0.gguf"};
+    EngineOptions o = options(MODEL_PATH, 1, NULL);
+    Engine *base = open_with(&o);
+    for (int mode = DECODE_AR; base && mode <= DECODE_ADAPTIVE; mode++)
+        for (int hot = 0; hot < 2; hot++) {
+            const char *q = QUESTIONS[(mode + hot) % 4];
+            DecodeParams p = params((DecodeMode)mode, (f32)hot * 0.8f);
+            Answer want = ask(base, q, &p);
+            char what[64];
+            for (i32 t = 2; t <= 4; t++) {
+                EngineOptions ot = options(MODEL_PATH, t, NULL);
+                Engine *g = open_with(&ot);
+                snprintf(what, sizeof what, "%d threads, mode %d", t, mode);
+                same_answer(&want, ask(g, q, &p), what);
+                engine_close(g);
+            }
+            for (int l = 1; kern_level(l); l++) {
+                EngineOptions ol = options(MODEL_PATH, 2, kern_level(l)->name);
+                Engine *g = open_with(&ol);
+                snprintf(what, sizeof what, "level %s, mode %d", kern_level(l)->name, mode);
+                same_answer(&want, ask(g, q, &p), what);
+                engine_close(g);
+            }
+            for (size_t f = 0; f < COUNT_OF(files); f++) {
+                char path[128];
+                snprintf(path, sizeof path, MODELS "%s", files[f]);
+                EngineOptions of = options(path, 2, NULL);
+                Engine *g = open_with(&of);
+                snprintf(what, sizeof what, "%s, mode %d", files[f], mode);
+                if (g) same_answer(&want, ask(g, q, &p), what);
+                engine_close(g);
+            }
+            buf_free(&want.text);
+        }
+    engine_close(base);
+}
+
+/* ---- streaming, limits, stops ---- */
+
+static void on_text(void *arg, Str s) {
+    buf_str(arg, s);
+    i32 at = 0;
+    for (size_t i = 0; i < s.n; i++) at += ((u8)s.p[i] & 0xc0) == 0x80; /* continuation bytes never lead a piece */
+    CHECK(s.n == 0 || ((u8)s.p[0] & 0xc0) != 0x80);
+}
+
+static void check_streaming(void) {
+    EngineOptions o = options(MODEL_PATH, 2, NULL);
+    Engine *g = open_with(&o);
+    for (int mode = DECODE_AR; g && mode <= DECODE_ADAPTIVE; mode++)
+        for (size_t q = 0; q < COUNT_OF(QUESTIONS); q++) {
+            static const Str stops[] = {{"red", 3}, {", 9", 3}, {"return a", 8}, {"equals 4 nonsense", 17}};
+            DecodeParams p = params((DecodeMode)mode, q % 2 ? 0.7f : 0);
+            p.stops = stops;
+            p.n_stops = mode % 2 ? 4 : 0;
+            TokIds ids = prompt_of(g, QUESTIONS[q]);
+            Buf streamed = {0};
+            DecodeEvents ev = {.arg = &streamed, .text = on_text};
+            DecodeResult r;
+            Err e = {0};
+            CHECK_OK(engine_generate(g, 0, ids.p, (i32)ids.n, &p, &ev, &r, &e), e);
+            CHECK_STR(buf_view(&streamed), buf_view(&r.text));
+            for (i32 s = 0; s < p.n_stops; s++) CHECK(str_find(buf_view(&r.text), stops[s], 0) == SIZE_MAX);
+            for (size_t i = 0; i < r.ids.n; i++) CHECK(r.ids.p[i] != g->model.decode.mask_id);
+            buf_free(&streamed);
+            decode_result_free(&r);
+            tok_ids_free(&ids);
+        }
+    engine_close(g);
+}
+
+/* max_tokens = n gives the first n tokens of the long answer, in the middle of a block too. */
+static void check_limits(void) {
+    EngineOptions o = options(MODEL_PATH, 2, NULL);
+    Engine *g = open_with(&o);
+    TokIds ids = prompt_of(g, QUESTIONS[2]);
+    DecodeParams p = params(DECODE_ITERATIVE, 0);
+    DecodeResult whole;
+    Err e = {0};
+    CHECK_OK(engine_generate(g, 0, ids.p, (i32)ids.n, &p, NULL, &whole, &e), e);
+    CHECK_CSTR(whole.finish, "stop");
+    for (i32 n = 1; n <= (i32)whole.ids.n; n++) {
+        DecodeResult r;
+        p.max_tokens = n;
+        CHECK_OK(engine_generate(g, 0, ids.p, (i32)ids.n, &p, NULL, &r, &e), e);
+        CHECK_INT(r.ids.n, n);
+        CHECK_CSTR(r.finish, n < (i32)whole.ids.n ? "length" : "stop");
+        CHECK_MEM(r.ids.p, whole.ids.p, (size_t)n * sizeof(i32));
+        CHECK(str_starts(buf_view(&whole.text), buf_view(&r.text)));
+        decode_result_free(&r);
+    }
+    p.max_tokens = 0;
+    DecodeResult r;
+    CHECK(!engine_generate(g, 0, ids.p, (i32)ids.n, &p, NULL, &r, &e));
+    CHECK_ERR(e, ERR_USAGE, "at least 1");
+    decode_result_free(&whole);
+    tok_ids_free(&ids);
+    engine_close(g);
+}
+
+/* A small context ends the answer at its last cell; a prompt that fills it is refused with both numbers. */
+static void check_context(void) {
+    for (i32 n_ctx = 2; n_ctx <= 80; n_ctx += 13) {
+        EngineOptions o = options(MODEL_PATH, 1, NULL);
+        o.n_ctx = n_ctx;
+        Engine *g = open_with(&o);
+        TokIds ids = prompt_of(g, QUESTIONS[2]);
+        for (int mode = DECODE_AR; mode <= DECODE_ADAPTIVE; mode++) {
+            DecodeParams p = params((DecodeMode)mode, 0);
+            DecodeResult r;
+            Err e = {0};
+            bool ok = engine_generate(g, 0, ids.p, (i32)ids.n, &p, NULL, &r, &e);
+            if ((i32)ids.n >= n_ctx) CHECK_ERR(e, ERR_RUNTIME, "the context holds");
+            else CHECK_OK(ok && (i32)r.ids.n <= n_ctx - (i32)ids.n, e);
+            decode_result_free(&r);
+        }
+        tok_ids_free(&ids);
+        engine_close(g);
+    }
+}
+
+/* ---- the cache between requests ---- */
+
+/* Long prompts that share a prefix: what is kept must not change the answer, and is reported honestly. */
+static void check_reuse(void) {
+    EngineOptions o = options(MODEL_PATH, 2, NULL);
+    Engine *fresh = open_with(&o), *used = open_with(&o);
+    i32 prompt[400];
+    u64 rng = 99;
+    for (int i = 0; i < 400; i++) prompt[i] = (i32)test_rng_below(&rng, 1020);
+    for (int mode = DECODE_AR; mode <= DECODE_ADAPTIVE; mode++)
+        for (int round = 0; round < 12; round++) {
+            static const i32 lengths[] = {1, 31, 32, 33, 64, 65, 300, 320, 321, 64, 33, 32};
+            DecodeParams p = params((DecodeMode)mode, 0);
+            p.max_tokens = 40;
+            i32 n = lengths[round];
+            if (round % 3 == 2) prompt[n / 2] ^= 1; /* the middle changes: only what is before it can be kept */
+            DecodeResult a, b;
+            Err e = {0};
+            fresh->slots[0].n_cached = 0;
+            CHECK_OK(engine_generate(fresh, 0, prompt, n, &p, NULL, &a, &e), e);
+            CHECK_OK(engine_generate(used, 0, prompt, n, &p, NULL, &b, &e), e);
+            CHECK_INT(a.n_cached, 0);
+            CHECK(b.n_cached < n || (b.n_cached == n && n % 32 != 0));
+            CHECK_STR(buf_view(&b.text), buf_view(&a.text));
+            CHECK(a.ids.n == b.ids.n && memcmp(a.ids.p, b.ids.p, a.ids.n * sizeof(i32)) == 0);
+            decode_result_free(&a);
+            decode_result_free(&b);
+            DecodeResult again;
+            CHECK_OK(engine_generate(used, 0, prompt, n, &p, NULL, &again, &e), e);
+            i32 least = mode == DECODE_AR ? n - 1 : (n - 1) / 32 * 32;
+            CHECK_INT(again.n_cached, least);
+            decode_result_free(&again);
+        }
+    engine_close(fresh);
+    engine_close(used);
+}
+
+static bool cancel_soon(void *arg) {
+    return --*(int *)arg < 0;
+}
+
+static void check_cancel(void) {
+    EngineOptions o = options(MODEL_PATH, 2, NULL);
+    Engine *g = open_with(&o);
+    TokIds ids = prompt_of(g, QUESTIONS[3]);
+    DecodeParams p = params(DECODE_ITERATIVE, 0);
+    Answer want = ask(g, QUESTIONS[3], &p);
+    for (int forwards = 0; forwards < 8; forwards++) {
+        int left = forwards;
+        DecodeEvents ev = {.arg = &left, .cancelled = cancel_soon};
+        DecodeResult r;
+        Err e = {0};
+        CHECK_OK(engine_generate(g, 0, ids.p, (i32)ids.n, &p, &ev, &r, &e), e);
+        CHECK_CSTR(r.finish, "cancelled");
+        CHECK(str_starts(buf_view(&want.text), buf_view(&r.text)));
+        decode_result_free(&r);
+        same_answer(&want, ask(g, QUESTIONS[3], &p), "after a cancelled answer");
+    }
+    buf_free(&want.text);
+    tok_ids_free(&ids);
+    engine_close(g);
+}
+
+/* ---- parameters ---- */
+
+static void check_modes(void) {
+    EngineOptions o = options(MODEL_PATH, 1, NULL);
+    Engine *g = open_with(&o);
+    TokIds ids = prompt_of(g, QUESTIONS[1]);
+    DecodeResult r;
+    Err e = {0};
+    DecodeParams p = params(DECODE_GREEDY, 0);
+    CHECK_OK(engine_generate(g, 0, ids.p, (i32)ids.n, &p, NULL, &r, &e), e);
+    CHECK_INT(r.n_forwards_denoise, r.n_forwards_commit + 1); /* one look at each block */
+    decode_result_free(&r);
+    p = params(DECODE_ITERATIVE, 0);
+    p.threshold = 1; /* no probability is above 1: one token per forward */
+    p.early_stop = false;
+    p.max_tokens = 32;
+    CHECK_OK(engine_generate(g, 0, ids.p, (i32)ids.n, &p, NULL, &r, &e), e);
+    CHECK(r.n_forwards_denoise % 32 == (32 - (i32)ids.n % 32) % 32);
+    decode_result_free(&r);
+    p.sub_block_size = 5;
+    CHECK(!engine_generate(g, 0, ids.p, (i32)ids.n, &p, NULL, &r, &e));
+    CHECK_ERR(e, ERR_USAGE, "does not divide");
+    err_clear(&e);
+    ids.p[0] = 1024;
+    CHECK(!engine_generate(g, 0, ids.p, (i32)ids.n, &p, NULL, &r, &e));
+    CHECK_ERR(e, ERR_USAGE, "outside the vocabulary");
+    tok_ids_free(&ids);
+    engine_close(g);
+}
+
+#ifdef DLM_TEST_ALLOC
+static bool open_and_generate(void *arg, Err *e) {
+    const DecodeParams *p = arg;
+    EngineOptions o = options(MODEL_PATH, 2, NULL);
+    o.n_ctx = 96;
+    Engine *g = NULL;
+    TokIds ids = {0};
+    DecodeResult r = {0};
+    TmplMsg msg = {STR("user"), STR("What is 2+2?")};
+    bool ok = engine_open(&g, &o, e) && engine_render(g, &msg, 1, &ids, e) &&
+              engine_generate(g, 0, ids.p, (i32)ids.n, p, NULL, &r, e);
+    decode_result_free(&r);
+    tok_ids_free(&ids);
+    engine_close(g);
+    return ok;
+}
+
+/* The n-th allocation is refused, for all n of open + render + generate + close. */
+static void check_allocations(void) {
+    DecodeParams p = params(DECODE_ITERATIVE, 0);
+    p.max_tokens = 16;
+    base_log_level = LOG_QUIET; /* a smaller thread pool is worth a warning each time */
+    i64 n = test_alloc_failures(open_and_generate, &p);
+    printf("open and generate: %lld allocations, each refused once\n", (long long)n);
+}
+#endif
+
+int main(void) {
+    check_same_everywhere();
+    check_streaming();
+    check_limits();
+    check_context();
+    check_reuse();
+    check_cancel();
+    check_modes();
+#ifdef DLM_TEST_ALLOC
+    check_allocations();
+#endif
+    return test_end();
+}
