@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The tokenizer against the `tokenizers` package (0.23.3), on random and adversarial text.
 
-    .venv/bin/python tests/py/tok_diff.py [TEXTS-PER-VOCABULARY]
+    python3 tests/py/tok_diff.py [TEXTS-PER-VOCABULARY]
 
 For each vocabulary a reference is built from its tokens, its merges and the published regular
 expressions, and both sides encode the same texts: as a user's (special tokens are text) and as a
@@ -222,7 +222,7 @@ def compare(name, path, keys, references, n_texts, all_points):
 
 
 def main():
-    n_texts = int(sys.argv[1]) if len(sys.argv) > 1 else 4000
+    n_texts = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
     os.makedirs("build", exist_ok=True)
     subprocess.run(["gcc", "-std=c11", "-D_GNU_SOURCE", "-O2", "tests/tok_driver.c", "-o", DRIVER, "-lpthread"],
                    check=True)
