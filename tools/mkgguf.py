@@ -3,17 +3,18 @@
 
   tools/mkgguf.py CHECKPOINT_DIR -o OUT.gguf --type tq2_0     convert a BitNet b1.58 checkpoint
   tools/mkgguf.py --hostile OUT_DIR                           one broken file per crime
-  tools/mkgguf.py --selftest                                  encoders against published test vectors
+  tools/mkgguf.py --selftest                                  encoders against known vectors
 
 Standard library only. The layouts come from ggml's published block structures and, for I2_S, from
-BitNet.cpp; where a comment says "facts", the bytes were checked against vectors computed elsewhere.
+BitNet.cpp; where a comment says "facts", the bytes were checked against vectors computed
+elsewhere.
 
-Linear weights become t * m with t = clamp(round_half_even(W / m), -1, 1) and m = mean |W| over the whole
-tensor. With `--scale tensor`, m stands in full precision in a tensor `X.scale` beside `X.weight` (llama.cpp's
-optional BitNet scales) and the blocks' own scale is 1. With `--scale f16`, the blocks hold m rounded to
-binary16, the f32 scale of I2_S included. Either way all files of one checkpoint hold identical weights.
-The rounding looks harmless and is not: it moves activations across int8 rounding boundaries and so moves
-logits by up to 0.2.
+Linear weights become t * m with t = clamp(round_half_even(W / m), -1, 1) and m = mean |W| over the
+whole tensor. With `--scale tensor`, m stands in full precision in a tensor `X.scale` beside
+`X.weight` (llama.cpp's optional BitNet scales) and the blocks' own scale is 1. With `--scale f16`,
+the blocks hold m rounded to binary16, the f32 scale of I2_S included. Either way all files of one
+checkpoint hold identical weights. The rounding looks harmless and is not: it moves activations
+across int8 rounding boundaries and so moves logits by up to 0.2.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import os
 import struct
 import sys
 
-# ---- numbers ---------------------------------------------------------------------------------------------
+# ---- numbers ------------------------------------------------------------------------------------
 
 
 def f32(x):
@@ -46,7 +47,7 @@ def floats_of(dtype, raw):
     return struct.unpack(f"<{n}{'e' if dtype == 'F16' else 'f'}", raw)
 
 
-# ---- tensor types: id, weights per block, bytes per block -------------------------------------------------
+# ---- tensor types: id, weights per block, bytes per block ---------------------------------------
 
 Type = collections.namedtuple("Type", "id block bytes")
 TYPES = {
@@ -64,7 +65,7 @@ FILE_TYPES = {"f32": 0, "f16": 1, "tq1_0": 36, "tq2_0": 37, "i2_s": 40, "q2_0": 
 I2S_LAYOUTS = ("128", "64", "row4", "seq")
 
 
-# ---- ternary encoders: codes are 0, 1, 2 for -1, 0, +1, row-major -----------------------------------------
+# ---- ternary encoders: codes are 0, 1, 2 for -1, 0, +1, row-major -------------------------------
 
 
 def pack2(lanes, shifts):
@@ -126,7 +127,7 @@ def encode_i2_s(codes, n_cols, scale, layout):
 
 
 def encode_linear(kind, codes, n_cols, scale, layout):
-    """The bytes of a ternary matrix in any type. Block scales are binary16: round `scale` before."""
+    """The bytes of a ternary matrix in any type. `scale` has to fit the type: see Checkpoint."""
     unit = {"i2_s": 4 * n_cols if layout == "row4" else 4 if layout == "seq" else int(layout)}
     if len(codes) % unit.get(kind, 1) or (kind != "i2_s" and n_cols % TYPES[kind].block):
         sys.exit(f"mkgguf: {len(codes)} weights in rows of {n_cols} do not fit {kind} blocks")
@@ -163,7 +164,7 @@ def encode_dense(kind, values):
     return b"".join(out)
 
 
-# ---- the container -----------------------------------------------------------------------------------------
+# ---- the container ------------------------------------------------------------------------------
 
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
 SCALARS = {
@@ -218,7 +219,7 @@ class Tensor:
 
 
 class Gguf:
-    """A GGUF file to be written. A field that is None is computed; the hostile files set it to a lie."""
+    """A GGUF file to be written. A field that is None is computed; hostile files set it to a lie."""
 
     def __init__(self, version=3):
         self.magic, self.version, self.alignment = b"GGUF", version, 32
@@ -256,7 +257,7 @@ class Gguf:
         return b"".join(out)
 
 
-# ---- a BitNet checkpoint in Hugging Face's layout ------------------------------------------------------------
+# ---- a BitNet checkpoint in Hugging Face's layout -----------------------------------------------
 
 BLOCK_NORMS = {
     "input_layernorm": "attn_norm",
@@ -414,14 +415,15 @@ def put_tensors(g, ck, args):
 def convert(args):
     ck = Checkpoint(args.checkpoint)
     g = Gguf(args.version)
-    put_model(g, os.path.basename(os.path.normpath(args.checkpoint)), ck.config, args.arch, FILE_TYPES[args.type])
+    name = os.path.basename(os.path.normpath(args.checkpoint))
+    put_model(g, name, ck.config, args.arch, FILE_TYPES[args.type])
     put_diffusion(g, ck.config["bd_size"], ck.generation["small_block_length"], args.threshold)
     put_tokenizer(g, ck)
     put_tensors(g, ck, args)
     return g.pack()
 
 
-# ---- hostile files: a small model that works, and one crime at a time -----------------------------------------
+# ---- hostile files: a small model that works, and one crime at a time ---------------------------
 
 ARCH = "bitnet-b1.58"
 MINI_TOKENS = [
@@ -499,12 +501,13 @@ CRIMES = {}  # name -> function that spoils the mini model, or returns the whole
 
 
 def crime(name, *args):
-    """Registers a crime; with args, one for each of them: `name` with {} filled in, the function given the arg."""
+    """Registers a crime; with args, one for each: {} in `name` filled in, the function given the arg."""
 
     def register(function):
         for arg in args or [None]:
             spoil = (lambda g, a=arg: function(g, a)) if args else function
-            CRIMES[name.format(str(arg).removeprefix(ARCH + ".").replace(".", "-").replace("_", "-"))] = spoil
+            title = str(arg).removeprefix(ARCH + ".").replace(".", "-").replace("_", "-")
+            CRIMES[name.format(title)] = spoil
         return function
 
     return register
@@ -531,7 +534,7 @@ def set_field(field, value):
 
 
 def define_crimes():
-    # Not crimes: the same model in other clothes, to show that the rest fail for the reason they name.
+    # Not crimes: the same model in other clothes, to show that the rest fail for their own reason.
     CRIMES["fine"] = lambda g: None
     CRIMES["fine-v2"] = set_field("version", 2)
 
@@ -829,9 +832,9 @@ def write_hostile(folder):
     print(f"{folder}: {len(files)} files")
 
 
-# ---- selftest --------------------------------------------------------------------------------------------------
+# ---- selftest -----------------------------------------------------------------------------------
 
-# w[i] = (((i^2 + 3i) mod 7) mod 3 - 1) / 2 for i < 256, as each format stores it: sha256 of the raw bytes.
+# w[i] = (((i^2 + 3i) mod 7) mod 3 - 1) / 2 for i < 256, as each format stores it: sha256 of the bytes.
 VECTOR_DIGESTS = {
     "tq1_0": "d1710409aac838a1",
     "tq2_0": "c969d786dd48a076",
@@ -843,7 +846,7 @@ VECTOR_DIGESTS = {
 
 
 def decode_ternary(kind, data, n, n_cols, layout):
-    """Codes back from bytes, element by element from the layout's definition: shares nothing with the encoders."""
+    """Codes back from bytes, element by element: shares nothing with the encoders."""
     out = bytearray(n)
     for i in range(n):
         b, j = divmod(i, {"tq1_0": 256, "tq2_0": 256, "q2_0": 64}.get(kind, n))

@@ -8,8 +8,8 @@ Writes NAME.gguf and NAME.json for each model below; the versions used stand in 
   {"made_by", "versions", "model",
    "tokenizer": [{"text", "ids"}],                     # of Hugging Face's tokenizers library
    "cases": [{"mode": "causal" | "block" | "full", "block", "ids", "logits": [row of n_vocab] per id}]}
-The causal case is transformers' own forward pass; the others give it a 4-D mask. block: bidirectional
-inside blocks of that size aligned to position 0, causal across them.
+The causal case is transformers' own forward pass; the others give it a 4-D mask. block:
+bidirectional inside blocks of that size aligned to position 0, causal across them.
 """
 
 import json
@@ -147,7 +147,7 @@ def masks(n):
 
 
 def rows_for_interleaved_pairs(w, n_head):
-    """q and k of a llama GGUF are rotated in pairs 2i, 2i+1; Hugging Face's in pairs i, i + head_dim / 2."""
+    """A llama GGUF rotates q and k in pairs 2i, 2i+1; Hugging Face in pairs i, i + head_dim / 2."""
     return w.reshape(n_head, 2, w.shape[0] // n_head // 2, -1).swapaxes(1, 2).reshape(w.shape)
 
 

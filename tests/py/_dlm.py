@@ -1,4 +1,5 @@
 """_dlm.py - what the test scripts share: where things are, running dlm, counting."""
+
 import json
 import os
 import subprocess
@@ -21,15 +22,25 @@ def load(path):
 
 def dlm(*args, timeout=60):
     """Runs dlm; the result has returncode (negative: a signal), stdout and stderr as text."""
-    return subprocess.run([DLM, *args], stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout,
-                          encoding="utf-8", errors="replace", check=False)
+    return subprocess.run(
+        [DLM, *args],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=timeout,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
 
 
 def answer(question, *args):
     """The JSON object of `dlm run` for one question, greedily."""
-    done = dlm("run", "-m", TINY, "-p", question, "-n", "128", "--temp", "0", "-t", "1", "--json", *args)
+    done = dlm(
+        "run", "-m", TINY, "-p", question, "-n", "128", "--temp", "0", "-t", "1", "--json", *args
+    )
     if done.returncode != 0:
-        raise RuntimeError(f"dlm run {' '.join(args)} -p {question!r}: exit {done.returncode}: {done.stderr}")
+        command = " ".join(done.args)
+        raise RuntimeError(f"{command}: exit {done.returncode}: {done.stderr}")
     return json.loads(done.stdout)
 
 

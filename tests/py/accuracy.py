@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
-"""accuracy.py - asks the demo model its 300 questions and compares with the trained checkpoint's evaluation.
+"""accuracy.py - asks the demo model its 300 questions and compares with the trained checkpoint's
+evaluation.
 
   tests/py/accuracy.py [--all]
 
-Exact match of the whole answer, the stop token included, and tokens per forward, for each task. `story`
-has no single answer: it is not asked, and counts as wrong in the evaluation's percentages. A mode passes
-when its percentage is within one point of EVAL.md's column for the training distribution at threshold 0.9.
---all adds the modes for which EVAL.md has no figure; they are printed only.
+Exact match of the whole answer, the stop token included, and tokens per forward, for each task.
+`story` has no single answer: it is not asked, and counts as wrong in the evaluation's percentages.
+A mode passes when its percentage is within one point of EVAL.md's column for the training
+distribution at threshold 0.9. --all adds the modes for which EVAL.md has no figure; they are
+printed only.
 """
+
 import sys
 from collections import Counter
 
@@ -20,8 +23,12 @@ OTHERS = ("greedy", "adaptive")
 def ask(question, mode):
     got = answer(question["question"], "--threshold", "0.9", "--decode-mode", *mode.split())
     forwards = got["forwards"]
-    return (question["task"], got["finish_reason"] == "stop" and got["text"] == question["answer"],
-            got["usage"]["completion_tokens"], sum(forwards.values()) - forwards["prefill"])
+    return (
+        question["task"],
+        got["finish_reason"] == "stop" and got["text"] == question["answer"],
+        got["usage"]["completion_tokens"],
+        sum(forwards.values()) - forwards["prefill"],
+    )
 
 
 def run_mode(mode, questions):

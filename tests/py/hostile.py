@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """hostile.py - every hostile file ends in one clear line and the right exit status.
 
-The files come from tools/mkgguf.py --hostile; tests/hostile/MANIFEST says what dlm has to answer to each.
+The files come from tools/mkgguf.py --hostile; tests/hostile/MANIFEST says what dlm has to answer
+to each.
 """
+
 import os
 import re
 
@@ -32,14 +34,19 @@ def try_file(count, name, expected):
     """Runs and inspects one file."""
     path = os.path.join(FOLDER, name + ".gguf")
     statuses, pattern = expected
-    for args in (["run", "-q", "-m", path, "-p", "abcd", "-n", "8", "-s", "1"], ["info", "-q", path]):
+    for args in (
+        ["run", "-q", "-m", path, "-p", "abcd", "-n", "8", "-s", "1"],
+        ["info", "-q", path],
+    ):
         done = dlm(*args)
         label = f"{args[0]} {name}: exit {done.returncode}, {done.stderr[:300]!r}"
-        allowed = statuses if args[0] == "run" else statuses | {0}  # info also describes what cannot run
+        allowed = statuses if args[0] == "run" else statuses | {0}  # info describes what cannot run
         count.check(done.returncode in allowed, label)
         if done.returncode:
             count.check(one_clean_line(done.stderr), f"{label}: not one clean line")
-            if args[0] == "run":  # the file's own name says what is wrong with it: it does not count
+            if (
+                args[0] == "run"
+            ):  # the file's own name says what is wrong with it: it does not count
                 said = done.stderr.replace(path, "").replace(name, "")
                 count.check(re.search(pattern, said, re.I), f"{label}: does not match {pattern!r}")
         elif args[0] == "run":

@@ -1,20 +1,22 @@
 #!/usr/bin/env python3
-"""ref_tiny.py - tiny-dlm written out a second time in numpy, without a cache, against the shared goldens.
+"""ref_tiny.py - tiny-dlm written out a second time in numpy, without a cache, against the shared
+goldens.
 
   .venv/bin/python tests/py/ref_tiny.py [CHECKPOINT_DIR] [--f16 scales,embed,kv]
 
-A forward pass runs the whole sequence under the block-causal mask; the decode loop follows Fast-dLLM v2
-with the first token of a block an ordinary masked candidate, predicted by the previous block's last row.
-Prints how far the golden logits are, and which traces are equal. --f16 rounds the named things to binary16:
-the scales of the weights, the embedding, the keys and values.
+A forward pass runs the whole sequence under the block-causal mask; the decode loop follows
+Fast-dLLM v2 with the first token of a block an ordinary masked candidate, predicted by the
+previous block's last row. Prints how far the golden logits are, and which traces are equal. --f16
+rounds the named things to binary16: the scales of the weights, the embedding, the keys and values.
 
-The golden logits hang on int8 roundings: an activation that moves by its last bit may cross a rounding
-boundary, and one such step in an early layer moves logits by up to 0.2. So each case is run again with
-the linear layers' outputs moved by three units in their last place at most; the least distance over these
-runs is what a faithful implementation can reach. --runs N is the number of such runs.
+The golden logits hang on int8 roundings: an activation that moves by its last bit may cross a
+rounding boundary, and one such step in an early layer moves logits by up to 0.2. So each case is
+run again with the linear layers' outputs moved by three units in their last place at most; the
+least distance over these runs is what a faithful implementation can reach. --runs N is the number
+of such runs.
 
---write OUT.json keeps the outcomes of these runs that differ: an engine with f32 keys and values is right
-when it is close to one of them.
+--write OUT.json keeps the outcomes of these runs that differ: an engine with f32 keys and values
+is right when it is close to one of them.
   .venv/bin/python tests/py/ref_tiny.py --f16 embed --runs 300 --write tests/golden/tiny-dlm-logits.json
 """
 
@@ -103,7 +105,7 @@ class Model:
         return np.einsum("hqk,khd->qhd", p / p.sum(-1, keepdims=True), v).reshape(len(q), -1)
 
     def forward(self, ids, block=None):
-        """Logits [n_tokens][n_vocab]. block: its size, default the model's; 1 is the causal mask."""
+        """Logits [n_tokens][n_vocab]. block: its size, default the model's; 1 is causal."""
         c, n = self.c, len(ids)
         at = np.arange(n) // (block or c["bd_size"])
         mask = np.where(at[:, None] >= at[None, :], F(0), F(-np.inf))
@@ -124,7 +126,7 @@ class Model:
 
 
 def decode(model, prompt, threshold, max_new, stop, sub=8):
-    """Generated ids up to the stop token, and per forward the [position, token, probability] it revealed."""
+    """Generated ids up to the stop token; per forward the [position, token, probability] revealed."""
     mask_id, size = model.c["mask_token_id"], model.c["bd_size"]
     x, trace = list(prompt), []
     while len(x) < len(prompt) + max_new and stop not in x[len(prompt) :]:
@@ -146,7 +148,7 @@ def decode(model, prompt, threshold, max_new, stop, sub=8):
 
 
 def distance(got, case):
-    """Largest difference from what the golden case records, and the number of rows with another top-1."""
+    """Largest difference from what the golden records; the number of rows with another top-1."""
     worst = max(
         np.abs(got[0] - case["logits_first_row"]).max(),
         np.abs(got[-1] - case["logits_last_row"]).max(),
@@ -157,7 +159,7 @@ def distance(got, case):
 
 
 def outcomes(model, ids, runs):
-    """The logits that differ by more than 5e-3 among one plain run and `runs` jittered ones, and how often each."""
+    """Logits more than 5e-3 apart among one plain run and `runs` jittered ones; how often each."""
     found, count = [], []
     for run in range(runs + 1):
         model.jitter = np.random.default_rng(run) if run else None

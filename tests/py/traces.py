@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """traces.py - compares what each denoising forward reveals with the PyTorch reference's traces.
 
-For 24 prompts at thresholds 0.9 and 0.95: the prompt's ids, and for every forward the positions and ids
-it reveals, in order. Without DualCache, without early stop and with f32 keys and values, as the reference
-has them. At least 22 of 24 have to be equal, and one that is not may part only at a near-tie: where a
-confidence is within 1e-3 of the threshold, of another candidate for the best one, or of another token.
+For 24 prompts at thresholds 0.9 and 0.95: the prompt's ids, and for every forward the positions
+and ids it reveals, in order. Without DualCache, without early stop and with f32 keys and values,
+as the reference has them. At least 22 of 24 have to be equal, and one that is not may part only at
+a near-tie: where a confidence is within 1e-3 of the threshold, of another candidate for the best
+one, or of another token.
 """
+
 import json
 import os
 import tempfile
@@ -20,8 +22,17 @@ def run(case, threshold):
     """The prompt ids, output ids and trace of one case, in the golden's shape."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "trace")
-        got = answer(case["question"], "--threshold", str(threshold), "--no-dual-cache", "--no-early-stop",
-                     "--kv-type", "f32", "--trace", path)
+        got = answer(
+            case["question"],
+            "--threshold",
+            str(threshold),
+            "--no-dual-cache",
+            "--no-early-stop",
+            "--kv-type",
+            "f32",
+            "--trace",
+            path,
+        )
         with open(path, encoding="utf-8") as f:
             steps = [json.loads(line) for line in f]
     trace = [sorted(zip(s["pos"], s["ids"], s["probs"])) for s in steps if s["kind"] == "denoise"]
@@ -53,7 +64,8 @@ def compare(count, case, got, threshold):
     at = next((i for i, (x, y) in enumerate(zip(*bare)) if x != y), None)
     if count.check(at is not None, f"{label}: {len(trace)} forwards, output {ids}"):
         tie = near_tie(trace[at], wanted[at], threshold)
-        print(f"{label}: parts at forward {at} of {len(wanted)}:\n  here {trace[at]}\n  reference {wanted[at]}")
+        print(f"{label}: parts at forward {at} of {len(wanted)}:")
+        print(f"  here {trace[at]}\n  reference {wanted[at]}")
         count.check(tie, f"{label}: parts without a near-tie")
     return False
 
