@@ -6,8 +6,7 @@
   tools/mkgguf.py --selftest                                  encoders against known vectors
 
 Standard library only. The layouts come from ggml's published block structures and, for I2_S, from
-BitNet.cpp; where a comment says "facts", the bytes were checked against vectors computed
-elsewhere.
+BitNet.cpp; --selftest holds them against vectors computed elsewhere.
 
 Linear weights become t * m with t = clamp(round_half_even(W / m), -1, 1) and m = mean |W| over the
 whole tensor. With `--scale tensor`, m stands in full precision in a tensor `X.scale` beside
