@@ -34,6 +34,11 @@ static const char *const DECODE_MODE_NAMES[] = {"ar", "greedy", "iterative", "ad
 #define DECODE_TEXT_MAX ((size_t)64 << 20)
 
 typedef struct {
+    i32 token;
+    f32 bias;
+} DecodeBias;
+
+typedef struct {
     DecodeMode mode;
     i32 block_size, sub_block_size; /* 0: the model's */
     f32 threshold;                  /* <= 0: the model's */
@@ -43,10 +48,18 @@ typedef struct {
     SampleParams sample;
     const Str *stops; /* [n_stops] the text ends before the first of these */
     i32 n_stops;
+    /* Changes to the model's own distribution, made before confidence, filters and temperature. The penalties count
+     * the tokens of the answer that were revealed in earlier forwards, wherever they stand: a block knows both
+     * sides. presence and frequency subtract from the logit once, and per occurrence (OpenAI); repetition divides
+     * a positive logit and multiplies a negative one (Keskar et al. 2019). Neutral: 0, 0, 1. */
+    f32 presence_penalty, frequency_penalty, repetition_penalty;
+    const DecodeBias *biases; /* [n_biases] added to the logits of these tokens */
+    i32 n_biases;
+    i32 n_top; /* DecodeToken.top: this many alternatives, at most DECODE_TOP_MAX */
 } DecodeParams;
 
 static DecodeParams decode_params_default(void) {
-    return (DecodeParams){.mode = DECODE_ITERATIVE, .dual_cache = true, .early_stop = true, .max_tokens = 256,
+    return (DecodeParams){.mode = DECODE_ITERATIVE, .dual_cache = true, .early_stop = true, .max_tokens = 256, .repetition_penalty = 1,
                           .sample = {.temperature = 0, .top_k = 0, .top_p = 1, .min_p = 0, .seed = 0}};
 }
 
@@ -70,9 +83,26 @@ typedef struct {
     i32 n_prompt;
 } DecodeStep;
 
+#define DECODE_TOP_MAX 20
+
+typedef struct {
+    i32 token;
+    f32 prob;
+} DecodeTop;
+
+/* A token that has become part of the answer, before its text is sent. Probabilities are of the forward that
+ * revealed it. Valid during the callback. */
+typedef struct {
+    i32 index, token; /* index: 0 is the first of the answer */
+    f32 prob;
+    const DecodeTop *top; /* [n_top] the likeliest tokens at that place, likeliest first */
+    i32 n_top;
+} DecodeToken;
+
 typedef struct {
     void *arg;
     void (*text)(void *arg, Str utf8);               /* the next piece of the answer */
+    void (*token)(void *arg, const DecodeToken *t);  /* its next token */
     void (*step)(void *arg, const DecodeStep *s);    /* after each forward */
     bool (*cancelled)(void *arg);                    /* asked before each forward */
 } DecodeEvents;
@@ -106,7 +136,9 @@ typedef struct {
     i32 *best;             /* [n_ctx] */
     f32 *best_prob;        /* [n_ctx] */
     i32 *heap;             /* [n_vocab] sampling scratch */
-    f32 *row;              /* [n_vocab] one row of logits, sampling only */
+    f32 *row;              /* [n_vocab] one row of logits, when more than its best token is wanted */
+    u16 *counts;           /* [n_vocab] occurrences in the answer, for the penalties */
+    DecodeTop *tops;       /* [n_ctx][DECODE_TOP_MAX], by position; taken when a request first wants them */
     i32 n_targets, n_reveals;
     /* this request */
     DecodeParams p; /* resolved: no zeros left */
@@ -146,11 +178,14 @@ static bool decode_open(Decode *d, const Model *m, i32 slot, i32 n_ctx, Err *e) 
     d->best_prob = mem_alloc_n(n, sizeof *d->best_prob, e);
     d->heap = mem_alloc_n((u64)m->n_vocab, sizeof *d->heap, e);
     d->row = mem_alloc_n((u64)m->n_vocab, sizeof *d->row, e);
-    return d->tokens && d->masked && d->probs && d->reveals && d->targets && d->best && d->best_prob && d->heap && d->row;
+    d->counts = mem_alloc_n((u64)m->n_vocab, sizeof *d->counts, e);
+    return d->tokens && d->masked && d->probs && d->reveals && d->targets && d->best && d->best_prob && d->heap &&
+           d->row && d->counts;
 }
 
 static void decode_close(Decode *d) {
-    void *all[] = {d->tokens, d->masked, d->probs, d->reveals, d->targets, d->best, d->best_prob, d->heap, d->row};
+    void *all[] = {d->tokens, d->masked, d->probs, d->reveals, d->targets, d->best, d->best_prob, d->heap, d->row,
+                   d->counts, d->tops};
     for (size_t i = 0; i < COUNT_OF(all); i++) mem_free(all[i]);
     buf_free(&d->text);
     *d = (Decode){0};
@@ -207,6 +242,12 @@ static bool decode_resolve_(Decode *d, const DecodeParams *p, Err *e) {
         return err_set(e, ERR_USAGE, "block size %d is outside 1 to %d", d->p.block_size, MODEL_BLOCK_MAX);
     if (d->p.sub_block_size < 1 || d->p.block_size % d->p.sub_block_size)
         return err_set(e, ERR_USAGE, "sub-block size %d does not divide block size %d", d->p.sub_block_size, d->p.block_size);
+    if (d->p.n_top < 0 || d->p.n_top > DECODE_TOP_MAX)
+        return err_set(e, ERR_USAGE, "%d alternatives per token were asked for; at most %d are kept", d->p.n_top, DECODE_TOP_MAX);
+    for (i32 i = 0; i < d->p.n_biases; i++)
+        if (d->p.biases[i].token < 0 || d->p.biases[i].token >= d->m->n_vocab)
+            return err_set(e, ERR_USAGE, "bias for token %d, outside the vocabulary of %d", d->p.biases[i].token, d->m->n_vocab);
+    if (d->p.n_top && !d->tops && !(d->tops = mem_alloc_n((u64)d->n_ctx * DECODE_TOP_MAX, sizeof *d->tops, e))) return false;
     d->attention = p->mode == DECODE_AR ? ATTEND_CAUSAL : r->attention;
     if (p->mode != DECODE_AR && !model_can_diffuse(d->m, e)) return false;
     return true;
@@ -261,6 +302,16 @@ static bool decode_begin(Decode *d, const i32 *prompt, i32 n_prompt, const Decod
 }
 
 /* ---- first stroke: the rows of the next forward ---- */
+
+/* The least that decode_plan must be given room for, in rows and in rows of logits. */
+static i32 decode_rows_needed(const Decode *d) {
+    if (d->phase == PHASE_AR) return 1;
+    return d->attention == ATTEND_FULL ? d->n_total : d->p.block_size;
+}
+
+static i32 decode_logits_needed(const Decode *d) {
+    return d->phase == PHASE_DENOISE ? d->p.sub_block_size : 1;
+}
 
 static DlmRow decode_row_(const Decode *d, i32 pos) {
     i32 hi = pos + 1;
@@ -374,9 +425,11 @@ static bool decode_put_token_(Decode *d, i32 token, Err *e) {
 }
 
 /* Takes every token that has become part of the contiguous revealed prefix. */
-static bool decode_advance_(Decode *d, Err *e) {
+static bool decode_advance_(Decode *d, const DecodeEvents *ev, Err *e) {
     for (i32 pos; !d->finish && (pos = d->n_prompt + d->n_out) < d->n_limit && !d->masked[pos];) {
-        d->n_out++;
+        DecodeToken token = {.index = d->n_out++, .token = d->tokens[pos], .prob = d->probs[pos], .n_top = d->p.n_top,
+                             .top = d->p.n_top ? d->tops + (i64)pos * DECODE_TOP_MAX : NULL};
+        if (ev->token) ev->token(ev->arg, &token);
         if (tok_is_eog(d->m->tok, d->tokens[pos])) d->finish = "stop";
         else if (!decode_put_token_(d, d->tokens[pos], e)) return false;
         else if (decode_cut_at_stop_(d)) d->finish = "stop";
@@ -451,17 +504,53 @@ static void decode_after_denoise_(Decode *d) {
     }
 }
 
+static bool decode_changes_logits_(const DecodeParams *p) {
+    return p->presence_penalty != 0 || p->frequency_penalty != 0 || p->repetition_penalty != 1 || p->n_biases > 0;
+}
+
+/* Applies biases and penalties to d->row and finds its best token anew. */
+static void decode_change_row_(Decode *d, i32 *best, f32 *prob) {
+    const DecodeParams *p = &d->p;
+    i32 end = MIN_OF(MAX_OF(d->block_end, d->n_prompt), d->n_ctx);
+    for (i32 i = 0; i < p->n_biases; i++) d->row[p->biases[i].token] += p->biases[i].bias;
+    for (i32 i = d->n_prompt; i < end; i++)
+        if (!d->masked[i]) d->counts[d->tokens[i]] = (u16)MIN_OF(d->counts[d->tokens[i]] + 1, UINT16_MAX);
+    for (i32 i = d->n_prompt; i < end; i++) {
+        i32 t = d->tokens[i];
+        if (d->masked[i] || d->counts[t] == 0) continue;
+        f32 l = d->row[t];
+        if (p->repetition_penalty != 1) l = l > 0 ? l / p->repetition_penalty : l * p->repetition_penalty;
+        d->row[t] = l - p->presence_penalty - p->frequency_penalty * (f32)d->counts[t];
+        d->counts[t] = 0; /* once per token, and the table is clean again */
+    }
+    f32 sum = 1;
+    *best = ref_top1(d->row, d->m->n_vocab, &sum);
+    *prob = 1.0f / sum;
+}
+
+/* The likeliest tokens of d->row, whose best has probability best_prob. */
+static void decode_keep_top_(Decode *d, i32 pos, i32 best, f32 best_prob) {
+    const SampleParams all = {.top_k = d->p.n_top, .top_p = 1};
+    i32 n = sample_filter_(d->row, d->m->n_vocab, &all, d->row[best], 1.0f / best_prob, d->heap);
+    for (i32 i = 0; i < d->p.n_top; i++) {
+        i32 id = i < n ? d->heap[d->m->n_vocab - 1 - i] : best;
+        d->tops[(i64)pos * DECODE_TOP_MAX + i] = (DecodeTop){id, kern_expf(d->row[id] - d->row[best]) * best_prob};
+    }
+}
+
 /* Chooses a token for each target: best[], best_prob[]. logits: [n_targets][n_vocab], the backend's. */
 static void decode_choose_(Decode *d, f32 *logits) {
     const Model *m = d->m;
-    i32 mask = m->decode.mask_id, banned = mask >= 0 && !tok_is_eog(m->tok, mask) ? mask : -1;
+    i32 mask = m->decode.mask_id, banned = mask >= 0 && !tok_is_eog(m->tok, mask) ? mask : -1, forward = 0;
     if (d->n_targets == 0) return;
     m->ops->top1(m->ops->self, logits, d->n_targets, m->n_vocab, banned, d->best, d->best_prob);
-    if (d->p.sample.temperature <= 0) return;
-    i32 forward = 0;
+    bool changes = decode_changes_logits_(&d->p);
+    if (d->p.sample.temperature <= 0 && !changes && d->p.n_top == 0) return;
     for (i32 i = 0; i < PHASE_DONE; i++) forward += d->n_forwards[i];
     for (i32 i = 0; i < d->n_targets; i++) {
         m->ops->download(m->ops->self, d->row, logits + (i64)i * m->n_vocab, (u64)m->n_vocab * sizeof(f32));
+        if (changes) decode_change_row_(d, &d->best[i], &d->best_prob[i]);
+        if (d->p.n_top) decode_keep_top_(d, d->targets[i], d->best[i], d->best_prob[i]);
         f64 u = sample_uniform(d->p.sample.seed, d->targets[i], forward);
         d->best[i] = sample_token(d->row, m->n_vocab, &d->p.sample, d->best[i], d->best_prob[i], u, d->heap,
                                   &d->best_prob[i]);
@@ -493,7 +582,7 @@ static bool decode_absorb(Decode *d, f32 *logits, const DecodeEvents *ev, Err *e
         decode_reveal_(d, d->targets[0], d->best[0], d->best_prob[0]);
         d->block_begin = d->targets[0], d->block_end = d->block_begin + 1;
     }
-    if (!decode_advance_(d, e)) return false;
+    if (!decode_advance_(d, ev, e)) return false;
     if (phase == PHASE_DENOISE) decode_after_denoise_(d);
     if (d->finish && (d->p.early_stop || ar)) d->phase = PHASE_DONE;
     decode_send_(d, ev, d->phase == PHASE_DONE);

@@ -21,7 +21,9 @@
 #include "tok.c"
 
 #define ENGINE_CTX_DEFAULT 4096
-#define ENGINE_ROWS_MAX 256 /* rows of one prefill chunk */
+#define ENGINE_ROWS_MAX 256   /* rows of one forward */
+#define ENGINE_LOGITS_MAX 128 /* rows of logits of one forward, unless one block needs more */
+#define ENGINE_PREFILL_SHARE 128 /* rows of prefill beside other slots' steps: a long prompt must not stall them */
 #define ENGINE_DEMO_LABEL "built-in demo model"
 
 typedef struct {
@@ -41,6 +43,16 @@ static EngineOptions engine_options_default(void) {
     return (EngineOptions){.mask_token_id = -1, .kv_type = DLM_F16, .n_slots = 1};
 }
 
+/* One generation at a time, and the cache that it leaves behind for the next. */
+typedef struct {
+    Decode decode;
+    DecodeEvents events; /* the caller's */
+    bool busy;           /* started and not finished */
+    u64 used;            /* Engine.clock when it was last started */
+    i32 n_cached;        /* prompt tokens found in the cache */
+    f64 from_ms, first_ms, prefill_ms; /* clock at the start; then durations, 0 until they are over */
+} EngineSlot;
+
 typedef struct {
     OsMap map;
     Gguf file;
@@ -50,9 +62,11 @@ typedef struct {
     DlmOps ops;
     Graph graph;
     GraphOptions graph_options;
-    Decode *slots; /* [n_slots] */
-    DlmRow *rows;  /* [n_rows_max] */
+    EngineSlot *slots; /* [n_slots] */
+    DlmRow *rows;      /* [n_rows_max] */
     i32 n_slots;
+    i32 turn;  /* the slot that is served first in the next step */
+    u64 clock; /* counts requests: the least recently used slot has the lowest */
     f64 load_ms;
     bool tok_open, model_open;
 } Engine;
@@ -85,7 +99,7 @@ static bool engine_map_(Engine *g, const char *path, Err *e) {
 
 static void engine_close(Engine *g) {
     if (!g) return;
-    for (i32 i = 0; g->slots && i < g->n_slots; i++) decode_close(&g->slots[i]);
+    for (i32 i = 0; g->slots && i < g->n_slots; i++) decode_close(&g->slots[i].decode);
     mem_free(g->slots);
     mem_free(g->rows);
     graph_close(&g->graph);
@@ -112,14 +126,15 @@ static bool engine_open_slots_(Engine *g, const EngineOptions *o, Err *e) {
     /* under full attention every step runs the whole canvas; else the largest forward is a prefill chunk */
     i32 rows = g->model.decode.attention == ATTEND_FULL ? MAX_OF(n_ctx, ENGINE_ROWS_MAX) : ENGINE_ROWS_MAX;
     g->graph_options = (GraphOptions){.n_slots = o->n_slots, .n_ctx = n_ctx, .n_rows_max = rows,
-                                      .n_logits_max = MAX_OF(g->model.decode.block_size, o->block_size_max),
                                       .kv_type = o->kv_type};
+    i32 block = MAX_OF(g->model.decode.block_size, o->block_size_max);
+    g->graph_options.n_logits_max = MAX_OF(block, MIN_OF(o->n_slots * g->model.decode.sub_block_size, ENGINE_LOGITS_MAX));
     if (!graph_open(&g->graph, &g->model, &g->graph_options, e)) return false;
     g->rows = mem_alloc_n((u64)rows, sizeof *g->rows, e);
     g->slots = g->rows ? mem_alloc_n((u64)o->n_slots, sizeof *g->slots, e) : NULL;
     if (!g->slots) return false;
     for (; g->n_slots < o->n_slots; g->n_slots++)
-        if (!decode_open(&g->slots[g->n_slots], &g->model, g->n_slots, n_ctx, e)) {
+        if (!decode_open(&g->slots[g->n_slots].decode, &g->model, g->n_slots, n_ctx, e)) {
             g->n_slots++; /* half open: engine_close frees it */
             return false;
         }
@@ -183,88 +198,176 @@ static bool engine_render(const Engine *g, const TmplMsg *msgs, size_t n_msgs, T
     return ok;
 }
 
-/* ---- generating ---- */
-
-static void engine_tell_step_(const Decode *d, DecodePhase phase, i32 n_rows, f64 ms, const DecodeEvents *ev, i32 begin,
-                              i32 end, i32 block, i32 step) {
-    if (!ev->step) return;
-    DecodeStep s = {.kind = DECODE_PHASE_NAMES[phase], .block = block, .step = step, .n_rows = n_rows, .ms = ms,
-                    .reveals = d->reveals, .n_reveals = d->n_reveals, .block_begin = begin, .block_end = end,
-                    .tokens = d->tokens + begin, .masked = d->masked + begin, .probs = d->probs + begin,
-                    .n_prompt = d->n_prompt};
-    ev->step(ev->arg, &s);
-}
-
-/* One forward of one slot. */
-static bool engine_step_(Engine *g, Decode *d, const DecodeEvents *ev, Err *e) {
-    f64 from = os_now_ms();
-    i32 n_logits = 0, block = d->block;
-    DecodePhase phase = d->phase;
-    i32 n_rows = decode_plan(d, g->rows, g->graph.n_rows_max, &n_logits);
-    i32 begin = d->block_begin, end = d->block_end, step = d->step;
-    graph_forward(&g->graph, g->rows, n_rows, n_logits);
-    if (!decode_absorb(d, g->graph.logits, ev, e)) return false;
-    if (phase == PHASE_AR || (phase == PHASE_PREFILL && d->n_reveals)) begin = d->reveals[0].pos, end = begin + 1;
-    engine_tell_step_(d, phase, n_rows, os_now_ms() - from, ev, begin, end, block, step);
-    return true;
-}
-
-static bool engine_result_(const Decode *d, DecodeResult *r, Err *e) {
-    const i32 *n = d->n_forwards;
-    r->finish = d->finish ? d->finish : "cancelled";
-    r->n_prompt = d->n_prompt;
-    r->n_forwards_prefill = n[PHASE_PREFILL], r->n_forwards_denoise = n[PHASE_DENOISE];
-    r->n_forwards_commit = n[PHASE_COMMIT], r->n_forwards_ar = n[PHASE_AR];
-    for (i32 i = 0; i < d->n_out; i++)
-        if (!tok_ids_push(&r->ids, d->tokens[d->n_prompt + i], e)) return false;
-    buf_put(&r->text, d->text.p, d->finish ? d->text.n : d->n_sent);
-    return buf_ok(&r->text, "the answer", e);
-}
-
-typedef struct {
-    const DecodeEvents *user;
-    f64 from;
-    f64 first_ms; /* 0 until the first text */
-} EngineClock_;
+/* ---- generating ----
+ *
+ * A step is one forward that carries the rows of every busy slot, so that the weights are read once for all. */
 
 static void engine_on_text_(void *arg, Str text) {
-    EngineClock_ *c = arg;
-    if (c->first_ms == 0) c->first_ms = os_now_ms() - c->from;
-    if (c->user->text) c->user->text(c->user->arg, text);
+    EngineSlot *s = arg;
+    if (s->first_ms == 0) s->first_ms = os_now_ms() - s->from_ms;
+    if (s->events.text) s->events.text(s->events.arg, text);
 }
 
-static void engine_on_step_(void *arg, const DecodeStep *s) {
-    EngineClock_ *c = arg;
-    if (c->user->step) c->user->step(c->user->arg, s);
+static void engine_on_token_(void *arg, const DecodeToken *t) {
+    EngineSlot *s = arg;
+    if (s->events.token) s->events.token(s->events.arg, t);
 }
 
-/* Generates an answer in a slot. prompt: [n_prompt] ids. Events may be NULL. On success *r holds the answer (also
- * when it was cancelled); the caller frees it with decode_result_free in any case. */
-static bool engine_generate(Engine *g, i32 slot, const i32 *prompt, i32 n_prompt, const DecodeParams *p,
-                            const DecodeEvents *ev, DecodeResult *r, Err *e) {
+/* Begins a request in a free slot. prompt: [n_prompt] ids; the stop strings and biases of p must live until the slot
+ * is finished. events may be NULL. */
+static bool engine_start(Engine *g, i32 slot, const i32 *prompt, i32 n_prompt, const DecodeParams *p,
+                         const DecodeEvents *events, Err *e) {
     static const DecodeEvents none = {0};
-    *r = (DecodeResult){.text.max = DECODE_TEXT_MAX};
-    EngineClock_ clock = {.user = ev ? ev : &none, .from = os_now_ms()};
-    const DecodeEvents timed = {.arg = &clock, .text = engine_on_text_, .step = engine_on_step_};
-    Decode *d = &g->slots[slot];
+    EngineSlot *s = &g->slots[slot];
+    ASSERT(slot >= 0 && slot < g->n_slots && !s->busy);
     for (i32 i = 0; i < n_prompt; i++)
         if (prompt[i] < 0 || prompt[i] >= g->model.n_vocab)
             return err_set(e, ERR_USAGE, "prompt token %d is %d, outside the vocabulary of %d", i, prompt[i], g->model.n_vocab);
     if (p->block_size > g->graph.n_logits_max)
         return err_set(e, ERR_USAGE, "block size %d is larger than %d, for which memory was reserved when the model was loaded",
                        p->block_size, g->graph.n_logits_max);
-    if (!decode_begin(d, prompt, n_prompt, p, e)) return false;
-    i32 n_cached = d->n_cached;
-    while (d->phase != PHASE_DONE) {
-        if (ev && ev->cancelled && ev->cancelled(ev->arg)) break;
-        bool prefill = d->phase == PHASE_PREFILL;
-        if (!engine_step_(g, d, &timed, e)) return false;
-        if (prefill) r->ms_prefill = os_now_ms() - clock.from;
+    s->from_ms = os_now_ms();
+    if (!decode_begin(&s->decode, prompt, n_prompt, p, e)) return false;
+    s->events = events ? *events : none;
+    s->n_cached = s->decode.n_cached;
+    s->first_ms = s->prefill_ms = 0;
+    s->used = ++g->clock;
+    s->busy = true;
+    return true;
+}
+
+/* Is the slot still generating? False too for a finished answer that engine_finish has not collected. */
+static bool engine_busy(const Engine *g, i32 slot) {
+    return g->slots[slot].busy && g->slots[slot].decode.phase != PHASE_DONE;
+}
+
+/* Ends a slot's generation at once; engine_finish then returns what was sent so far. */
+static void engine_cancel(Engine *g, i32 slot) {
+    g->slots[slot].decode.phase = PHASE_DONE;
+}
+
+/* A slot's part of one forward. */
+typedef struct {
+    i32 slot, n_rows, first_logits, n_logits;
+    DecodePhase phase;
+    i32 begin, end, block, step; /* of the decoder, as they were when the rows were planned */
+} EnginePart_;
+
+#define ENGINE_SLOTS_MAX 256
+
+/* Plans slot i into what is left of the forward; false when it does not fit or has nothing to do. */
+static bool engine_plan_slot_(Engine *g, i32 i, bool prefill, i32 *n_rows, i32 *n_logits, EnginePart_ *part) {
+    Decode *d = &g->slots[i].decode;
+    i32 rows_left = g->graph.n_rows_max - *n_rows, logits_left = g->graph.n_logits_max - *n_logits;
+    if (!engine_busy(g, i) || (d->phase == PHASE_PREFILL) != prefill) return false;
+    if (prefill && *n_rows > 0) rows_left = MIN_OF(rows_left, MAX_OF(ENGINE_PREFILL_SHARE - *n_rows, d->p.block_size));
+    if (decode_rows_needed(d) > rows_left || decode_logits_needed(d) > logits_left) return false;
+    *part = (EnginePart_){.slot = i, .first_logits = *n_logits, .phase = d->phase, .block = d->block};
+    DlmRow *rows = g->rows + *n_rows;
+    part->n_rows = decode_plan(d, rows, rows_left, &part->n_logits);
+    part->begin = d->block_begin, part->end = d->block_end, part->step = d->step;
+    for (i32 r = 0; r < part->n_rows; r++)
+        if (rows[r].logits >= 0) rows[r].logits += *n_logits;
+    *n_rows += part->n_rows;
+    *n_logits += part->n_logits;
+    return true;
+}
+
+static void engine_tell_step_(EngineSlot *s, const EnginePart_ *part, f64 ms) {
+    const Decode *d = &s->decode;
+    if (!s->events.step) return;
+    i32 begin = part->begin, end = part->end;
+    bool one = part->phase == PHASE_AR || (part->phase == PHASE_PREFILL && d->n_reveals);
+    if (one) begin = d->reveals[0].pos, end = begin + 1;
+    DecodeStep step = {.kind = DECODE_PHASE_NAMES[part->phase], .block = part->block, .step = part->step,
+                       .n_rows = part->n_rows, .ms = ms, .reveals = d->reveals, .n_reveals = d->n_reveals,
+                       .block_begin = begin, .block_end = end, .tokens = d->tokens + begin,
+                       .masked = d->masked + begin, .probs = d->probs + begin, .n_prompt = d->n_prompt};
+    s->events.step(s->events.arg, &step);
+}
+
+static bool engine_absorb_(Engine *g, const EnginePart_ *part, f64 from_ms, Err *e) {
+    EngineSlot *s = &g->slots[part->slot];
+    const DecodeEvents timed = {.arg = s, .text = engine_on_text_, .token = engine_on_token_};
+    f32 *logits = g->graph.logits + (i64)part->first_logits * g->model.n_vocab;
+    if (!decode_absorb(&s->decode, logits, &timed, e)) return false;
+    f64 now = os_now_ms();
+    if (part->phase == PHASE_PREFILL) s->prefill_ms = now - s->from_ms;
+    engine_tell_step_(s, part, now - from_ms);
+    return true;
+}
+
+/* Runs one forward for all busy slots, as many as fit, and fires their events. True when nothing is busy. */
+static bool engine_step(Engine *g, Err *e) {
+    EnginePart_ parts[ENGINE_SLOTS_MAX];
+    i32 n_parts = 0, n_rows = 0, n_logits = 0;
+    f64 from_ms = os_now_ms();
+    for (int prefill = 0; prefill < 2; prefill++) /* short steps first, then prompts in what is left */
+        for (i32 k = 0; k < g->n_slots; k++)
+            n_parts += engine_plan_slot_(g, (g->turn + k) % g->n_slots, prefill, &n_rows, &n_logits, &parts[n_parts]);
+    if (n_parts == 0) return true;
+    g->turn = (parts[n_parts - 1].slot + 1) % g->n_slots; /* whoever did not fit comes first next time */
+    graph_forward(&g->graph, g->rows, n_rows, n_logits);
+    for (i32 i = 0; i < n_parts; i++)
+        if (!engine_absorb_(g, &parts[i], from_ms, e)) {
+            engine_cancel(g, parts[i].slot);
+            return false;
+        }
+    return true;
+}
+
+/* The free slot whose cache holds the longest prefix of the prompt, else the least recently used; -1 when all are
+ * busy. */
+static i32 engine_pick_slot(const Engine *g, const i32 *prompt, i32 n_prompt) {
+    i32 best = -1, best_common = -1;
+    for (i32 i = 0; i < g->n_slots; i++) {
+        const EngineSlot *s = &g->slots[i];
+        i32 common = 0, n = MIN_OF(s->decode.n_cached, n_prompt);
+        if (s->busy) continue;
+        while (common < n && s->decode.tokens[common] == prompt[common]) common++;
+        common -= common % MAX_OF(g->model.decode.block_size, 1);
+        if (common > best_common || (common == best_common && s->used < g->slots[best].used)) best = i, best_common = common;
     }
-    r->n_cached = n_cached;
-    r->ms_decode = os_now_ms() - clock.from - r->ms_prefill;
-    r->ms_first_token = clock.first_ms;
-    return engine_result_(d, r, e);
+    return best;
+}
+
+/* Collects the answer of a slot that is no longer generating and frees the slot. *r is filled in any case; free it
+ * with decode_result_free. */
+static bool engine_finish(Engine *g, i32 slot, DecodeResult *r, Err *e) {
+    EngineSlot *s = &g->slots[slot];
+    const Decode *d = &s->decode;
+    const i32 *n = d->n_forwards;
+    ASSERT(s->busy && d->phase == PHASE_DONE);
+    s->busy = false;
+    *r = (DecodeResult){.text.max = DECODE_TEXT_MAX, .finish = d->finish ? d->finish : "cancelled",
+                        .n_prompt = d->n_prompt, .n_cached = s->n_cached,
+                        .n_forwards_prefill = n[PHASE_PREFILL], .n_forwards_denoise = n[PHASE_DENOISE],
+                        .n_forwards_commit = n[PHASE_COMMIT], .n_forwards_ar = n[PHASE_AR],
+                        .ms_prefill = s->prefill_ms, .ms_first_token = s->first_ms};
+    r->ms_decode = os_now_ms() - s->from_ms - s->prefill_ms;
+    for (i32 i = 0; i < d->n_out; i++)
+        if (!tok_ids_push(&r->ids, d->tokens[d->n_prompt + i], e)) return false;
+    buf_put(&r->text, d->text.p, d->finish ? d->text.n : d->n_sent);
+    return buf_ok(&r->text, "the answer", e);
+}
+
+/* Generates one answer in a free slot, alone. On success *r holds it (also when it was cancelled); the caller frees
+ * *r with decode_result_free in any case. */
+static bool engine_generate(Engine *g, i32 slot, const i32 *prompt, i32 n_prompt, const DecodeParams *p,
+                            const DecodeEvents *events, DecodeResult *r, Err *e) {
+    *r = (DecodeResult){0};
+    if (!engine_start(g, slot, prompt, n_prompt, p, events, e)) return false;
+    bool ok = true;
+    while (ok && engine_busy(g, slot)) {
+        if (events && events->cancelled && events->cancelled(events->arg)) engine_cancel(g, slot);
+        else ok = engine_step(g, e);
+    }
+    if (!ok) {
+        engine_cancel(g, slot);
+        engine_finish(g, slot, r, NULL);
+        return false;
+    }
+    return engine_finish(g, slot, r, e);
 }
 
 #endif

@@ -214,7 +214,7 @@ static void check_reuse(void) {
             if (round % 3 == 2) prompt[n / 2] ^= 1; /* the middle changes: only what is before it can be kept */
             DecodeResult a, b;
             Err e = {0};
-            fresh->slots[0].n_cached = 0;
+            fresh->slots[0].decode.n_cached = 0;
             CHECK_OK(engine_generate(fresh, 0, prompt, n, &p, NULL, &a, &e), e);
             CHECK_OK(engine_generate(used, 0, prompt, n, &p, NULL, &b, &e), e);
             CHECK_INT(a.n_cached, 0);
