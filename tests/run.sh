@@ -117,13 +117,17 @@ fuzz() { # fuzz NAME SECONDS: what it finds stays in build/fuzz
         echo "fuzz_$1: 1 passed, 0 failed"
 }
 
-# Runs the kernel checks on an emulated CPU that has what this machine may lack, where Bochs is installed.
-emulate() { # emulate BOCHS-MODEL
+# Runs the kernel checks on an emulated CPU, where Bochs is installed and this machine lacks the level.
+# Bochs 2.7 rounds the ties of VCVTPS2PH up instead of to even, so what it says of to_f16 is left out.
+emulate() { # emulate LEVEL CPU-FLAG BOCHS-MODEL
+    ! grep -qw "$2" /proc/cpuinfo || return 0
     command -v bochs-bin >/dev/null && [ -d ../shared/tools/bochs ] || return 0
     mkdir -p build/bochs && cp ../shared/tools/bochs/* build/bochs && chmod u+w build/bochs/*
     run musl-gcc $CFLAGS -O2 -static tests/kern_check.c -o build/bochs/kern_check
-    (cd build/bochs && run sh mkimg.sh kern_check kern_check image)
-    try "bochs $1" env T=$LIMIT sh -c "cd build/bochs && sh go.sh $1 image"
+    (cd build/bochs && run sh mkimg.sh kern_check "kern_check --level $1" image)
+    export T="$LIMIT"
+    try "bochs $1" sh -c "cd build/bochs && sh go.sh $3 image |
+        awk '/FAILED: $1 to_f16/ { known++; next } / failed/ { \$4 -= known } { print } / 0 failed/ { ok = 1 } END { exit !ok }'"
 }
 
 levels() { # the kernel levels of this machine, each with the CPU flag that tells, but not the best one
@@ -157,6 +161,6 @@ run_check() {
         room=$(basename "$target" .c) && room=${room#fuzz_}
         try "fuzz $room" ./build.sh fuzz "$room" 30
     done
-    emulate corei7_icelake_u # AVX-512 with VNNI
+    emulate avx512 avx512_vnni corei7_icelake_u
 }
 
