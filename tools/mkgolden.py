@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """mkgolden.py - tiny random llama and qwen2 models and their logits, from PyTorch and transformers.
 
-  python3 -m venv .venv && .venv/bin/pip install torch transformers
-  .venv/bin/python tools/mkgolden.py tests/golden
+  python3 -m venv build/torch && build/torch/bin/pip install torch transformers
+  build/torch/bin/python tools/mkgolden.py tests/golden
 
 Writes NAME.gguf and NAME.json for each model below; the versions used stand in the JSON:
   {"made_by", "versions", "model",

@@ -2,7 +2,7 @@
 """ref_tiny.py - tiny-dlm written out a second time in numpy, without a cache, against the shared
 goldens.
 
-  .venv/bin/python tests/py/ref_tiny.py [CHECKPOINT_DIR] [--f16 scales,embed,kv]
+  python3 tests/py/ref_tiny.py [CHECKPOINT_DIR] [--f16 scales,embed,kv]
 
 A forward pass runs the whole sequence under the block-causal mask; the decode loop follows
 Fast-dLLM v2 with the first token of a block an ordinary masked candidate, predicted by the
@@ -17,7 +17,7 @@ of such runs.
 
 --write OUT.json keeps the outcomes of these runs that differ: an engine with f32 keys and values
 is right when it is close to one of them.
-  .venv/bin/python tests/py/ref_tiny.py --f16 embed --runs 300 --write tests/golden/tiny-dlm-logits.json
+  python3 tests/py/ref_tiny.py --f16 embed --runs 300 --write tests/golden/tiny-dlm-logits.json
 """
 
 import argparse
