@@ -327,22 +327,22 @@ static const CliTopic CLI_TOPICS[] = {
 
 #define CLI_NAME_MAX 32
 
-/* Levenshtein distance of two short names; a long one is far from everything. */
+/* How many letters must be added, dropped, changed or swapped with their neighbour (the restricted
+ * Damerau-Levenshtein distance). A long name is far from everything. */
 static u32 cli_distance_(Str a, Str b) {
-    u8 row[CLI_NAME_MAX + 1];
+    u8 d[CLI_NAME_MAX + 1][CLI_NAME_MAX + 1];
     if (a.n > CLI_NAME_MAX || b.n > CLI_NAME_MAX) return UINT32_MAX;
-    for (size_t j = 0; j <= b.n; j++) row[j] = (u8)j;
-    for (size_t i = 1; i <= a.n; i++) {
-        u8 diagonal = row[0];
-        row[0] = (u8)i;
-        for (size_t j = 1; j <= b.n; j++) {
-            u8 swap = (u8)(diagonal + (a.p[i - 1] != b.p[j - 1]));
-            u8 step = (u8)(MIN_OF(row[j], row[j - 1]) + 1);
-            diagonal = row[j];
-            row[j] = MIN_OF(swap, step);
+    for (size_t i = 0; i <= a.n; i++)
+        for (size_t j = 0; j <= b.n; j++) {
+            u32 best = (u32)(i + j); /* right where one of the two is empty */
+            bool same = i && j && a.p[i - 1] == b.p[j - 1];
+            if (i && j) best = MIN_OF(d[i - 1][j], d[i][j - 1]) + 1u;
+            if (i && j) best = MIN_OF(best, d[i - 1][j - 1] + (same ? 0u : 1u));
+            if (i > 1 && j > 1 && a.p[i - 1] == b.p[j - 2] && a.p[i - 2] == b.p[j - 1])
+                best = MIN_OF(best, d[i - 2][j - 2] + 1u);
+            d[i][j] = (u8)best;
         }
-    }
-    return row[b.n];
+    return d[a.n][b.n];
 }
 
 /* The candidate nearest to what was typed; near means a third of the letters, or a beginning. */
@@ -983,8 +983,6 @@ static bool cli_engine_open_(CliEngine *x, const Cli *c, Err *e) {
     x->ms_load = os_now_ms() - from;
     x->tok = engine_tok(x->engine);
     x->model = engine_model(x->engine);
-    if (!c->engine.path)
-        log_line(LOG_INFO, "answering with the built-in demo model (-m names another)");
     log_line(LOG_DEBUG, "ready after %.0f ms", x->ms_load);
     Err why = {0};
     if (c->decode.mode != DECODE_AR && !engine_can_diffuse(x->engine, &why)) {
@@ -993,6 +991,12 @@ static bool cli_engine_open_(CliEngine *x, const Cli *c, Err *e) {
         return false;
     }
     return true;
+}
+
+/* Said once, when nothing stands in the way of an answer any more. */
+static void cli_say_demo_(const Cli *c) {
+    if (!c->engine.path)
+        log_line(LOG_INFO, "answering with the built-in demo model (-m names another)");
 }
 
 static bool cli_has_template_(const CliEngine *x) {
@@ -1235,7 +1239,8 @@ static bool cli_on_cancelled_(void *arg) {
 /* Generates one answer and prints it. An interrupt is not a failure here: r->finish tells. */
 static bool cli_answer_(const CliEngine *x, CliShow *v, const TokIds *prompt, DecodeResult *r,
                         Err *e) {
-    DecodeEvents events = {v, cli_on_text_, cli_on_step_, cli_on_cancelled_};
+    const DecodeEvents events = {
+        .arg = v, .text = cli_on_text_, .step = cli_on_step_, .cancelled = cli_on_cancelled_};
     v->watch.cells.n = 0;
     v->watch.drawn_ms = v->watch.paused_ms = 0;
     bool ok = engine_generate(x->engine, 0, prompt->p, (i32)prompt->n, &x->params, &events, r, e);
@@ -1366,37 +1371,28 @@ static void cli_put_answer_json_(Buf *out, const Cli *c, const CliEngine *x, con
 
 /* ---- dlm run ---- */
 
-static bool cli_run_ids_(const Cli *c, const CliEngine *x, Str text, TokIds *ids, Err *e) {
-    Buf system = {0};
-    if (!cli_system_(c, &system, e)) {
-        buf_free(&system);
-        return false;
+static bool cli_run_ids_(const Cli *c, const CliEngine *x, Str system, Str text, TokIds *ids,
+                         Err *e) {
+    if (!c->raw && cli_has_template_(x)) {
+        const TmplMsg msgs[] = {{STR("system"), system}, {STR("user"), text}};
+        return cli_render_(x, msgs + !system.n, 2 - !system.n, ids, e);
     }
-    TmplMsg msgs[2];
-    size_t n = 0;
-    if (system.n) msgs[n++] = (TmplMsg){STR("system"), buf_view(&system)};
-    msgs[n++] = (TmplMsg){STR("user"), text};
-    bool raw = c->raw || !cli_has_template_(x), ok;
-    if (raw && system.n)
-        ok = err_set(e, ERR_USAGE, "a system message needs a chat template, and %s",
-                     c->raw ? "--raw leaves it out"
-                            : "this model has none; give --chat-template FILE");
-    else if (raw)
-        ok = tok_encode_prompt(x->tok, text, NULL, ids, e);
-    else
-        ok = cli_render_(x, msgs, n, ids, e);
-    if (raw && !c->raw)
-        log_line(LOG_INFO, "this model has no chat template: continuing the text as --raw");
-    buf_free(&system);
-    return ok;
+    if (system.n)
+        return err_set(e, ERR_USAGE, "a system message needs a chat template, and %s",
+                       c->raw ? "--raw leaves it out" : "this model has none; see --chat-template");
+    if (!c->raw) log_line(LOG_INFO, "this model has no chat template: continuing the text (--raw)");
+    return tok_encode_prompt(x->tok, text, NULL, ids, e);
 }
 
-static bool cli_run_prompt_(const Cli *c, const CliEngine *x, Str text, Err *e) {
+static bool cli_run_prompt_(const Cli *c, const CliEngine *x, Str system, Str text, Err *e) {
     TokIds ids = {0};
     DecodeResult r = {0};
     CliShow show = {.trace_fd = -1};
-    bool ok = cli_run_ids_(c, x, text, &ids, e) && cli_show_open_(&show, c, x->tok, e) &&
-              cli_answer_(x, &show, &ids, &r, e);
+    bool ok = cli_run_ids_(c, x, system, text, &ids, e) && cli_show_open_(&show, c, x->tok, e);
+    if (ok) {
+        cli_say_demo_(c);
+        ok = cli_answer_(x, &show, &ids, &r, e);
+    }
     bool closed = cli_show_close_(&show, ok ? e : NULL);
     if (ok && c->json) {
         Buf out = {0};
@@ -1412,14 +1408,15 @@ static bool cli_run_prompt_(const Cli *c, const CliEngine *x, Str text, Err *e) 
 }
 
 static bool cli_run_(const Cli *c, Err *e) {
-    Buf text = {0};
+    Buf text = {0}, system = {0};
     CliEngine x;
-    bool ok = cli_prompt_(c, &text, e) && cli_engine_open_(&x, c, e);
+    bool ok = cli_prompt_(c, &text, e) && cli_system_(c, &system, e) && cli_engine_open_(&x, c, e);
     if (ok) {
-        ok = cli_run_prompt_(c, &x, buf_view(&text), e);
+        ok = cli_run_prompt_(c, &x, buf_view(&system), buf_view(&text), e);
         cli_engine_close_(&x);
     }
     buf_free(&text);
+    buf_free(&system);
     return ok;
 }
 
@@ -1554,6 +1551,7 @@ static bool cli_chat_open_(CliChat *t, const Cli *c, Err *e) {
         return err_set(e, ERR_MODEL,
                        "this model has no chat template, so it cannot hold a conversation; "
                        "give --chat-template FILE, or use dlm run");
+    cli_say_demo_(c);
     if (t->terminal) log_line(LOG_INFO, "type a message; /help lists commands, Ctrl-D leaves");
     return cli_show_open_(&t->show, c, t->x.tok, e);
 }

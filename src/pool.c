@@ -2,8 +2,8 @@
  *
  * Owns:      the threads it starts.
  * Stands on: base mem os
- * Promises:  the same split for the same (n, grain, threads); returns when every row is done;
- *            asleep when idle. */
+ * Promises:  the same split for the same (n, grain, threads); returns when every row is done; a
+ *            worker that gets no processor holds nothing up; asleep when idle. */
 #ifndef DLM_POOL_C
 #define DLM_POOL_C
 
@@ -23,25 +23,26 @@ typedef struct {
     void *arg;
     i32 n, grain;
     i32 n_chunks; /* n / grain rounded up */
-    i32 n_active; /* threads that have a chunk */
+    i32 n_parts;  /* one for each thread that has a chunk */
 } PoolJob_;
 
 /* Each worker has a cache line of its own, so that waking one does not disturb the others. */
 typedef struct {
     _Alignas(64) OsGate start; /* counts the jobs given to this worker; the top bit says "leave" */
     atomic_bool asleep;
+    atomic_bool todo; /* this worker's part of the job is there for the taking */
     i32 index;
     struct Pool *pool;
     OsThread thread;
 } PoolWorker_;
 
 typedef struct Pool {
-    _Alignas(64) OsGate pending; /* workers that have not finished the job */
+    _Alignas(64) OsGate pending; /* parts that are not done */
     atomic_bool caller_asleep;
     PoolJob_ job; /* written by the caller before it opens the gates, constant until pending is 0 */
     i32 n_threads;
-    i32 spins;     /* looks at a gate before sleeping; 0 when threads outnumber processors */
-    bool busy;     /* a loop is running: pool_for does not nest */
+    i32 spins;            /* looks at a gate before sleeping; 0 when threads outnumber processors */
+    bool busy;            /* a loop is running: pool_for does not nest */
     PoolWorker_ *workers; /* [n_threads - 1] */
 } Pool;
 
@@ -51,18 +52,18 @@ static i32 pool_threads(const Pool *p) {
     return p->n_threads;
 }
 
-/* Thread t's part of the job: whole chunks, as even as they divide. */
+/* Part t of the job: whole chunks, as even as they divide. */
 static void pool_part_(const PoolJob_ *job, i32 t, i32 *begin, i32 *end) {
-    i64 lo = (i64)job->n_chunks * t / job->n_active * job->grain;
-    i64 hi = (i64)job->n_chunks * (t + 1) / job->n_active * job->grain;
+    i64 lo = (i64)job->n_chunks * t / job->n_parts * job->grain;
+    i64 hi = (i64)job->n_chunks * (t + 1) / job->n_parts * job->grain;
     *begin = (i32)MIN_OF(lo, (i64)job->n);
     *end = (i32)MIN_OF(hi, (i64)job->n);
 }
 
-static void pool_run_part_(const PoolJob_ *job, i32 t) {
+static void pool_run_part_(const PoolJob_ *job, i32 t, i32 thread) {
     i32 begin, end;
     pool_part_(job, t, &begin, &end);
-    job->fn(job->arg, begin, end, t);
+    job->fn(job->arg, begin, end, thread);
 }
 
 /* Waits until the word differs from `old`, awake at first. The sleeper raises its flag before it
@@ -87,7 +88,8 @@ static void pool_worker_main_(void *arg) {
     for (u32 seen = 0;;) {
         seen = pool_wait_(&w->start, &w->asleep, seen, p->spins);
         if (seen & POOL_LEAVE_) return;
-        pool_run_part_(&p->job, w->index);
+        if (!atomic_exchange(&w->todo, false)) continue; /* too late: the caller took it */
+        pool_run_part_(&p->job, w->index, w->index);
         if (atomic_fetch_sub(&p->pending.word, 1) == 1 && atomic_load(&p->caller_asleep))
             os_gate_wake_all(&p->pending);
     }
@@ -152,20 +154,28 @@ static void pool_for(Pool *p, i32 n, i32 grain, PoolFn fn, void *arg) {
     ASSERT(n >= 0 && grain >= 1 && !p->busy);
     if (n == 0) return;
     i32 n_chunks = n / grain + (n % grain != 0);
-    i32 n_active = MIN_OF(p->n_threads, n_chunks);
-    if (n_active == 1) {
+    i32 n_parts = MIN_OF(p->n_threads, n_chunks);
+    if (n_parts == 1) {
         fn(arg, 0, n, 0);
         return;
     }
     p->busy = true;
-    p->job = (PoolJob_){fn, arg, n, grain, n_chunks, n_active};
-    atomic_store_explicit(&p->pending.word, (u32)n_active - 1, memory_order_relaxed);
-    for (i32 i = 0; i < n_active - 1; i++) {
+    p->job = (PoolJob_){fn, arg, n, grain, n_chunks, n_parts};
+    atomic_store_explicit(&p->pending.word, (u32)n_parts - 1, memory_order_relaxed);
+    for (i32 i = 0; i < n_parts - 1; i++) {
         PoolWorker_ *w = &p->workers[i];
         u32 next = (atomic_load_explicit(&w->start.word, memory_order_relaxed) + 1) & ~POOL_LEAVE_;
+        atomic_store(&w->todo, true); /* whoever takes it sees the job */
         pool_open_gate_(w, next);
     }
-    pool_run_part_(&p->job, 0);
+    pool_run_part_(&p->job, 0, 0);
+    for (i32 i = 0; i < n_parts - 1;
+         i++) { /* what no worker has begun is quicker done than awaited */
+        if (!atomic_load(&p->workers[i].todo) || !atomic_exchange(&p->workers[i].todo, false))
+            continue;
+        pool_run_part_(&p->job, i + 1, 0);
+        atomic_fetch_sub(&p->pending.word, 1);
+    }
     for (u32 left; (left = atomic_load(&p->pending.word)) != 0;)
         pool_wait_(&p->pending, &p->caller_asleep, left, p->spins);
     p->busy = false;

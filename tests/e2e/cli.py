@@ -101,7 +101,6 @@ def test_usage():
         ("-p", "x", "-t", "1000"): "from 0 to 256",
         ("-p", "x", "-c", "100000"): "100000",
         ("-p", "x", "--decode-mode", "fast"): "greedy, iterative, adaptive, ar",
-        ("-p", "x", "--block-size", "8", "--sub-block-size", "3"): "does not divide",
         ("-p", "x", "--mask-token-id", "5000"): "vocabulary of 1024",
         ("-p", "x", "--cpu", "pentium"): "'pentium'",
         ("-p", "x", "--stop", ""): "not empty",
@@ -115,6 +114,8 @@ def test_usage():
     }
     for args, word in cases.items():
         one_line(" ".join(args[:6]), run(*args), 2, word)
+    done = run("-q", "-p", "x", "--block-size", "8", "--sub-block-size", "3")
+    one_line("a sub-block that does not divide", done, 2, "does not divide")
     one_line("DLM_CPU=pentium", run("-p", "x", env={"DLM_CPU": "pentium"}), 2, "'pentium'")
     one_line("DLM_THREADS=many", run("-p", "x", env={"DLM_THREADS": "many"}), 2, "DLM_THREADS takes")
     one_line("a control byte", run("--\x1b[31m"), 2, "?[31m")
@@ -161,13 +162,13 @@ def test_memory():
     if "debug" in os.path.basename(DLM):  # AddressSanitizer reserves terabytes
         return
     statuses = set()
-    for mib in (1, 2, 3, 4, 6, 8, 10, 12, 16, 64):
+    for mib in (4, 5, 6, 8, 10, 12, 16, 64):
         done = run("-q", "-t", "1", "-p", QUESTION,
                    preexec_fn=lambda n=mib << 20: resource.setrlimit(resource.RLIMIT_AS, (n, n)))
         statuses.add(done.returncode)
         if done.returncode == 4:
             one_line(f"{mib} MiB", done, 4, "out of memory")
-    t.check(4 in statuses and 0 in statuses and statuses <= {0, 4, -11, -9}, f"exit statuses {statuses}")
+    t.check(statuses == {0, 4}, f"exit statuses {statuses}")
 
 
 def test_json():
@@ -236,8 +237,8 @@ def test_determinism():
         for threads in "2", "3", "4":
             t.check(json.loads(run(*args, "-t", threads).stdout)["ids"] == want, f"{extra} -t {threads}")
         for level in levels:
-            got = json.loads(run(*args, env={"DLM_CPU": level}).stdout)["ids"]
-            t.check(got == want, f"{extra} DLM_CPU={level}")
+            got = json.loads(run(*args, "-n", "12", env={"DLM_CPU": level}).stdout)["ids"]
+            t.check(got == want[:12], f"{extra} DLM_CPU={level}")
     seeds = {json.loads(run("-p", LONG, "--json", "--temp", "2").stdout)["seed"] for _ in range(3)}
     t.check(len(seeds) > 1, "random seeds do not differ")
     sampled = json.loads(run("-p", LONG, "--json", "--temp", "2").stdout)
@@ -295,7 +296,8 @@ def test_info():
     for group in o["tensors"]:
         if "ternary" in group:
             t.check(sum(group["ternary"].values()) == group["weights"], group)
-    t.check(run("info", "-m", TINY).stdout == run("info", TINY).stdout, "info -m FILE")
+    same = [re.sub(r"; .* are free", "", run("info", *args).stdout.decode()) for args in (["-m", TINY], [TINY])]
+    t.check(same[0] == same[1] and TINY in same[0], "info -m FILE")
     t.check(run("info", stdin=b"x").returncode == 0, "info with a pipe")
     vocab = os.path.join(ROOT, "..", "shared", "vocab", "ggml-vocab-gpt-2.gguf")
     done = run("info", vocab)
@@ -342,9 +344,15 @@ def test_help():
                            "COMP_WORDS=(dlm --decode-mode ''); _dlm; echo ${COMPREPLY[*]}"],
                           input=scripts[0].encode(), capture_output=True, check=False)
     t.check(bash.stdout == b"--threshold --threads\ngreedy iterative adaptive ar\n", bash)
-    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as f:
+
+
+def test_readme():
+    path = os.path.join(ROOT, "README.md")
+    if not t.check(os.path.exists(path), "there is no README.md"):
+        return
+    with open(path, encoding="utf-8") as f:
         readme = f.read()
-    for name, letter in names.items():
+    for name, letter in options().items():
         t.check(f"`{name}" in readme or f"{name} " in readme or f"{name}`" in readme, f"README: no {name}")
         t.check(not letter or f"`{letter}" in readme or f"{letter}, " in readme, f"README: no {letter}")
 
