@@ -3,8 +3,8 @@
  * Owns:      the directory (keys, tensors, their hash index); the values stay in the caller's bytes.
  * Stands on: base mem dlm_kernels.h
  * Promises:  never reads outside [p, p+n); every size from the file passes one checked function; after a
- *            successful open every string, array and tensor extent lies inside the file and no two tensors
- *            overlap; the first error wins and names the key or tensor and the byte offset. */
+ *            successful open every string, array and tensor extent lies inside the file and no two
+ *            tensors overlap; the first error wins and names the key or tensor and its place. */
 #ifndef DLM_GGUF_C
 #define DLM_GGUF_C
 
@@ -27,7 +27,8 @@
 #define GGUF_ALIGN_MIN 8u /* the format wants a multiple of 8; floats are read in place */
 #define GGUF_ALIGN_MAX 65536u
 
-/* The least a key-value pair or a tensor record can take: the counts are checked against the bytes left. */
+/* The least that a key with its value, or a tensor's record, can take: counts are checked against the
+ * bytes left. */
 #define GGUF_KV_BYTES_MIN (8 + 1 + 4 + 1)
 #define GGUF_TENSOR_BYTES_MIN (8 + 1 + 4 + 8 + 4 + 8)
 
@@ -114,8 +115,8 @@ static const DlmTypeInfo *gguf_type_info_(u32 id) {
     return NULL;
 }
 
-/* THE size function: the bytes of a tensor. False for a type that dlm does not read, an empty dimension, rows
- * that are not whole blocks, and a product that does not fit. */
+/* THE size function: the bytes of a tensor. False for a type that dlm does not read, an empty
+ * dimension, rows that are not whole blocks, and a product that does not fit. */
 static bool gguf_tensor_bytes(DlmType type, const u64 ne[4], u64 *out) {
     const DlmTypeInfo *info = gguf_type_info_((u32)type);
     if (!info || ne[0] % info->block) return false;
@@ -470,8 +471,8 @@ static int gguf_by_offset_(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* Type id 36 is I2_S in the BitNet fork and was IQ4_NL_4_4 in mainline; only the size tells. `extent` is the
- * distance to the next tensor or to the end of the file. */
+/* Type id 36 is I2_S in the BitNet fork and was IQ4_NL_4_4 in mainline; only the size tells.
+ * `extent` is the distance to the next tensor or to the end of the file. */
 static bool gguf_check_i2s_(const Gguf *g, const GgufTensor *t, u64 extent, Err *e) {
     u64 padded = 0,
         n = t->n_bytes - DLM_I2S_TAIL; /* n/4 bytes of codes, so 16 n / 32 * 18 = 4 n * 18 / 32 */
@@ -540,7 +541,7 @@ static void gguf_close(Gguf *g) {
     *g = (Gguf){0};
 }
 
-/* Reads the directory of the file p[n]; both `p` and `label` must outlive g. On failure g holds nothing. */
+/* Reads the directory of the file p[n]; `p` and `label` must outlive g. On failure g holds nothing. */
 static bool gguf_open(Gguf *g, const u8 *p, u64 n, const char *label, Err *e) {
     *g = (Gguf){.label = label, .p = p, .n = n};
     GgufCursor_ c = {.p = p, .n = n};
