@@ -5,6 +5,13 @@
  * of are revealed, the model looks again, and a few looks later the block is text. dlm runs such
  * models: ternary (BitNet) or not, from one GGUF file, on the CPU, with nothing installed.
  *
+ * One block of an answer, as `dlm --watch` shows it (a mask is a dot):
+ *
+ *     look 1    The capital of .... is .....
+ *     look 2    The capital of Spain is ...r..
+ *     look 3    The capital of Spain is Madrid.
+ *     commit    the finished block enters the cache, and the next one begins
+ *
  * This file is the floor plan and one translation unit: it includes every room of src/ from the
  * ground up, and one compile command makes the program:
  *
@@ -32,14 +39,29 @@
  *     sample   turns a row of logits into a token and its probability
  *     cli      prints the text as its blocks settle, then what it cost
  *
- * To read the house, start at decode.c; graph.c is the forward pass; model.c knows the families. */
+ * To read the house, start at decode.c; graph.c is the forward pass; model.c knows the families.
+ *
+ * What holds in every room:
+ *
+ *     errors     Our own bug stops the program: ASSERT. The world's faults are values: a function
+ *                that can meet one returns bool and takes an Err, whose first sentence wins.
+ *     bytes      What comes from outside is measured before it is used, and every size from a file
+ *                goes through checked arithmetic. No recursion on outside data, no unbounded loop.
+ *     memory     mem.c is the only door, and whoever takes gives back, in the same room. While an
+ *                answer is being decoded nothing is allocated for the model.
+ *     numbers    kern_ref.c is the law. The levels of kern_x86.c give its bits; threads split rows
+ *                and never a sum. So one seed is one text, whatever the machine is doing.
+ *     state      Two things change that belong to no object: the log level and the count of Ctrl-C.
+ *
+ * tools/lint.sh checks the floors, the headers, the names and the sizes of functions; each room has
+ * tests/t_ROOM.c, and each room that reads bytes from outside has tests/fuzz/fuzz_ROOM.c. */
 
 /* The model that answers when none is named is built in, unless asked otherwise; see the end. */
 #ifndef DLM_NO_DEMO
 #define DLM_DEMO
 #endif
 
-/* ---- the ground: stone ---- */
+/* ---- the ground: stone. It knows no models and no formats. ---- */
 
 /* Integer names, string slices, the error type, assertions, checked arithmetic. */
 #include "src/base.c"

@@ -192,6 +192,15 @@ static const CliOpt CLI_OPTS[] = {
     {0, "min-p", NULL, CLI_REAL, "P", CLI_AT(decode.sample.min_p), .min = 0, .max = 1,
      .verbs = CLI_ANSWER, .group = CLI_G_SAMPLING, .unset = "off",
      .help = "Drop tokens below P times the most probable one's probability; 0 is off."},
+    {0, "repeat-penalty", "--repetition-penalty", CLI_REAL, "R", CLI_AT(decode.repetition_penalty),
+     .min = 0.01, .max = 10, .verbs = CLI_ANSWER, .group = CLI_G_SAMPLING,
+     .help = "Make tokens of the answer R times less likely; 1 is off."},
+    {0, "presence-penalty", NULL, CLI_REAL, "A", CLI_AT(decode.presence_penalty), .min = -10,
+     .max = 10, .verbs = CLI_ANSWER, .group = CLI_G_SAMPLING, .unset = "off",
+     .help = "Take A from the logit of tokens that the answer has."},
+    {0, "frequency-penalty", NULL, CLI_REAL, "A", CLI_AT(decode.frequency_penalty), .min = -10,
+     .max = 10, .verbs = CLI_ANSWER, .group = CLI_G_SAMPLING, .unset = "off",
+     .help = "Take A from the logit for each time that the answer has the token."},
     {'s', "seed", NULL, CLI_SEED, "N", CLI_AT(seed), .verbs = CLI_ANSWER, .group = CLI_G_SAMPLING,
      .unset = "random",
      .help = "Seed of the random numbers; the same seed gives the same text. -1 is random."},
@@ -306,6 +315,9 @@ static const CliTopic CLI_TOPICS[] = {
      "--top-k, --top-p and --min-p thin the choice out, then the temperature is applied and a token\n"
      "is drawn. The probability that decides what is revealed is always the plain one, at\n"
      "temperature 1 and before thinning.\n"
+     "\n"
+     "The penalties come before all of this, so they change that probability too. They count the\n"
+     "tokens of the answer that earlier passes revealed, on both sides of the place in question.\n"
      "\n"
      "The same file, options and --seed give the same text, for any number of threads.\n"},
     {"exit-codes", "What the exit status means",
@@ -1262,8 +1274,11 @@ static bool cli_answer_(const CliEngine *x, CliShow *v, const TokIds *prompt, De
 
 /* ---- what an answer cost ---- */
 
+/* The passes that made the answer. Left to right, the prefill is one of them: it predicts the first
+ * token. */
 static i32 cli_forwards_(const DecodeResult *r) {
-    return r->n_forwards_denoise + r->n_forwards_commit + r->n_forwards_ar;
+    if (r->n_forwards_denoise) return r->n_forwards_denoise + r->n_forwards_commit;
+    return r->n_forwards_ar + (r->ids.n > 0);
 }
 
 static f64 cli_ratio_(f64 a, f64 b) {

@@ -42,7 +42,7 @@ def test_answer():
         t.check(run(*args).stdout == done.stdout, args)
     t.check(b"demo" not in run("-p", QUESTION, env={"DLM_MODEL": TINY}).stderr, "DLM_MODEL is not heard")
     ar = run("-p", QUESTION, "--decode-mode", "ar").stderr.decode()
-    t.check("denoise" not in ar and re.search(r"1\.[01] tokens/forward", ar), ar)
+    t.check("denoise" not in ar and "1.0 tokens/forward" in ar, ar)
     for mode in "greedy", "adaptive":
         t.check(run("-p", QUESTION, "--decode-mode", mode).returncode == 0, mode)
 
