@@ -21,7 +21,18 @@ extern "C" {
 typedef enum {
     DLM_F32 = 0,
     DLM_F16 = 1,
+    DLM_Q4_0 = 2,
+    DLM_Q4_1 = 3,
+    DLM_Q5_0 = 6,
+    DLM_Q5_1 = 7,
     DLM_Q8_0 = 8,
+    DLM_Q2_K = 10,
+    DLM_Q3_K = 11,
+    DLM_Q4_K = 12,
+    DLM_Q5_K = 13,
+    DLM_Q6_K = 14,
+    DLM_IQ4_NL = 20,
+    DLM_IQ4_XS = 23,
     DLM_BF16 = 30,
     DLM_TQ1_0 = 34,
     DLM_TQ2_0 = 35,
@@ -45,6 +56,86 @@ typedef struct {
     int8_t q[DLM_QK8_0]; /* value = d * q */
 } DlmBlockQ8_0;
 DLM_STATIC_ASSERT(sizeof(DlmBlockQ8_0) == 34, "Q8_0 is 34 bytes per 32 weights");
+
+typedef struct {
+    uint16_t d;
+    uint8_t qs[16]; /* elements j and j + 16 in the low and high half of byte j; value = d * (code - 8) */
+} DlmBlockQ4_0;
+DLM_STATIC_ASSERT(sizeof(DlmBlockQ4_0) == 18, "Q4_0 is 18 bytes per 32 weights");
+
+typedef struct {
+    uint16_t d, m; /* value = d * code + m */
+    uint8_t qs[16];
+} DlmBlockQ4_1;
+DLM_STATIC_ASSERT(sizeof(DlmBlockQ4_1) == 20, "Q4_1 is 20 bytes per 32 weights");
+
+typedef struct {
+    uint16_t d;
+    uint8_t qh[4]; /* bit j is bit 4 of element j; value = d * (code - 16) */
+    uint8_t qs[16];
+} DlmBlockQ5_0;
+DLM_STATIC_ASSERT(sizeof(DlmBlockQ5_0) == 22, "Q5_0 is 22 bytes per 32 weights");
+
+typedef struct {
+    uint16_t d, m;
+    uint8_t qh[4];
+    uint8_t qs[16]; /* value = d * code + m */
+} DlmBlockQ5_1;
+DLM_STATIC_ASSERT(sizeof(DlmBlockQ5_1) == 24, "Q5_1 is 24 bytes per 32 weights");
+
+/* The K types: 256 weights, a scale (and minimum) for each 16 or 32 of them, all times d (and dmin). */
+#define DLM_QK_K 256
+typedef struct {
+    uint8_t scales[16]; /* per 16 weights: scale in the low half, minimum in the high half */
+    uint8_t qs[64];     /* element 128 n + 32 j + l in bits 2j.. of byte 32 n + l */
+    uint16_t d, dmin;   /* value = d * scale * code - dmin * minimum */
+} DlmBlockQ2_K;
+DLM_STATIC_ASSERT(sizeof(DlmBlockQ2_K) == 84, "Q2_K is 84 bytes per 256 weights");
+
+typedef struct {
+    uint8_t hmask[32]; /* bit 4 n + j of byte l: element 128 n + 32 j + l is not lowered by 4 */
+    uint8_t qs[64];    /* as in Q2_K */
+    uint8_t scales[12]; /* 16 scales of 6 bits, offset 32 */
+    uint16_t d;
+} DlmBlockQ3_K;
+DLM_STATIC_ASSERT(sizeof(DlmBlockQ3_K) == 110, "Q3_K is 110 bytes per 256 weights");
+
+typedef struct {
+    uint16_t d, dmin;
+    uint8_t scales[12]; /* 8 scales and 8 minima of 6 bits, per 32 weights */
+    uint8_t qs[128];    /* elements 64 k + l and 64 k + 32 + l in the halves of byte 32 k + l */
+} DlmBlockQ4_K;
+DLM_STATIC_ASSERT(sizeof(DlmBlockQ4_K) == 144, "Q4_K is 144 bytes per 256 weights");
+
+typedef struct {
+    uint16_t d, dmin;
+    uint8_t scales[12];
+    uint8_t qh[32]; /* bit 2 k (2 k + 1) of byte l: bit 4 of element 64 k + l (64 k + 32 + l) */
+    uint8_t qs[128];
+} DlmBlockQ5_K;
+DLM_STATIC_ASSERT(sizeof(DlmBlockQ5_K) == 176, "Q5_K is 176 bytes per 256 weights");
+
+typedef struct {
+    uint8_t ql[128];   /* low 4 bits: elements 128 n + l, +32, and in the high halves +64, +96 */
+    uint8_t qh[64];    /* high 2 bits of the same four, from the low bits up */
+    int8_t scales[16]; /* per 16 weights */
+    uint16_t d;        /* value = d * scale * (code - 32) */
+} DlmBlockQ6_K;
+DLM_STATIC_ASSERT(sizeof(DlmBlockQ6_K) == 210, "Q6_K is 210 bytes per 256 weights");
+
+typedef struct {
+    uint16_t d;
+    uint8_t qs[16]; /* indexes into a table of 16 levels, placed as in Q4_0 */
+} DlmBlockIQ4_NL;
+DLM_STATIC_ASSERT(sizeof(DlmBlockIQ4_NL) == 18, "IQ4_NL is 18 bytes per 32 weights");
+
+typedef struct {
+    uint16_t d;
+    uint16_t scales_h;  /* high 2 bits of 8 scales, offset 32, per 32 weights */
+    uint8_t scales_l[4]; /* their low 4 bits */
+    uint8_t qs[128];    /* 8 runs of 32 weights, placed as in IQ4_NL */
+} DlmBlockIQ4_XS;
+DLM_STATIC_ASSERT(sizeof(DlmBlockIQ4_XS) == 136, "IQ4_XS is 136 bytes per 256 weights");
 
 #define DLM_QK_T 256
 typedef struct {
@@ -80,9 +171,21 @@ typedef struct {
 /* Every type that dlm reads. I2_S has no blocks: its size is n/4 + DLM_I2S_TAIL, see gguf.c. */
 static const DlmTypeInfo DLM_TYPES[] = {
     {DLM_F32, "F32", 1, 4},       {DLM_F16, "F16", 1, 2},       {DLM_BF16, "BF16", 1, 2},
-    {DLM_Q8_0, "Q8_0", 32, 34},   {DLM_TQ1_0, "TQ1_0", 256, 54}, {DLM_TQ2_0, "TQ2_0", 256, 66},
-    {DLM_I2_S, "I2_S", 4, 1},     {DLM_Q2_0, "Q2_0", 64, 18},
+    {DLM_Q4_0, "Q4_0", 32, 18},   {DLM_Q4_1, "Q4_1", 32, 20},   {DLM_Q5_0, "Q5_0", 32, 22},
+    {DLM_Q5_1, "Q5_1", 32, 24},   {DLM_Q8_0, "Q8_0", 32, 34},   {DLM_Q2_K, "Q2_K", 256, 84},
+    {DLM_Q3_K, "Q3_K", 256, 110}, {DLM_Q4_K, "Q4_K", 256, 144}, {DLM_Q5_K, "Q5_K", 256, 176},
+    {DLM_Q6_K, "Q6_K", 256, 210}, {DLM_IQ4_NL, "IQ4_NL", 32, 18}, {DLM_IQ4_XS, "IQ4_XS", 256, 136},
+    {DLM_TQ1_0, "TQ1_0", 256, 54}, {DLM_TQ2_0, "TQ2_0", 256, 66}, {DLM_Q2_0, "Q2_0", 64, 18},
+    {DLM_I2_S, "I2_S", 4, 1},
 };
+
+/* A block of any of the types Q4_0 to IQ4_XS, unpacked: value i = d * scale[i/16] * q[i] - dmin * minimum[i/16].
+ * The common form that the integer kernels multiply by; blocks of 32 use its first part. */
+typedef struct {
+    int8_t q[DLM_QK_K];
+    int16_t scale[DLM_QK_K / 16], minimum[DLM_QK_K / 16];
+    float d, dmin;
+} DlmUnpacked;
 
 /* ---- a matrix ready for the engine ---- */
 
@@ -106,12 +209,19 @@ typedef struct {
 #define DLM_TILE_IN 16
 #define DLM_TILE_BYTES 64
 
-typedef enum { DLM_MAT_F32, DLM_MAT_F16, DLM_MAT_BF16, DLM_MAT_Q8_0, DLM_MAT_TERNARY } DlmMatKind;
+typedef enum {
+    DLM_MAT_F32,
+    DLM_MAT_F16,
+    DLM_MAT_BF16,
+    DLM_MAT_BLOCKS, /* Q4_0 to IQ4_XS, in place */
+    DLM_MAT_TERNARY
+} DlmMatKind;
 
 typedef struct {
     DlmMatKind kind;
+    DlmType type; /* of the file */
     int32_t n_in, n_out;
-    const void *data;    /* F32/F16/BF16/Q8_0: rows as in the file; TERNARY: tiles as above */
+    const void *data;    /* rows as in the file; TERNARY: tiles as above */
     float scale;         /* TERNARY with one scale for the matrix (the usual case) */
     const float *scales; /* TERNARY with a scale per block of inputs, else NULL:
                             [n_out/16 rounded up][n_blocks][16] f32 */
@@ -163,7 +273,15 @@ typedef struct {
     void (*ternary)(float *y, int64_t y_stride, const DlmMat *w, int32_t out_lo, int32_t out_hi,
                     const int8_t *q, int64_t q_stride, const float *inv_scale, const int32_t *sum,
                     int32_t n_rows);
-    /* y[m][o] = dot(w row o, x row m) in f32, for w of kind F32, F16, BF16, Q8_0 */
+    /* Activations for DLM_MAT_BLOCKS, in blocks of `block` inputs (32 or 256): d = max|x| / 127, q = rint(x / d),
+     * sums[i] = sum of q over inputs 16 i .. 16 i + 15 */
+    void (*quantize_blocks)(int8_t *q, float *d, int16_t *sums, const float *x, int32_t n, int32_t block);
+    /* y[m][o] = sum over blocks b, rising, of dw_b * d[m][b] * (sum of scale * q_w * q) - dmin_b * d[m][b] * (sum of
+     * minimum * sums), both sums exact integers; q: [n_rows][n_in], d: [n_rows][n_in / block],
+     * sums: [n_rows][n_in / 16] */
+    void (*blocks)(float *y, int64_t y_stride, const DlmMat *w, int32_t out_lo, int32_t out_hi, const int8_t *q,
+                   const float *d, const int16_t *sums, int32_t n_rows);
+    /* y[m][o] = dot(w row o, x row m) in f32, for w of kind F32, F16, BF16 */
     void (*dense)(float *y, int64_t y_stride, const DlmMat *w, int32_t out_lo, int32_t out_hi,
                   const float *x, int64_t x_stride, int32_t n_rows);
     /* y = x / sqrt(mean(x^2) + eps) * gain */

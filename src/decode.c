@@ -539,13 +539,17 @@ static void decode_keep_top_(Decode *d, i32 pos, i32 best, f32 best_prob) {
 }
 
 /* Chooses a token for each target: best[], best_prob[]. logits: [n_targets][n_vocab], the backend's. */
-static void decode_choose_(Decode *d, f32 *logits) {
+static bool decode_choose_(Decode *d, f32 *logits, Err *e) {
     const Model *m = d->m;
     i32 mask = m->decode.mask_id, banned = mask >= 0 && !tok_is_eog(m->tok, mask) ? mask : -1, forward = 0;
-    if (d->n_targets == 0) return;
+    if (d->n_targets == 0) return true;
     m->ops->top1(m->ops->self, logits, d->n_targets, m->n_vocab, banned, d->best, d->best_prob);
+    for (i32 i = 0; i < d->n_targets; i++) /* the best logit's own term makes the softmax sum at least 1 */
+        if (!(d->best_prob[i] > 0 && d->best_prob[i] <= 1))
+            return err_set(e, ERR_MODEL, "%s: the model's output at position %d is not a number; its weights are damaged",
+                           m->file->label, d->targets[i]);
     bool changes = decode_changes_logits_(&d->p);
-    if (d->p.sample.temperature <= 0 && !changes && d->p.n_top == 0) return;
+    if (d->p.sample.temperature <= 0 && !changes && d->p.n_top == 0) return true;
     for (i32 i = 0; i < PHASE_DONE; i++) forward += d->n_forwards[i];
     for (i32 i = 0; i < d->n_targets; i++) {
         m->ops->download(m->ops->self, d->row, logits + (i64)i * m->n_vocab, (u64)m->n_vocab * sizeof(f32));
@@ -555,13 +559,14 @@ static void decode_choose_(Decode *d, f32 *logits) {
         d->best[i] = sample_token(d->row, m->n_vocab, &d->p.sample, d->best[i], d->best_prob[i], u, d->heap,
                                   &d->best_prob[i]);
     }
+    return true;
 }
 
 /* Takes the logits of the rows that decode_plan asked for and moves on. */
 static bool decode_absorb(Decode *d, f32 *logits, const DecodeEvents *ev, Err *e) {
     DecodePhase phase = d->phase;
     d->n_reveals = 0;
-    decode_choose_(d, logits);
+    if (!decode_choose_(d, logits, e)) return false;
     d->n_forwards[phase]++;
     bool ar = d->p.mode == DECODE_AR;
     if (phase == PHASE_PREFILL) {

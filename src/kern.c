@@ -44,6 +44,8 @@ typedef struct {
     i8 *q;          /* [n_rows_max][q_stride_max] quantized activations */
     f32 *inv_scale; /* [n_rows_max] */
     i32 *sum;       /* [n_rows_max] */
+    f32 *block_d;   /* [n_rows_max][q_stride_max / 32] scales of block activations */
+    i16 *block_sums; /* [n_rows_max][q_stride_max / 16] */
     f32 *scores;    /* [threads][n_cell_max] */
     char error[ERR_MSG_MAX];
 } Cpu;
@@ -80,6 +82,8 @@ static const char *cpu_reserve(void *self, i32 n_rows_max, i32 n_in_max, i32 n_c
     c->q = mem_alloc_n((u64)n_rows_max, (u64)c->q_stride_max, &e);
     c->inv_scale = mem_alloc_n((u64)n_rows_max, sizeof(f32), &e);
     c->sum = mem_alloc_n((u64)n_rows_max, sizeof(i32), &e);
+    c->block_d = mem_alloc_n((u64)n_rows_max * (u64)c->q_stride_max / 32, sizeof(f32), &e);
+    c->block_sums = mem_alloc_n((u64)n_rows_max * (u64)c->q_stride_max / 16, sizeof(i16), &e);
     c->scores = mem_alloc_n((u64)pool_threads(c->pool) * (u64)c->n_cell_max, sizeof(f32), &e);
     if (e.code == ERR_NONE) return NULL;
     memcpy(c->error, e.msg, sizeof c->error);
@@ -160,7 +164,7 @@ static bool cpu_repack_(Cpu *c, DlmMat *m, const DlmTensor *t, Err *e) {
         if (!cpu_scales_finite_(r.scales, n_scales))
             ok = err_set(e, ERR_MODEL, "tensor %s has a scale that is not a finite number: the file is damaged", t->name);
     }
-    *m = (DlmMat){.kind = DLM_MAT_TERNARY, .n_in = (i32)t->n_in, .n_out = (i32)t->n_out, .data = r.tiles,
+    *m = (DlmMat){.kind = DLM_MAT_TERNARY, .type = t->type, .n_in = (i32)t->n_in, .n_out = (i32)t->n_out, .data = r.tiles,
                   .owned = r.tiles, .scales = r.scales, .owned_scales = r.scales, .scale_block = quant_scale_block(t)};
     if (ok && cpu_one_scale_(r.scales, n_scales, &m->scale)) {
         mem_free(r.scales);
@@ -175,11 +179,11 @@ static bool cpu_repack_(Cpu *c, DlmMat *m, const DlmTensor *t, Err *e) {
 static const char *cpu_mat_load(void *self, DlmMat *m, const DlmTensor *t) {
     Cpu *c = self;
     Err e = {0};
-    *m = (DlmMat){.n_in = (i32)t->n_in, .n_out = (i32)t->n_out, .data = t->data, .scale = 1};
+    *m = (DlmMat){.type = t->type, .n_in = (i32)t->n_in, .n_out = (i32)t->n_out, .data = t->data, .scale = 1};
     if (t->type == DLM_F32) m->kind = DLM_MAT_F32;
     else if (t->type == DLM_F16) m->kind = DLM_MAT_F16;
     else if (t->type == DLM_BF16) m->kind = DLM_MAT_BF16;
-    else if (t->type == DLM_Q8_0) m->kind = DLM_MAT_Q8_0;
+    else if (quant_is_blocks(t->type)) m->kind = DLM_MAT_BLOCKS;
     else if (t->type == DLM_I2_S && !quant_i2s_fits(t))
         err_set(&e, ERR_MODEL, "tensor %s has %lld x %lld weights, which do not fill whole groups of this I2_S layout; "
                 "try another --i2s-layout", t->name, (long long)t->n_out, (long long)t->n_in);
@@ -199,8 +203,7 @@ static void cpu_mat_free(void *self, DlmMat *m) {
 /* Row o of a matrix as f32. */
 static void cpu_mat_row_(f32 *y, const DlmMat *w, i32 o) {
     if (w->kind != DLM_MAT_TERNARY) {
-        const u8 *row = (const u8 *)w->data + o * kern_dense_row_bytes(w);
-        for (i32 i = 0; i < w->n_in; i++) y[i] = ref_weight_(w->kind, row, i);
+        quant_values(w->type, (const u8 *)w->data + o * kern_row_bytes(w), w->n_in, y);
         return;
     }
     for (i32 i = 0; i < w->n_in; i++) {
@@ -222,6 +225,7 @@ typedef struct {
     const f32 *x, *gain;
     i32 n, n_rows;
     f32 eps;
+    i32 block; /* quantize: inputs per scale */
 } RowsJob;
 
 static void cpu_rms_norm_rows_(void *arg, i32 begin, i32 end, i32 thread) {
@@ -247,9 +251,20 @@ static void cpu_quantize_rows_(void *arg, i32 begin, i32 end, i32 thread) {
     }
 }
 
+/* The same for scaled blocks, whose activations have a scale per block. */
+static void cpu_quantize_blocks_(void *arg, i32 begin, i32 end, i32 thread) {
+    RowsJob *j = arg;
+    (void)thread;
+    for (i32 r = begin; r < end; r++) {
+        i64 at = (i64)r * j->n;
+        j->c->k->quantize_blocks(j->c->q + at, j->c->block_d + at / j->block, j->c->block_sums + at / 16, j->x + at, j->n,
+                                 j->block);
+    }
+}
+
 typedef struct {
     Cpu *c;
-    const DlmLinear *jobs;
+    const DlmLinear *jobs; /* [n_jobs] all of one kind of activations */
     const f32 *x;
     i32 n_jobs, n_rows;
 } LinearJob;
@@ -260,6 +275,8 @@ static void cpu_linear_part_(const LinearJob *l, const DlmLinear *job, i32 lo, i
     i64 q_stride = (w->n_in + DLM_TILE_IN - 1) / DLM_TILE_IN * DLM_TILE_IN;
     if (w->kind == DLM_MAT_TERNARY)
         c->k->ternary(job->y, w->n_out, w, lo, hi, c->q, q_stride, c->inv_scale, c->sum, l->n_rows);
+    else if (w->kind == DLM_MAT_BLOCKS)
+        c->k->blocks(job->y, w->n_out, w, lo, hi, c->q, c->block_d, c->block_sums, l->n_rows);
     else
         c->k->dense(job->y, w->n_out, w, lo, hi, l->x, w->n_in, l->n_rows);
     for (i32 m = 0; job->bias && m < l->n_rows; m++)
@@ -283,22 +300,26 @@ static void cpu_linear_groups_(void *arg, i32 begin, i32 end, i32 thread) {
     }
 }
 
+/* How a matrix wants its input: 0 as f32, 1 quantized by rows, else quantized in blocks of that many. */
+static i32 cpu_input_(const DlmMat *w) {
+    if (w->kind == DLM_MAT_TERNARY) return 1;
+    return w->kind == DLM_MAT_BLOCKS ? (i32)quant_info(w->type)->block : 0;
+}
+
+/* Jobs that want their input in the same form run as one parallel loop; a mixture runs as several. */
 static void cpu_linear(void *self, const DlmLinear *jobs, i32 n_jobs, const f32 *x, i32 n_rows) {
     Cpu *c = self;
-    LinearJob l = {c, jobs, x, n_jobs, n_rows};
-    i32 groups = 0, n_in = jobs[0].w->n_in;
-    bool ternary = false;
-    for (i32 j = 0; j < n_jobs; j++) {
-        ASSERT(jobs[j].w->n_in == n_in);
-        groups += cpu_groups_(jobs[j].w);
-        ternary |= jobs[j].w->kind == DLM_MAT_TERNARY;
+    i32 n_in = jobs[0].w->n_in, same = 0, groups = 0, input = cpu_input_(jobs[0].w);
+    for (; same < n_jobs && cpu_input_(jobs[same].w) == input; same++) {
+        ASSERT(jobs[same].w->n_in == n_in);
+        groups += cpu_groups_(jobs[same].w);
     }
     ASSERT(n_rows <= c->n_rows_max && n_in <= c->q_stride_max);
-    if (ternary) {
-        RowsJob q = {.c = c, .x = x, .n = n_in};
-        pool_for(c->pool, n_rows, cpu_grain_(8 * (i64)n_in), cpu_quantize_rows_, &q);
-    }
+    RowsJob q = {.c = c, .x = x, .n = n_in, .block = input};
+    if (input) pool_for(c->pool, n_rows, cpu_grain_(8 * (i64)n_in), input == 1 ? cpu_quantize_rows_ : cpu_quantize_blocks_, &q);
+    LinearJob l = {c, jobs, x, same, n_rows};
     pool_for(c->pool, groups, cpu_grain_((i64)n_in * DLM_TILE_OUT * n_rows), cpu_linear_groups_, &l);
+    if (same < n_jobs) cpu_linear(self, jobs + same, n_jobs - same, x, n_rows);
 }
 
 static void cpu_add(void *self, f32 *y, const f32 *x, i64 n) {
@@ -442,6 +463,8 @@ static void kern_close_cpu(DlmOps *ops) {
     mem_free(c->q);
     mem_free(c->inv_scale);
     mem_free(c->sum);
+    mem_free(c->block_d);
+    mem_free(c->block_sums);
     mem_free(c->scores);
     mem_free(c);
     *ops = (DlmOps){0};

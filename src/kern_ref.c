@@ -176,25 +176,18 @@ static f32 ref_weight_(DlmMatKind kind, const u8 *p, i32 i) {
     switch (kind) {
     case DLM_MAT_F32: return load_f32(p + 4 * (i64)i);
     case DLM_MAT_F16: return f16_to_f32(load_u16(p + 2 * (i64)i));
-    case DLM_MAT_BF16: return bf16_to_f32(load_u16(p + 2 * (i64)i));
-    default: {
-        const u8 *block = p + i / DLM_QK8_0 * (i64)sizeof(DlmBlockQ8_0);
-        return f16_to_f32(load_u16(block)) * (f32)(i8)block[2 + i % DLM_QK8_0];
-    }
+    default: return bf16_to_f32(load_u16(p + 2 * (i64)i));
     }
 }
 
-static i64 kern_dense_row_bytes(const DlmMat *w) {
-    switch (w->kind) {
-    case DLM_MAT_F32: return 4 * (i64)w->n_in;
-    case DLM_MAT_Q8_0: return (i64)w->n_in / DLM_QK8_0 * (i64)sizeof(DlmBlockQ8_0);
-    default: return 2 * (i64)w->n_in;
-    }
+/* Bytes of one row of a matrix that is not ternary. */
+static i64 kern_row_bytes(const DlmMat *w) {
+    return (i64)quant_row_bytes(w->type, w->n_in);
 }
 
 static void ref_dense(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi, const f32 *x, i64 x_stride,
                       i32 n_rows) {
-    i64 bytes = kern_dense_row_bytes(w);
+    i64 bytes = kern_row_bytes(w);
     for (i32 o = out_lo; o < out_hi; o++) {
         const u8 *row = (const u8 *)w->data + o * bytes;
         for (i32 m = 0; m < n_rows; m++) {
@@ -202,6 +195,50 @@ static void ref_dense(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out
             for (i32 i = 0; i < w->n_in; i++)
                 lane[i % KERN_LANES] += ref_weight_(w->kind, row, i) * x[m * x_stride + i];
             y[m * y_stride + o] = ref_fold_(lane);
+        }
+    }
+}
+
+/* As ref_quantize_row, block by block. llama.cpp's Q8_0 and Q8_K activations differ in details only. */
+static void ref_quantize_blocks(i8 *q, f32 *d, i16 *sums, const f32 *x, i32 n, i32 block) {
+    for (i32 b = 0; b < n / block; b++) {
+        f32 max = 0;
+        for (i32 i = b * block; i < (b + 1) * block; i++) max = MAX_OF(f32_abs_(x[i]), max);
+        f32 inv = max > 0 ? 127.0f / max : 0;
+        d[b] = max / 127.0f;
+        for (i32 i = b * block; i < (b + 1) * block; i++) {
+            f32 v = x[i] * inv;
+            if (!(v >= -127.0f)) v = -127.0f;
+            q[i] = (i8)f32_rint_(MIN_OF(v, 127.0f));
+        }
+    }
+    for (i32 s = 0; s < n / 16; s++) {
+        sums[s] = 0;
+        for (i32 i = 16 * s; i < 16 * s + 16; i++) sums[s] = (i16)(sums[s] + q[i]);
+    }
+}
+
+/* The integer sums of one block: |scale * q_w * q| <= 128 * 128 * 127, 256 of them stay below 2^30. */
+static f32 ref_block_dot_(const DlmUnpacked *u, const i8 *q, const i16 *sums, i32 block, f32 d) {
+    i32 dot = 0, low = 0;
+    for (i32 i = 0; i < block; i++) dot += u->scale[i / 16] * u->q[i] * q[i];
+    for (i32 s = 0; s < block / 16; s++) low += u->minimum[s] * sums[s];
+    return (f32)dot * (u->d * d) - (f32)low * (u->dmin * d);
+}
+
+static void ref_blocks(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi, const i8 *q, const f32 *d,
+                       const i16 *sums, i32 n_rows) {
+    const DlmTypeInfo *info = quant_info(w->type);
+    i32 block = (i32)info->block, n_blocks = w->n_in / block;
+    for (i32 o = out_lo; o < out_hi; o++) {
+        const u8 *row = (const u8 *)w->data + o * kern_row_bytes(w);
+        for (i32 m = 0; m < n_rows; m++) y[m * y_stride + o] = 0;
+        for (i32 b = 0; b < n_blocks; b++) {
+            DlmUnpacked u;
+            quant_unpack(w->type, row + (i64)b * info->bytes, &u);
+            for (i32 m = 0; m < n_rows; m++)
+                y[m * y_stride + o] += ref_block_dot_(&u, q + (i64)m * w->n_in + b * block,
+                                                      sums + ((i64)m * w->n_in + b * block) / 16, block, d[m * n_blocks + b]);
         }
     }
 }
@@ -262,8 +299,9 @@ static i32 ref_top1(const f32 *logits, i32 n, f32 *sum_exp) {
 }
 
 static const DlmKernels KERN_REF = {
-    "ref",    ref_quantize_row, ref_ternary, ref_dense, ref_rms_norm,
-    ref_gate, ref_to_f16,       ref_attend,  ref_top1,
+    "ref",     ref_quantize_row, ref_ternary, ref_quantize_blocks, ref_blocks,
+    ref_dense, ref_rms_norm,     ref_gate,    ref_to_f16,          ref_attend,
+    ref_top1,
 };
 
 #endif

@@ -263,16 +263,10 @@ AVX2_FN INLINE void avx2_load_weights_(DlmMatKind kind, const u8 *row, i32 i, __
     } else if (kind == DLM_MAT_F16) {
         *lo = avx2_load_f16_((const u16 *)(const void *)row + i);
         *hi = avx2_load_f16_((const u16 *)(const void *)row + i + 8);
-    } else if (kind == DLM_MAT_BF16) {
+    } else {
         const __m128i *p = (const __m128i *)(const void *)(row + 2 * (i64)i);
         *lo = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 16));
         *hi = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p + 1)), 16));
-    } else {
-        const u8 *block = row + i / DLM_QK8_0 * (i64)sizeof(DlmBlockQ8_0);
-        __m256 d = _mm256_set1_ps(_cvtsh_ss(load_u16(block)));
-        __m128i q = _mm_loadu_si128((const __m128i *)(const void *)(block + 2 + i % DLM_QK8_0));
-        *lo = _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q)));
-        *hi = _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(q, 8))));
     }
 }
 
@@ -302,7 +296,7 @@ AVX2_FN INLINE void avx2_dense_rows_(DlmMatKind kind, f32 *y, i64 y_stride, cons
 
 AVX2_FN INLINE void avx2_dense_kind_(DlmMatKind kind, f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi,
                                      const f32 *x, i64 x_stride, i32 n_rows) {
-    i64 bytes = kern_dense_row_bytes(w);
+    i64 bytes = kern_row_bytes(w);
     for (i32 m = 0; m < n_rows; m += 4) /* rows outside: 4 rows of x stay in the first cache level */
         for (i32 o = out_lo; o < out_hi; o++) {
             const u8 *row = (const u8 *)w->data + o * bytes;
@@ -323,9 +317,143 @@ AVX2_FN static void avx2_dense(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo
     case DLM_MAT_F32: avx2_dense_kind_(DLM_MAT_F32, y, y_stride, w, out_lo, out_hi, x, x_stride, n_rows); return;
     case DLM_MAT_F16: avx2_dense_kind_(DLM_MAT_F16, y, y_stride, w, out_lo, out_hi, x, x_stride, n_rows); return;
     case DLM_MAT_BF16: avx2_dense_kind_(DLM_MAT_BF16, y, y_stride, w, out_lo, out_hi, x, x_stride, n_rows); return;
-    case DLM_MAT_Q8_0: avx2_dense_kind_(DLM_MAT_Q8_0, y, y_stride, w, out_lo, out_hi, x, x_stride, n_rows); return;
-    case DLM_MAT_TERNARY: ASSERT(!"a ternary matrix reached the dense kernel");
+    default: ASSERT(!"an integer matrix reached the dense kernel");
     }
+}
+
+/* ---- scaled blocks: unpack a block once, multiply it with up to 8 rows ---- */
+
+AVX2_FN static void avx2_quantize_blocks(i8 *q, f32 *d, i16 *sums, const f32 *x, i32 n, i32 block) {
+    const __m256 abs_mask = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    for (i32 b = 0; b < n / block; b++) {
+        const f32 *xb = x + b * block;
+        __m256 max8 = _mm256_setzero_ps();
+        for (i32 i = 0; i < block; i += 8) max8 = _mm256_max_ps(_mm256_and_ps(_mm256_loadu_ps(xb + i), abs_mask), max8);
+        f32 lane[8], max = 0;
+        _mm256_storeu_ps(lane, max8);
+        for (int j = 0; j < 8; j++) max = MAX_OF(lane[j], max);
+        d[b] = max / 127.0f;
+        __m256 inv = _mm256_set1_ps(max > 0 ? 127.0f / max : 0);
+        for (i32 i = 0; i < block; i += 16) {
+            __m256i c[2];
+            for (int j = 0; j < 2; j++) {
+                __m256 v = _mm256_max_ps(_mm256_mul_ps(_mm256_loadu_ps(xb + i + 8 * j), inv), _mm256_set1_ps(-127.0f));
+                c[j] = _mm256_cvtps_epi32(_mm256_min_ps(v, _mm256_set1_ps(127.0f)));
+            }
+            __m256i w = _mm256_permute4x64_epi64(_mm256_packs_epi32(c[0], c[1]), 0xd8);
+            __m128i w8 = _mm_packs_epi16(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1));
+            _mm_storeu_si128((__m128i *)(void *)(q + b * block + i), w8);
+            __m256i s = _mm256_madd_epi16(w, _mm256_set1_epi16(1));
+            __m128i t = _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
+            t = _mm_hadd_epi32(t, t);
+            sums[(b * block + i) / 16] = (i16)(_mm_cvtsi128_si32(t) + _mm_extract_epi32(t, 1));
+        }
+    }
+}
+
+AVX2_FN INLINE __m256i avx2_load_(const void *p) {
+    return _mm256_loadu_si256((const __m256i *)p);
+}
+
+AVX2_FN static void avx2_unpack_q6_K_(const DlmBlockQ6_K *b, DlmUnpacked *u) {
+    const __m256i low4 = _mm256_set1_epi8(15), low2 = _mm256_set1_epi8(3), bias = _mm256_set1_epi8(32);
+    for (int half = 0; half < 2; half++) {
+        __m256i l0 = avx2_load_(b->ql + 64 * half), l1 = avx2_load_(b->ql + 64 * half + 32);
+        __m256i h = avx2_load_(b->qh + 32 * half), low[4];
+        low[0] = _mm256_and_si256(l0, low4);
+        low[1] = _mm256_and_si256(l1, low4);
+        low[2] = _mm256_and_si256(_mm256_srli_epi16(l0, 4), low4);
+        low[3] = _mm256_and_si256(_mm256_srli_epi16(l1, 4), low4);
+        UNROLL
+        for (int j = 0; j < 4; j++) {
+            __m256i high = _mm256_slli_epi16(_mm256_and_si256(_mm256_srli_epi16(h, 2 * j), low2), 4);
+            __m256i v = _mm256_sub_epi8(_mm256_or_si256(low[j], high), bias);
+            _mm256_storeu_si256((__m256i *)(void *)(u->q + 128 * half + 32 * j), v);
+        }
+    }
+    _mm256_storeu_si256((__m256i *)(void *)u->scale,
+                        _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)b->scales)));
+    u->d = _cvtsh_ss(b->d), u->dmin = 0;
+}
+
+AVX2_FN static void avx2_unpack_q4_K_(const DlmBlockQ4_K *b, DlmUnpacked *u) {
+    const __m256i low4 = _mm256_set1_epi8(15);
+    UNROLL
+    for (int k = 0; k < 4; k++) {
+        __m256i v = avx2_load_(b->qs + 32 * k);
+        _mm256_storeu_si256((__m256i *)(void *)(u->q + 64 * k), _mm256_and_si256(v, low4));
+        _mm256_storeu_si256((__m256i *)(void *)(u->q + 64 * k + 32), _mm256_and_si256(_mm256_srli_epi16(v, 4), low4));
+    }
+    k_scales_(b->scales, u);
+    u->d = _cvtsh_ss(b->d), u->dmin = _cvtsh_ss(b->dmin);
+}
+
+AVX2_FN INLINE i32 avx2_sum_i32_(__m256i v) {
+    __m128i t = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    t = _mm_add_epi32(t, _mm_shuffle_epi32(t, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(t, _mm_shuffle_epi32(t, 0xb1)));
+}
+
+/* What the rows share: |w|, w for its signs, and each 16 weights' scale spread over 8 16-bit lanes. 16-bit range:
+ * |w| <= 128 and |a| <= 127, so a vpmaddubsw lane stays within 2 * 16256 = 32512. */
+typedef struct {
+    __m256i abs[8], w[8], scale[8], minimum;
+    f32 d, dmin;
+} Avx2Block;
+
+AVX2_FN INLINE void avx2_spread_(const DlmUnpacked *u, int n_runs, Avx2Block *s) {
+    for (int k = 0; k < n_runs; k++) {
+        s->w[k] = avx2_load_(u->q + 32 * k);
+        s->abs[k] = _mm256_abs_epi8(s->w[k]);
+        s->scale[k] = _mm256_set_m128i(_mm_set1_epi16(u->scale[2 * k + 1]), _mm_set1_epi16(u->scale[2 * k]));
+    }
+    s->minimum = n_runs == 8 ? avx2_load_(u->minimum) : _mm256_set_epi16(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+                                                                         u->minimum[1], u->minimum[0]);
+    s->d = u->d, s->dmin = u->dmin;
+}
+
+AVX2_FN INLINE f32 avx2_block_dot_(const Avx2Block *s, const i8 *q, const i16 *sums, int n_runs, f32 d) {
+    __m256i acc = _mm256_setzero_si256();
+    UNROLL
+    for (int k = 0; k < n_runs; k++) {
+        __m256i p = _mm256_maddubs_epi16(s->abs[k], _mm256_sign_epi8(avx2_load_(q + 32 * k), s->w[k]));
+        acc = _mm256_add_epi32(acc, _mm256_madd_epi16(p, s->scale[k]));
+    }
+    i32 low = 0;
+    if (s->dmin != 0 && n_runs == 8) low = avx2_sum_i32_(_mm256_madd_epi16(s->minimum, avx2_load_(sums)));
+    else if (s->dmin != 0) low = _mm256_extract_epi16(s->minimum, 0) * sums[0] + _mm256_extract_epi16(s->minimum, 1) * sums[1];
+    return (f32)avx2_sum_i32_(acc) * (s->d * d) - (f32)low * (s->dmin * d);
+}
+
+AVX2_FN INLINE void avx2_blocks_runs_(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi, const i8 *q,
+                                      const f32 *d, const i16 *sums, i32 n_rows, int n_runs) {
+    const DlmTypeInfo *info = quant_info(w->type);
+    i32 block = 32 * n_runs, n_blocks = w->n_in / block;
+    for (i32 o = out_lo; o < out_hi; o++)
+        for (i32 m0 = 0; m0 < n_rows; m0 += 8) {
+            const u8 *row = (const u8 *)w->data + o * kern_row_bytes(w);
+            i32 n = MIN_OF(8, n_rows - m0);
+            f32 acc[8] = {0};
+            for (i32 b = 0; b < n_blocks; b++, row += info->bytes) {
+                DlmUnpacked u;
+                Avx2Block s;
+                if (w->type == DLM_Q6_K) avx2_unpack_q6_K_((const DlmBlockQ6_K *)(const void *)row, &u);
+                else if (w->type == DLM_Q4_K) avx2_unpack_q4_K_((const DlmBlockQ4_K *)(const void *)row, &u);
+                else quant_unpack(w->type, row, &u);
+                avx2_spread_(&u, n_runs, &s);
+                for (i32 m = 0; m < n; m++) {
+                    i64 at = (i64)(m0 + m) * w->n_in + b * block;
+                    acc[m] += avx2_block_dot_(&s, q + at, sums + at / 16, n_runs, d[(i64)(m0 + m) * n_blocks + b]);
+                }
+            }
+            for (i32 m = 0; m < n; m++) y[(m0 + m) * y_stride + o] = acc[m];
+        }
+}
+
+AVX2_FN static void avx2_blocks(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi, const i8 *q, const f32 *d,
+                                const i16 *sums, i32 n_rows) {
+    if (quant_info(w->type)->block == 32) avx2_blocks_runs_(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows, 1);
+    else avx2_blocks_runs_(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows, 8);
 }
 
 /* ---- ternary matrices ----
@@ -506,8 +634,8 @@ DEFINE_TERNARY(avxvnni, AVXVNNI_FN, 4)
 DEFINE_TERNARY(avx512, AVX512_FN, 8)
 
 #define X86_LEVEL(name, ternary)                                                                        \
-    {name,      avx2_quantize_row, ternary,     avx2_dense, avx2_rms_norm, avx2_gate, avx2_to_f16, avx2_attend, \
-     avx2_top1}
+    {name,          avx2_quantize_row, ternary,     avx2_quantize_blocks, avx2_blocks, avx2_dense, \
+     avx2_rms_norm, avx2_gate,         avx2_to_f16, avx2_attend,          avx2_top1}
 static const DlmKernels KERN_AVX2 = X86_LEVEL("avx2", avx2_ternary);
 static const DlmKernels KERN_AVXVNNI = X86_LEVEL("avxvnni", avxvnni_ternary);
 static const DlmKernels KERN_AVX512 = X86_LEVEL("avx512", avx512_ternary);

@@ -347,10 +347,16 @@ static bool model_vector_(ModelBinder *b, const char *name, i32 n, ModelNeed nee
         return err_set(b->e, ERR_MODEL, "%s: tensor %s is a vector in a ternary type; it must be F32 or F16",
                        b->m->file->label, name);
     f32 *host = mem_alloc_n((u64)n, sizeof(f32), b->e);
+    if (host) quant_values(t->type, t->data, n, host);
+    for (i32 i = 0; host && i < n; i++)
+        if (!(f32_abs_(host[i]) < 1e30f)) {
+            mem_free(host);
+            return err_set(b->e, ERR_MODEL, "%s: tensor %s holds a value that is not a finite number, at element %d: the file "
+                           "is damaged", b->m->file->label, name, i);
+        }
     *out = host ? b->m->ops->alloc(b->m->ops->self, (u64)n * sizeof(f32)) : NULL;
     if (!*out) err_set(b->e, ERR_MEMORY, "out of memory for tensor %s", name);
     if (*out) {
-        quant_values(t->type, t->data, n, host);
         b->m->ops->upload(b->m->ops->self, *out, host, (u64)n * sizeof(f32));
         b->m->weight_bytes += (u64)n * sizeof(f32);
     }

@@ -187,6 +187,168 @@ static void quant_codes_row(const DlmTensor *t, i64 row, u8 *codes, f32 *scales)
     }
 }
 
+/* ---- scaled blocks: Q4_0 to IQ4_XS ---- */
+
+static bool quant_is_blocks(DlmType type) {
+    return type != DLM_F32 && type != DLM_F16 && type != DLM_BF16 && !quant_is_ternary(type);
+}
+
+/* The 16 levels of IQ4_NL and IQ4_XS: ggml's non-linear 4-bit table. */
+static const i8 QUANT_IQ4_LEVELS[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+
+static void nibbles_(i8 *q, const u8 *qs) { /* 32 codes: the low halves, then the high ones */
+    for (int j = 0; j < 16; j++) q[j] = qs[j] & 15, q[j + 16] = qs[j] >> 4;
+}
+
+static void fifth_bits_(i8 *q, const u8 qh[4]) {
+    u32 bits = load_u32(qh);
+    for (int j = 0; j < 32; j++) q[j] = (i8)(q[j] | (bits >> j & 1) << 4);
+}
+
+static void one_scale_(DlmUnpacked *u, u16 d, int offset, int n) {
+    u->d = f16_to_f32(d), u->dmin = 0;
+    for (int i = 0; i < n / 16; i++) u->scale[i] = 1, u->minimum[i] = 0;
+    for (int i = 0; offset && i < n; i++) u->q[i] = (i8)(u->q[i] - offset);
+}
+
+/* d * code + m is d * code - dmin * 1 with dmin = -m. */
+static void scale_and_offset_(DlmUnpacked *u, u16 d, u16 m) {
+    u->d = f16_to_f32(d), u->dmin = -f16_to_f32(m);
+    u->scale[0] = u->scale[1] = u->minimum[0] = u->minimum[1] = 1;
+}
+
+static void q4_0_unpack_(const u8 *p, DlmUnpacked *u) {
+    const DlmBlockQ4_0 *b = (const DlmBlockQ4_0 *)p;
+    nibbles_(u->q, b->qs);
+    one_scale_(u, b->d, 8, 32);
+}
+
+static void q4_1_unpack_(const u8 *p, DlmUnpacked *u) {
+    const DlmBlockQ4_1 *b = (const DlmBlockQ4_1 *)p;
+    nibbles_(u->q, b->qs);
+    scale_and_offset_(u, b->d, b->m);
+}
+
+static void q5_0_unpack_(const u8 *p, DlmUnpacked *u) {
+    const DlmBlockQ5_0 *b = (const DlmBlockQ5_0 *)p;
+    nibbles_(u->q, b->qs);
+    fifth_bits_(u->q, b->qh);
+    one_scale_(u, b->d, 16, 32);
+}
+
+static void q5_1_unpack_(const u8 *p, DlmUnpacked *u) {
+    const DlmBlockQ5_1 *b = (const DlmBlockQ5_1 *)p;
+    nibbles_(u->q, b->qs);
+    fifth_bits_(u->q, b->qh);
+    scale_and_offset_(u, b->d, b->m);
+}
+
+static void q8_0_unpack_(const u8 *p, DlmUnpacked *u) {
+    const DlmBlockQ8_0 *b = (const DlmBlockQ8_0 *)p;
+    memcpy(u->q, b->q, sizeof b->q);
+    one_scale_(u, b->d, 0, 32);
+}
+
+static void iq4_nl_unpack_(const u8 *p, DlmUnpacked *u) {
+    const DlmBlockIQ4_NL *b = (const DlmBlockIQ4_NL *)p;
+    nibbles_(u->q, b->qs);
+    for (int i = 0; i < 32; i++) u->q[i] = QUANT_IQ4_LEVELS[u->q[i]];
+    one_scale_(u, b->d, 0, 32);
+}
+
+static void q2_K_unpack_(const u8 *p, DlmUnpacked *u) {
+    const DlmBlockQ2_K *b = (const DlmBlockQ2_K *)p;
+    for (int i = 0; i < 256; i++) u->q[i] = b->qs[i / 128 * 32 + i % 32] >> 2 * (i % 128 / 32) & 3;
+    for (int i = 0; i < 16; i++) u->scale[i] = b->scales[i] & 15, u->minimum[i] = b->scales[i] >> 4;
+    u->d = f16_to_f32(b->d), u->dmin = f16_to_f32(b->dmin);
+}
+
+static void q3_K_unpack_(const u8 *p, DlmUnpacked *u) {
+    const DlmBlockQ3_K *b = (const DlmBlockQ3_K *)p;
+    for (int i = 0; i < 256; i++) {
+        int high = b->hmask[i % 32] >> (i / 32) & 1;
+        u->q[i] = (i8)((b->qs[i / 128 * 32 + i % 32] >> 2 * (i % 128 / 32) & 3) - (high ? 0 : 4));
+    }
+    for (int i = 0; i < 16; i++) { /* low 4 bits in bytes 0..7, high 2 bits in bytes 8..11 */
+        int low = i < 8 ? b->scales[i] & 15 : b->scales[i - 8] >> 4;
+        u->scale[i] = (i16)((low | (b->scales[8 + i % 4] >> 2 * (i / 4) & 3) << 4) - 32);
+        u->minimum[i] = 0;
+    }
+    u->d = f16_to_f32(b->d), u->dmin = 0;
+}
+
+/* Scale and minimum k of 8, 6 bits each, of Q4_K and Q5_K; for two runs of 16 weights. */
+static void k_scales_(const u8 s[12], DlmUnpacked *u) {
+    for (int k = 0; k < 8; k++) {
+        int scale = k < 4 ? s[k] & 63 : (s[k + 4] & 15) | s[k - 4] >> 6 << 4;
+        int minimum = k < 4 ? s[k + 4] & 63 : s[k + 4] >> 4 | s[k] >> 6 << 4;
+        u->scale[2 * k] = u->scale[2 * k + 1] = (i16)scale;
+        u->minimum[2 * k] = u->minimum[2 * k + 1] = (i16)minimum;
+    }
+}
+
+static void k_nibbles_(i8 *q, const u8 qs[128]) {
+    for (int k = 0; k < 4; k++)
+        for (int l = 0; l < 32; l++) q[64 * k + l] = qs[32 * k + l] & 15, q[64 * k + 32 + l] = qs[32 * k + l] >> 4;
+}
+
+static void q4_K_unpack_(const u8 *p, DlmUnpacked *u) {
+    const DlmBlockQ4_K *b = (const DlmBlockQ4_K *)p;
+    k_nibbles_(u->q, b->qs);
+    k_scales_(b->scales, u);
+    u->d = f16_to_f32(b->d), u->dmin = f16_to_f32(b->dmin);
+}
+
+static void q5_K_unpack_(const u8 *p, DlmUnpacked *u) {
+    const DlmBlockQ5_K *b = (const DlmBlockQ5_K *)p;
+    k_nibbles_(u->q, b->qs);
+    for (int i = 0; i < 256; i++) u->q[i] = (i8)(u->q[i] | (b->qh[i % 32] >> (i / 32) & 1) << 4);
+    k_scales_(b->scales, u);
+    u->d = f16_to_f32(b->d), u->dmin = f16_to_f32(b->dmin);
+}
+
+static void q6_K_unpack_(const u8 *p, DlmUnpacked *u) {
+    const DlmBlockQ6_K *b = (const DlmBlockQ6_K *)p;
+    for (int i = 0; i < 256; i++) {
+        int half = i / 128, quarter = i % 128 / 32, l = i % 32;
+        int low = b->ql[64 * half + 32 * (quarter % 2) + l] >> 4 * (quarter / 2) & 15;
+        u->q[i] = (i8)((low | (b->qh[32 * half + l] >> 2 * quarter & 3) << 4) - 32);
+    }
+    for (int i = 0; i < 16; i++) u->scale[i] = b->scales[i], u->minimum[i] = 0;
+    u->d = f16_to_f32(b->d), u->dmin = 0;
+}
+
+static void iq4_xs_unpack_(const u8 *p, DlmUnpacked *u) {
+    const DlmBlockIQ4_XS *b = (const DlmBlockIQ4_XS *)p;
+    for (int k = 0; k < 8; k++) {
+        nibbles_(u->q + 32 * k, b->qs + 16 * k);
+        int scale = (b->scales_l[k / 2] >> 4 * (k % 2) & 15) | (b->scales_h >> 2 * k & 3) << 4;
+        u->scale[2 * k] = u->scale[2 * k + 1] = (i16)(scale - 32);
+        u->minimum[2 * k] = u->minimum[2 * k + 1] = 0;
+    }
+    for (int i = 0; i < 256; i++) u->q[i] = QUANT_IQ4_LEVELS[u->q[i]];
+    u->d = f16_to_f32(b->d), u->dmin = 0;
+}
+
+/* Unpacks one block at p into the common form. */
+static void quant_unpack(DlmType type, const u8 *p, DlmUnpacked *u) {
+    switch (type) {
+    case DLM_Q4_0: q4_0_unpack_(p, u); return;
+    case DLM_Q4_1: q4_1_unpack_(p, u); return;
+    case DLM_Q5_0: q5_0_unpack_(p, u); return;
+    case DLM_Q5_1: q5_1_unpack_(p, u); return;
+    case DLM_Q8_0: q8_0_unpack_(p, u); return;
+    case DLM_Q2_K: q2_K_unpack_(p, u); return;
+    case DLM_Q3_K: q3_K_unpack_(p, u); return;
+    case DLM_Q4_K: q4_K_unpack_(p, u); return;
+    case DLM_Q5_K: q5_K_unpack_(p, u); return;
+    case DLM_Q6_K: q6_K_unpack_(p, u); return;
+    case DLM_IQ4_NL: iq4_nl_unpack_(p, u); return;
+    case DLM_IQ4_XS: iq4_xs_unpack_(p, u); return;
+    default: ASSERT(!"quant_unpack: not a block type");
+    }
+}
+
 /* ---- values ---- */
 
 /* Row of a tensor that is not ternary: p is the row's first byte, out [n] f32. */
@@ -199,14 +361,17 @@ static void quant_values(DlmType type, const u8 *p, i64 n, f32 *out) {
     case DLM_BF16:
         for (i64 i = 0; i < n; i++) out[i] = bf16_to_f32(load_u16(p + 2 * i));
         return;
-    case DLM_Q8_0:
-        for (i64 b = 0; b < n / DLM_QK8_0; b++) {
-            const DlmBlockQ8_0 *q = (const DlmBlockQ8_0 *)p + b;
-            f32 d = f16_to_f32(q->d);
-            for (int j = 0; j < DLM_QK8_0; j++) out[b * DLM_QK8_0 + j] = d * (f32)q->q[j];
+    default: break;
+    }
+    ASSERT(quant_is_blocks(type));
+    i64 block = quant_info(type)->block, bytes = quant_info(type)->bytes;
+    DlmUnpacked u;
+    for (i64 b = 0; b < n / block; b++) { /* the multiplications in ggml's order: the same bits */
+        quant_unpack(type, p + b * bytes, &u);
+        for (i64 i = 0; i < block; i++) {
+            f32 v = u.d * (f32)u.scale[i / 16] * (f32)u.q[i];
+            out[b * block + i] = u.dmin != 0 ? v - u.dmin * (f32)u.minimum[i / 16] : v;
         }
-        return;
-    default: ASSERT(!"quant_values: a ternary type");
     }
 }
 
@@ -264,9 +429,9 @@ static void q2_encode_(DlmBlockQ2_0 *b, const f32 *x) {
 }
 
 /* Encodes a row; out has quant_row_bytes(type, n) bytes. False for a type without a row encoder (I2_S: its one
- * scale belongs to the whole tensor). */
+ * scale belongs to the whole tensor; nor the 2- to 6-bit types, which dlm only reads). */
 static bool quant_encode_row(DlmType type, const f32 *x, i64 n, u8 *out) {
-    if (type == DLM_I2_S) return false;
+    if (type == DLM_I2_S || (quant_is_blocks(type) && type != DLM_Q8_0)) return false;
     u64 bytes = quant_row_bytes(type, n);
     i64 n_blocks = n / quant_info(type)->block;
     if (type == DLM_F32) memcpy(out, x, bytes);

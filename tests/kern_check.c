@@ -112,40 +112,74 @@ static void check_attend(const DlmKernels *k) {
             }
 }
 
-/* A dense matrix of random weights in the given format, in guarded memory. */
-static DlmMat dense_matrix(DlmMatKind kind, i32 n_out, i32 n_in) {
-    static const DlmType types[] = {DLM_F32, DLM_F16, DLM_BF16, DLM_Q8_0};
-    DlmMat m = {.kind = kind, .n_in = n_in, .n_out = n_out};
-    i64 bytes = kern_dense_row_bytes(&m);
+/* A matrix of random weights, in guarded memory: values of F32, F16, BF16; any bytes of the block types, whose
+ * scales are kept from being infinite. */
+static DlmMat random_matrix(const DlmTypeInfo *info, i32 n_out, i32 n_in) {
+    static const DlmMatKind kinds[] = {[DLM_F32] = DLM_MAT_F32, [DLM_F16] = DLM_MAT_F16, [DLM_BF16] = DLM_MAT_BF16};
+    DlmMat m = {.kind = quant_is_blocks(info->type) ? DLM_MAT_BLOCKS : kinds[info->type], .type = info->type, .n_in = n_in,
+                .n_out = n_out};
+    i64 bytes = kern_row_bytes(&m);
     u8 *data = test_guard_alloc((size_t)(bytes * n_out));
     static f32 row[N_MAX];
     for (i32 o = 0; o < n_out; o++) {
         fill(row, n_in, o % 2);
-        quant_encode_row(types[kind], row, n_in, data + o * bytes);
+        if (m.kind != DLM_MAT_BLOCKS) quant_encode_row(info->type, row, n_in, data + o * bytes);
+        for (i64 i = 0; m.kind == DLM_MAT_BLOCKS && i < bytes; i++) data[o * bytes + i] = (u8)test_rng(&rng);
+        for (i64 b = 0; m.kind == DLM_MAT_BLOCKS && b < n_in / (i64)info->block; b++)
+            for (u32 i = 0; i + 1 < info->bytes; i += 2) { /* wherever the f16 scales are: no exponent of 31 */
+                u8 *p = data + o * bytes + b * info->bytes + i + 1;
+                if ((*p & 0x7c) == 0x7c) *p ^= 0x40;
+            }
     }
     m.data = data;
     return m;
 }
 
 static void check_dense(const DlmKernels *k) {
-    static const i32 widths[] = {1, 8, 16, 17, 32, 64, 96, 100, 256};
-    static f32 want[9 * 24], got[9 * 24];
-    for (int kind = DLM_MAT_F32; kind <= DLM_MAT_Q8_0; kind++)
+    static const i32 widths[] = {1, 8, 16, 17, 32, 64, 96, 100, 256, 512};
+    static f32 want[19 * 24], got[19 * 24];
+    static i8 q[19 * 512];
+    static f32 d[19 * 16];
+    static i16 sums[19 * 32];
+    for (size_t t = 0; t < COUNT_OF(DLM_TYPES); t++)
         for (size_t w = 0; w < COUNT_OF(widths); w++)
-            for (i32 rows = 1; rows <= 9; rows++) {
-                i32 n_in = widths[w], n_out = 19;
-                if (kind == DLM_MAT_Q8_0 && n_in % DLM_QK8_0) continue;
-                DlmMat m = dense_matrix((DlmMatKind)kind, n_out, n_in);
+            for (i32 rows = 1; rows <= 19; rows += rows < 9 ? 1 : 5) {
+                const DlmTypeInfo *info = &DLM_TYPES[t];
+                i32 n_in = widths[w], n_out = 19, block = (i32)info->block;
+                if (quant_is_ternary(info->type) || n_in % block) continue;
+                DlmMat m = random_matrix(info, n_out, n_in);
                 f32 *x = guarded_f32(rows * n_in, rows % 2);
-                KERN_REF.dense(want, 24, &m, 0, n_out, x, n_in, rows);
                 memset(got, 0x7f, sizeof got);
-                k->dense(got, 24, &m, 0, n_out, x, n_in, rows);
+                if (m.kind == DLM_MAT_BLOCKS) {
+                    for (i32 r = 0; r < rows; r++)
+                        ref_quantize_blocks(q + r * n_in, d + r * n_in / block, sums + r * n_in / 16, x + r * n_in, n_in, block);
+                    KERN_REF.blocks(want, 24, &m, 0, n_out, q, d, sums, rows);
+                    k->blocks(got, 24, &m, 0, n_out, q, d, sums, rows);
+                } else {
+                    KERN_REF.dense(want, 24, &m, 0, n_out, x, n_in, rows);
+                    k->dense(got, 24, &m, 0, n_out, x, n_in, rows);
+                }
                 for (i32 r = 0; r < rows; r++)
-                    CHECK_MSG(same_floats(want + 24 * r, got + 24 * r, n_out), "%s dense kind=%d n_in=%d rows=%d", k->name,
-                              kind, n_in, rows);
+                    CHECK_MSG(same_floats(want + 24 * r, got + 24 * r, n_out), "%s %s n_in=%d rows=%d", k->name, info->name,
+                              n_in, rows);
                 test_guard_free((void *)(uintptr_t)m.data);
                 test_guard_free(x);
             }
+}
+
+static void check_quantize_blocks(const DlmKernels *k) {
+    for (i32 block = 32; block <= 256; block += 224)
+        for (int how = 0; how < 6; how++) {
+            i32 n = 512;
+            f32 *x = guarded_f32(n, how), d_want[16], d_got[16];
+            i8 q_want[512], q_got[512];
+            i16 s_want[32], s_got[32];
+            KERN_REF.quantize_blocks(q_want, d_want, s_want, x, n, block);
+            k->quantize_blocks(q_got, d_got, s_got, x, n, block);
+            CHECK_MSG(memcmp(q_want, q_got, 512) == 0 && memcmp(s_want, s_got, sizeof s_want) == 0 &&
+                          same_floats(d_want, d_got, n / block), "%s quantize_blocks of %d, input %d", k->name, block, how);
+            test_guard_free(x);
+        }
 }
 
 /* A tiled matrix of random codes 0..code_max; scale_block 0: one scale. */
@@ -261,6 +295,7 @@ int main(int argc, char **argv) {
         check_nans(k);
         check_attend(k);
         check_dense(k);
+        check_quantize_blocks(k);
         check_ternary(k);
         check_range(k);
         if (want_bench) bench(k);
