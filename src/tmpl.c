@@ -851,7 +851,8 @@ static bool tmpl_slice_(Tmpl_ *s, const TmplVal_ *a, TmplVal_ *out) {
     if (a->kind != TMPL_STR && a->kind != TMPL_LIST && a->kind != TMPL_TUPLE) {
         if (a->kind == TMPL_UNDEFINED)
             return tmpl_fail_(s, "'%.*s' is undefined", STR_ARG(tmpl_bytes_(a->s)));
-        return tmpl_fail_(s, "cannot slice %s", TMPL_KINDS_[a->kind]);
+        *out = tmpl_undefined_(STR("slice"));
+        return true;
     }
     if (a[3].kind != TMPL_NONE && a[3].kind != TMPL_INT) return tmpl_fail_(s, "a slice wants ints");
     if (a[3].kind == TMPL_INT) step = a[3].i;
@@ -1498,6 +1499,11 @@ static bool tmpl_fn_reverse_(Tmpl_ *s, const TmplVal_ *v, const TmplVal_ *const 
                              TmplVal_ *out) {
     (void)arg;
     TmplVal_ a[4] = {*v, tmpl_none_(), tmpl_none_(), tmpl_int_(-1)};
+    TmplList_ *items;
+    if (v->kind != TMPL_STR) {
+        if (!tmpl_items_(s, v, &items)) return false;
+        a[0] = tmpl_list_(items);
+    }
     return tmpl_slice_(s, a, out);
 }
 
@@ -1741,12 +1747,18 @@ static bool tmpl_test_(Tmpl_ *s, TmplIs_ is, const TmplVal_ *v, const TmplVal_ *
 
 /* ---- filters over lists ---- */
 
+/* As tmpl_items_, but anything false is empty. */
+static bool tmpl_items_or_none_(Tmpl_ *s, const TmplVal_ *v, TmplList_ **out) {
+    if (tmpl_true_(v)) return tmpl_items_(s, v, out);
+    return (*out = tmpl_list_new_(s, 0)) != NULL;
+}
+
 /* Keeps the values for which a test on them (or on their attribute) holds, or the others. */
 static bool tmpl_pick_(Tmpl_ *s, const TmplVal_ *v, const TmplVal_ *attribute,
                        const TmplVal_ *const *arg, bool keep, TmplVal_ *out) {
     TmplList_ *items, *list = tmpl_list_new_(s, 0);
     i32 test = -1;
-    if (!list || !tmpl_items_(s, v, &items)) return false;
+    if (!list || !tmpl_items_or_none_(s, v, &items)) return false;
     if (arg[0]) {
         test = arg[0]->kind == TMPL_STR ? tmpl_test_find_(tmpl_bytes_(arg[0]->s)) : -1;
         if (test < 0) return tmpl_fail_(s, "a filter uses a test that dlm does not know");
@@ -1829,7 +1841,7 @@ static const TmplRow_ *tmpl_row_find_(const TmplRow_ *rows, size_t n, Str name) 
 static bool tmpl_fn_map_(Tmpl_ *s, const TmplVal_ *v, const TmplVal_ *const *arg, TmplVal_ *out) {
     TmplList_ *items, *list = tmpl_list_new_(s, 0);
     const TmplRow_ *row = NULL;
-    if (!list || !tmpl_items_(s, v, &items)) return false;
+    if (!list || !tmpl_items_or_none_(s, v, &items)) return false;
     if (!arg[3]) {
         if (arg[0] && arg[0]->kind == TMPL_STR)
             row = tmpl_row_find_(TMPL_FILTERS_, COUNT_OF(TMPL_FILTERS_), tmpl_bytes_(arg[0]->s));

@@ -608,6 +608,7 @@ plain text
 {{ {'a': {'b': 1}} }} {{ {'a': {'b': {'c': {}}}}|length }}
 {{ '%s' if false else '%' }} {{ "a" + "b" if true else "c" }} {{ ('a' ~ 'b') | upper ~ 'c' }} {{ -1 | abs }} {{ (-1) | abs }} {{ 5 - -3 }} {{ +3 }}
 {{ messages[0]["role"] | upper + ':' }} {{ (messages | first).content }} {{ (messages | last)['content'] | trim | upper }} {{ messages.0.role }}
+{{ 7[1:] }}{{ none | map('upper') | list }}{{ 0 | select | list }} {{ {'a': 1, 'b': 2} | reverse | list }} {{ (1, 2) | reverse | list }}
 {{ [1,2,3].__class__ }}{{ ''.__class__.__mro__ }}
 {{ 'a' | nosuchfilter }}
 {{ 'a' is nosuchtest }}
