@@ -69,7 +69,7 @@ scripts() { # scripts LABEL DLM [ALL-BUT]: the scripts that drive the program DL
         if ! [ -e "$script" ] || ! chosen "$script"; then continue; fi
         case " ${3:-} " in *" $base "*) continue ;; esac
         case $script in
-        */_* | */ref_*) ;; # what scripts share, and references to compare with
+        */_* | */ref_* | */*_golden.py) ;; # what scripts share; references, and makers of goldens
         *.py) try "$1 $base" "$PYTHON" "$script" ;;
         *.sh) try "$1 $base" sh "$script" ;;
         esac

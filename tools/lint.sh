@@ -24,7 +24,7 @@ object=$(mktemp)
 trap 'rm -f "$found" "$object"' EXIT
 checks=0
 CFLAGS='-std=c11 -D_GNU_SOURCE -Wall -Wextra -Wvla -Wstrict-prototypes -Wno-unused-function -Werror
-    -ffp-contract=off'
+    -ffp-contract=off -fno-diagnostics-show-caret'
 C_FILES=$(ls dlm.c dlm_kernels.h src/*.[ch] tests/*.[ch] tests/fuzz/*.c 2>/dev/null || :)
 SH_FILES=$(ls build.sh .ci/run tools/*.sh tests/*.sh tests/e2e/*.sh 2>/dev/null || :)
 PY_FILES=$(ls tools/*.py tests/py/*.py tests/e2e/*.py 2>/dev/null || :)
