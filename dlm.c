@@ -53,8 +53,8 @@
  *                and never a sum. So one seed is one text, whatever the machine is doing.
  *     state      Two things change that belong to no object: the log level and the count of Ctrl-C.
  *
- * tools/lint.sh checks the floors, the headers, the names and the sizes of functions; each room has
- * tests/t_ROOM.c, and each room that reads bytes from outside has tests/fuzz/fuzz_ROOM.c. */
+ * tools/lint.sh checks the floors, the headers, the names and the sizes of functions; the
+ * rooms' tests are tests/t_ROOM.c, and what reads bytes from outside has tests/fuzz/fuzz_ROOM.c. */
 
 /* The model that answers when none is named is built in, unless asked otherwise; see the end. */
 #ifndef DLM_NO_DEMO

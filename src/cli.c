@@ -2025,7 +2025,7 @@ static bool cli_tokenize_(const Cli *c, Err *e) {
 static bool cli_read_ids_(Str text, u32 n_vocab, TokIds *ids, Err *e) {
     for (size_t i = 0; i < text.n;) {
         size_t from = i;
-        while (i < text.n && !strchr(" \t\r\n,[]", text.p[i])) i++;
+        while (i < text.n && !(text.p[i] && strchr(" \t\r\n,[]", text.p[i]))) i++;
         Str word = str_cut(text, from, i);
         i += i == from;
         i64 id = 0;
@@ -2129,6 +2129,7 @@ static int cli_main(int argc, char **argv) {
     Err e = {0};
     Cli c = cli_defaults_();
     const CliVerb *verb;
+    os_hold_standard_files();
     os_catch_signals();
     if (cli_parse_(&c, &verb, argc, argv, &e)) cli_dispatch_(&c, verb, &e);
     if (e.code != ERR_NONE && e.code != ERR_INTERRUPTED) fprintf(stderr, "dlm: %s\n", e.msg);

@@ -76,6 +76,15 @@ static void os_interrupts_clear(void) {
 
 /* ---- files ---- */
 
+/* Occupies what the caller left closed of 0, 1 and 2, so that no file we open takes such a number and
+ * receives what was meant for it. Opened the wrong way round: using it still fails. */
+static void os_hold_standard_files(void) {
+    for (int fd = OS_STDIN; fd <= OS_STDERR; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && errno == EBADF &&
+            open("/dev/null", fd == OS_STDIN ? O_WRONLY : O_RDONLY) < 0)
+            return; /* no /dev: there is nothing to hold them with */
+}
+
 typedef struct {
     const u8 *p; /* [n] bytes, read-only */
     u64 n;
@@ -192,8 +201,8 @@ typedef struct {
 
 typedef enum { OS_LINE, OS_LINE_END, OS_LINE_INTERRUPTED, OS_LINE_FAILED } OsLineResult;
 
-/* Reads one line into `out`, without its newline. A last line without a newline counts. Returns early
- * when there are other than `seen` interrupts. */
+/* Reads one line into `out`, without its newline. A last line without a newline counts. Returns
+ * early when there are other than `seen` interrupts. */
 static OsLineResult os_read_line(OsLines *l, Buf *out, int seen, Err *e) {
     buf_clear(out);
     bool some = false;

@@ -1,4 +1,5 @@
 """_run.py - how the end-to-end scripts drive the program: with any stdin, and behind a terminal."""
+
 import os
 import pty
 import select
@@ -16,8 +17,15 @@ MODEL_LESS = {k: v for k, v in os.environ.items() if not k.startswith("DLM_") or
 def run(*args, stdin=None, env=None, **more):
     """Runs dlm on bytes, with `stdin` piped in when it is given; returns the finished process."""
     feed = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
-    return subprocess.run([DLM, *args], capture_output=True, timeout=120, check=False,
-                          env={**MODEL_LESS, **(env or {})}, **feed, **more)
+    return subprocess.run(
+        [DLM, *args],
+        capture_output=True,
+        timeout=120,
+        check=False,
+        env={**MODEL_LESS, **(env or {})},
+        **feed,
+        **more
+    )
 
 
 class Terminal:
@@ -47,7 +55,7 @@ class Terminal:
         while text not in self.seen:
             if time.monotonic() > end or (not self.read() and text not in self.seen):
                 return False
-        self.seen = self.seen[self.seen.index(text) + len(text):]
+        self.seen = self.seen[self.seen.index(text) + len(text) :]
         return True
 
     def type(self, text):

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """cli.py - the command line of the built program: what goes where, and every exit status."""
+
 import json
 import os
 import re
@@ -30,17 +31,29 @@ def test_answer():
     err = done.stderr.decode().splitlines()
     t.check(done.returncode == 0 and done.stdout.endswith(b"\n") and len(done.stdout) > 1, done)
     t.check(err[0] == "dlm: answering with the built-in demo model (-m names another)", err)
-    t.check(re.fullmatch(r"\d+ tokens · \d+ forwards? \(\d+ denoise \+ \d+ commit\) · [\d.]+ tokens/forward "
-                         r"\([\d.]+ per denoise\) · [\d.]+ tok/s · first token [\d.]+ ms · peak [\d.]+ MiB",
-                         err[-1]), err[-1])
+    t.check(
+        re.fullmatch(
+            r"\d+ tokens · \d+ forwards? \(\d+ denoise \+ \d+ commit\) · [\d.]+ tokens/forward "
+            r"\([\d.]+ per denoise\) · [\d.]+ tok/s · first token [\d.]+ ms · peak [\d.]+ MiB",
+            err[-1],
+        ),
+        err[-1],
+    )
     t.check(len(err) == 2, err)
     t.check(run("-q", "-p", QUESTION).stderr == b"", "-q is not quiet")
     t.check(run("--no-stats", "-p", QUESTION).stderr.count(b"\n") == 1, "--no-stats")
-    for args in (["run", "-p", QUESTION], ["run", f"--prompt={QUESTION}"], ["-p" + QUESTION],
-                 ["-m", TINY, "-p", QUESTION], ["-p", QUESTION, "--predict", "256", "-t", "1", "-s", "1"],
-                 ["-p", QUESTION, "--temperature", "0", "-n=64", "--small-block-size", "8"]):
+    for args in (
+        ["run", "-p", QUESTION],
+        ["run", f"--prompt={QUESTION}"],
+        ["-p" + QUESTION],
+        ["-m", TINY, "-p", QUESTION],
+        ["-p", QUESTION, "--predict", "256", "-t", "1", "-s", "1"],
+        ["-p", QUESTION, "--temperature", "0", "-n=64", "--small-block-size", "8"],
+    ):
         t.check(run(*args).stdout == done.stdout, args)
-    t.check(b"demo" not in run("-p", QUESTION, env={"DLM_MODEL": TINY}).stderr, "DLM_MODEL is not heard")
+    t.check(
+        b"demo" not in run("-p", QUESTION, env={"DLM_MODEL": TINY}).stderr, "DLM_MODEL is not heard"
+    )
     ar = run("-p", QUESTION, "--decode-mode", "ar").stderr.decode()
     t.check("denoise" not in ar and "1.0 tokens/forward" in ar, ar)
     for mode in "greedy", "adaptive":
@@ -49,7 +62,10 @@ def test_answer():
 
 def test_stdin():
     plain = run("-p", "What is 2+2?\nAnswer.").stdout
-    t.check(run("-p", "What is 2+2?", stdin=b"Answer.\n").stdout == plain, "-p and a pipe are not joined")
+    t.check(
+        run("-p", "What is 2+2?", stdin=b"Answer.\n").stdout == plain,
+        "-p and a pipe are not joined",
+    )
     t.check(run("-p", "-", stdin=b"What is 2+2?\nAnswer.\r\n").stdout == plain, "-p -")
     t.check(run(stdin=b"What is 2+2?\nAnswer.").stdout == plain, "a pipe alone")
     t.check(run("-f", "-", stdin=b"What is 2+2?\nAnswer.").stdout == plain, "-f -")
@@ -58,14 +74,20 @@ def test_stdin():
         f.flush()
         t.check(run("-p", "What is 2+2?", "-f", f.name).stdout == plain, "-p and -f")
         with open(f.name, "rb") as redirected:
-            done = subprocess.run([DLM, "-p", "What is 2+2?"], stdin=redirected, capture_output=True, check=False)
+            done = subprocess.run(
+                [DLM, "-p", "What is 2+2?"], stdin=redirected, capture_output=True, check=False
+            )
         t.check(done.stdout == plain, "a file as standard input")
     one_line("no prompt", run(), 2, "no prompt", "-p TEXT")
     one_line("an empty pipe", run(stdin=b""), 2, "no prompt")
     one_line("an empty -p", run("-p", ""), 2, "no prompt")
     one_line("-f nosuch", run("-f", "nosuch.txt"), 1, "'nosuch.txt'", "No such file")
-    closed = subprocess.run([DLM, "-q", "-p", "What is 2+2?"], capture_output=True, check=False,
-                            preexec_fn=lambda: os.close(0))
+    closed = subprocess.run(
+        [DLM, "-q", "-p", "What is 2+2?"],
+        capture_output=True,
+        check=False,
+        preexec_fn=lambda: os.close(0),
+    )
     t.check(closed.returncode == 0 and closed.stdout, f"closed standard input: {closed}")
     garbage = run("-q", "-p", "-", stdin=bytes(range(1, 256)) * 2)
     t.check(garbage.returncode == 0 and garbage.stdout.decode(), "a prompt that is not UTF-8")
@@ -117,44 +139,91 @@ def test_usage():
     done = run("-q", "-p", "x", "--block-size", "8", "--sub-block-size", "3")
     one_line("a sub-block that does not divide", done, 2, "does not divide")
     one_line("DLM_CPU=pentium", run("-p", "x", env={"DLM_CPU": "pentium"}), 2, "'pentium'")
-    one_line("DLM_THREADS=many", run("-p", "x", env={"DLM_THREADS": "many"}), 2, "DLM_THREADS takes")
+    one_line(
+        "DLM_THREADS=many", run("-p", "x", env={"DLM_THREADS": "many"}), 2, "DLM_THREADS takes"
+    )
     one_line("a control byte", run("--\x1b[31m"), 2, "?[31m")
 
 
 def test_bad_models():
     with tempfile.TemporaryDirectory() as d, open(TINY, "rb") as f:
         whole = f.read()
-        at = {name: os.path.join(d, name) for name in ("empty", "fifo", "cut", "head", "junk", "magic")}
-        for name, data in (("empty", b""), ("cut", whole[:-1]), ("head", whole[:5000]), ("junk", b"x" * 4096),
-                           ("magic", b"GGUF")):
+        at = {
+            name: os.path.join(d, name)
+            for name in ("empty", "fifo", "cut", "head", "junk", "magic")
+        }
+        for name, data in (
+            ("empty", b""),
+            ("cut", whole[:-1]),
+            ("head", whole[:5000]),
+            ("junk", b"x" * 4096),
+            ("magic", b"GGUF"),
+        ):
             with open(at[name], "wb") as out:
                 out.write(data)
         os.mkfifo(at["fifo"])
-        for command in (["-p", "x", "-m"], ["info"], ["tokenize", "x", "-m"], ["detokenize", "1", "-m"], ["chat", "-m"]):
+        for command in (
+            ["-p", "x", "-m"],
+            ["info"],
+            ["tokenize", "x", "-m"],
+            ["detokenize", "1", "-m"],
+            ["chat", "-m"],
+        ):
             name = command[0]
-            one_line(f"{name}: nosuch", run(*command, os.path.join(d, "nosuch.gguf")), 3, "nosuch.gguf", "No such file")
+            one_line(
+                f"{name}: nosuch",
+                run(*command, os.path.join(d, "nosuch.gguf")),
+                3,
+                "nosuch.gguf",
+                "No such file",
+            )
             one_line(f"{name}: a directory", run(*command, d), 3, d, "is a directory")
-            for crime, word in (("empty", "is empty"), ("fifo", "pipe or a device"), ("head", "truncated"),
-                                ("cut", "cut"), ("junk", "junk"), ("magic", "magic")):
+            for crime, word in (
+                ("empty", "is empty"),
+                ("fifo", "pipe or a device"),
+                ("head", "truncated"),
+                ("cut", "cut"),
+                ("junk", "junk"),
+                ("magic", "magic"),
+            ):
                 one_line(f"{name}: {crime}", run(*command, at[crime]), 3, at[crime], word)
 
 
 def test_output_fails():
     for args in (["-q", "-p", QUESTION], ["help"], ["info"], ["-q", "--json", "-p", QUESTION]):
         with open("/dev/full", "wb") as full:
-            done = subprocess.run([DLM, *args], stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE,
-                                  check=False)
-        t.check(done.returncode == 1 and b"No space left" in done.stderr, f"{args} > /dev/full: {done}")
+            done = subprocess.run(
+                [DLM, *args],
+                stdin=subprocess.DEVNULL,
+                stdout=full,
+                stderr=subprocess.PIPE,
+                check=False,
+            )
+        t.check(
+            done.returncode == 1 and b"No space left" in done.stderr, f"{args} > /dev/full: {done}"
+        )
         reader, writer = os.pipe()
         os.close(reader)
-        done = subprocess.run([DLM, *args], stdin=subprocess.DEVNULL, stdout=writer, stderr=subprocess.PIPE,
-                              check=False)
+        done = subprocess.run(
+            [DLM, *args],
+            stdin=subprocess.DEVNULL,
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
         os.close(writer)
         t.check(done.returncode == 0 and done.stderr == b"", f"{args} | true: {done}")
-    done = subprocess.run([DLM, "-q", "-p", QUESTION], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False,
-                          preexec_fn=lambda: os.close(1))
+    done = subprocess.run(
+        [DLM, "-q", "-p", QUESTION],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        check=False,
+        preexec_fn=lambda: os.close(1),
+    )
     t.check(done.returncode == 1 and done.stderr.count(b"\n") == 1, f"closed stdout: {done}")
-    one_line("--trace into nowhere", run("-q", "-p", QUESTION, "--trace", "/nosuch/x"), 1, "'/nosuch/x'")
+    one_line(
+        "--trace into nowhere", run("-q", "-p", QUESTION, "--trace", "/nosuch/x"), 1, "'/nosuch/x'"
+    )
 
 
 def test_memory():
@@ -163,8 +232,14 @@ def test_memory():
         return
     statuses = set()
     for mib in (4, 5, 6, 8, 10, 12, 16, 64):
-        done = run("-q", "-t", "1", "-p", QUESTION,
-                   preexec_fn=lambda n=mib << 20: resource.setrlimit(resource.RLIMIT_AS, (n, n)))
+        done = run(
+            "-q",
+            "-t",
+            "1",
+            "-p",
+            QUESTION,
+            preexec_fn=lambda n=mib << 20: resource.setrlimit(resource.RLIMIT_AS, (n, n)),
+        )
         statuses.add(done.returncode)
         if done.returncode == 4:
             one_line(f"{mib} MiB", done, 4, "out of memory")
@@ -178,17 +253,52 @@ def test_json():
         lines = [json.loads(line) for line in trace]
     t.check(done.returncode == 0 and done.stdout.count(b"\n") == 1, "one object on one line")
     o = json.loads(done.stdout)
-    t.check(streamed == o["text"] + "\n" * (not o["text"].endswith("\n")), "streamed and collected text differ")
+    t.check(
+        streamed == o["text"] + "\n" * (not o["text"].endswith("\n")),
+        "streamed and collected text differ",
+    )
     want = {
-        "text": str, "ids": list, "prompt_ids": list, "finish_reason": str, "tokens_per_forward": float, "seed": int,
+        "text": str,
+        "ids": list,
+        "prompt_ids": list,
+        "finish_reason": str,
+        "tokens_per_forward": float,
+        "seed": int,
         "peak_rss_bytes": int,
-        "usage": {"prompt_tokens": int, "completion_tokens": int, "total_tokens": int, "cached_tokens": int},
-        "timings": {"load_ms": float, "prefill_ms": float, "decode_ms": float, "first_token_ms": float,
-                    "tokens_per_second": float},
+        "usage": {
+            "prompt_tokens": int,
+            "completion_tokens": int,
+            "total_tokens": int,
+            "cached_tokens": int,
+        },
+        "timings": {
+            "load_ms": float,
+            "prefill_ms": float,
+            "decode_ms": float,
+            "first_token_ms": float,
+            "tokens_per_second": float,
+        },
         "forwards": {"prefill": int, "denoise": int, "commit": int, "ar": int},
-        "model": {"path": type(None), "builtin": bool, "name": str, "arch": str, "n_vocab": int, "n_ctx_train": int},
-        "decode": {"mode": str, "threshold": float, "block_size": int, "sub_block_size": int, "dual_cache": bool,
-                   "early_stop": bool, "temperature": float, "top_k": int, "top_p": float, "min_p": float},
+        "model": {
+            "path": type(None),
+            "builtin": bool,
+            "name": str,
+            "arch": str,
+            "n_vocab": int,
+            "n_ctx_train": int,
+        },
+        "decode": {
+            "mode": str,
+            "threshold": float,
+            "block_size": int,
+            "sub_block_size": int,
+            "dual_cache": bool,
+            "early_stop": bool,
+            "temperature": float,
+            "top_k": int,
+            "top_p": float,
+            "min_p": float,
+        },
     }
 
     def fits(value, schema, path):
@@ -198,33 +308,51 @@ def test_json():
                 fits(value.get(key), inner, f"{path}.{key}")
         else:
             ok = isinstance(value, (int, float)) if schema is float else isinstance(value, schema)
-            t.check(ok and not (schema is not bool and isinstance(value, bool)), f"--json: {path} is {value!r}")
+            t.check(
+                ok and not (schema is not bool and isinstance(value, bool)),
+                f"--json: {path} is {value!r}",
+            )
 
     fits(o, want, "object")
-    t.check(o["usage"]["completion_tokens"] == len(o["ids"]) and o["usage"]["prompt_tokens"] == len(o["prompt_ids"]) and
-            o["usage"]["total_tokens"] == len(o["ids"]) + len(o["prompt_ids"]), o["usage"])
+    t.check(
+        o["usage"]["completion_tokens"] == len(o["ids"])
+        and o["usage"]["prompt_tokens"] == len(o["prompt_ids"])
+        and o["usage"]["total_tokens"] == len(o["ids"]) + len(o["prompt_ids"]),
+        o["usage"],
+    )
     forwards = o["forwards"]["denoise"] + o["forwards"]["commit"]
     t.check(abs(o["tokens_per_forward"] - len(o["ids"]) / forwards) < 1e-9, o["tokens_per_forward"])
     t.check(o["finish_reason"] == "stop" and o["decode"]["mode"] == "iterative", o["finish_reason"])
     cut = json.loads(run("-p", LONG, "--json", "-n", "5").stdout)
     t.check(cut["finish_reason"] == "length" and cut["ids"] == o["ids"][:5], cut)
     stop = json.loads(run("-p", LONG, "--json", "--stop", "zzz", "--stop", "4").stdout)
-    t.check(stop["finish_reason"] == "stop" and stop["text"] == o["text"].split("4")[0], stop["text"])
+    t.check(
+        stop["finish_reason"] == "stop" and stop["text"] == o["text"].split("4")[0], stop["text"]
+    )
     back = run("detokenize", "--json", *map(str, o["ids"]))
     t.check(o["text"] in json.loads(back.stdout)["text"], "detokenize --json")
 
     kinds = [line["kind"] for line in lines]
     for kind in "prefill", "denoise", "commit", "ar":
-        t.check(kinds.count(kind) == o["forwards"][kind], f"--trace: {kinds.count(kind)} lines of {kind}")
+        t.check(
+            kinds.count(kind) == o["forwards"][kind],
+            f"--trace: {kinds.count(kind)} lines of {kind}",
+        )
     revealed = {}
     for line in lines:
-        t.check(set(line) == {"kind", "block", "step", "rows", "pos", "ids", "probs", "ms"}, f"--trace: {sorted(line)}")
+        t.check(
+            set(line) == {"kind", "block", "step", "rows", "pos", "ids", "probs", "ms"},
+            f"--trace: {sorted(line)}",
+        )
         t.check(len(line["pos"]) == len(line["ids"]) == len(line["probs"]), f"--trace: {line}")
         t.check(all(0 < p <= 1.0001 for p in line["probs"]), f"--trace: {line['probs']}")
         t.check(not revealed.keys() & set(line["pos"]), f"--trace: revealed twice in {line['pos']}")
         revealed.update(zip(line["pos"], line["ids"]))
     first = len(o["prompt_ids"])
-    t.check([revealed.get(first + i) for i in range(len(o["ids"]))] == o["ids"], "--trace adds up to the answer")
+    t.check(
+        [revealed.get(first + i) for i in range(len(o["ids"]))] == o["ids"],
+        "--trace adds up to the answer",
+    )
 
 
 def test_determinism():
@@ -235,7 +363,9 @@ def test_determinism():
         args = ["-p", LONG, "--json", "-n", "48", *extra]
         want = json.loads(run(*args, "-t", "1").stdout)["ids"]
         for threads in "2", "3", "4":
-            t.check(json.loads(run(*args, "-t", threads).stdout)["ids"] == want, f"{extra} -t {threads}")
+            t.check(
+                json.loads(run(*args, "-t", threads).stdout)["ids"] == want, f"{extra} -t {threads}"
+            )
         for level in levels:
             got = json.loads(run(*args, "-n", "12", env={"DLM_CPU": level}).stdout)["ids"]
             t.check(got == want[:12], f"{extra} DLM_CPU={level}")
@@ -247,16 +377,24 @@ def test_determinism():
 
 
 def test_system_and_template():
-    ids = [json.loads(run("-p", "Hi", "--json", "-n", "1", *extra).stdout)["prompt_ids"]
-           for extra in ([], ["--system", "Be brief."], ["--raw"])]
+    ids = [
+        json.loads(run("-p", "Hi", "--json", "-n", "1", *extra).stdout)["prompt_ids"]
+        for extra in ([], ["--system", "Be brief."], ["--raw"])
+    ]
     t.check(len(ids[2]) < len(ids[0]) < len(ids[1]), ids)
     with tempfile.NamedTemporaryFile("w") as f, tempfile.NamedTemporaryFile("w") as s:
-        f.write("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-                "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+        f.write(
+            "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+            "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        )
         f.flush()
         s.write("Be brief.\n")
         s.flush()
-        same = json.loads(run("-p", "Hi", "--json", "-n", "1", "--chat-template", f.name, "--system-file", s.name).stdout)
+        same = json.loads(
+            run(
+                "-p", "Hi", "--json", "-n", "1", "--chat-template", f.name, "--system-file", s.name
+            ).stdout
+        )
         t.check(same["prompt_ids"] == ids[1], "--chat-template FILE with the model's own template")
         f.write("{% nonsense %}")
         f.flush()
@@ -270,40 +408,73 @@ def test_tokenize():
     ids = run("tokenize", text).stdout
     t.check(re.fullmatch(rb"\d+( \d+)*\n", ids), ids)
     t.check(run("detokenize", stdin=ids).stdout.decode() == text + "\n", "there and back")
-    t.check(run("detokenize", *ids.decode().split()).stdout.decode() == text + "\n", "ids as arguments")
+    t.check(
+        run("detokenize", *ids.decode().split()).stdout.decode() == text + "\n", "ids as arguments"
+    )
     t.check(run("tokenize", stdin=text.encode() + b"\n").stdout == ids, "tokenize standard input")
     t.check(run("tokenize", "-p", text).stdout == ids, "tokenize -p")
     o = json.loads(run("tokenize", "--json", text).stdout)
     t.check(o["ids"] == [int(i) for i in ids.split()] and len(o["pieces"]) == len(o["ids"]), o)
-    t.check(run("detokenize", stdin=json.dumps(o["ids"]).encode()).stdout.decode() == text + "\n", "a JSON array of ids")
+    t.check(
+        run("detokenize", stdin=json.dumps(o["ids"]).encode()).stdout.decode() == text + "\n",
+        "a JSON array of ids",
+    )
     special = run("tokenize", "--parse-special", text).stdout.split()
     t.check(b"1022" in special and b"1022" not in ids.split(), special)
     pieces = run("tokenize", "--pieces", text).stdout.splitlines()
-    t.check(len(pieces) == len(o["ids"]) and pieces[0].split(b"\t")[0] == str(o["ids"][0]).encode(), pieces)
+    t.check(
+        len(pieces) == len(o["ids"]) and pieces[0].split(b"\t")[0] == str(o["ids"][0]).encode(),
+        pieces,
+    )
 
 
 def test_info():
     text = run("info").stdout.decode()
-    for word in ("bitnet-b1.58", "TQ2_0", "1023", "mask token", "block_size", "chat template", "memory", "level", "yes"):
+    for word in (
+        "bitnet-b1.58",
+        "TQ2_0",
+        "1023",
+        "mask token",
+        "block_size",
+        "chat template",
+        "memory",
+        "level",
+        "yes",
+    ):
         t.check(word in text, f"info: no {word!r}")
     o = json.loads(run("info", TINY, "--json").stdout)
     t.check(o["path"] == TINY and o["runs"] is True and o["diffusion"]["can"] is True, o)
-    t.check(o["diffusion"]["mask_token"]["value"] == 1023 and o["diffusion"]["block_size"] ==
-            {"value": 32, "source": "file"}, o["diffusion"])
+    t.check(
+        o["diffusion"]["mask_token"]["value"] == 1023
+        and o["diffusion"]["block_size"] == {"value": 32, "source": "file"},
+        o["diffusion"],
+    )
     flag = json.loads(run("info", "--json", "--mask-token-id", "7").stdout)
     t.check(flag["diffusion"]["mask_token"]["source"] == "flag", flag["diffusion"])
     t.check(sum(x["weights"] for x in o["tensors"]) == o["weights"], "the groups do not add up")
     for group in o["tensors"]:
         if "ternary" in group:
             t.check(sum(group["ternary"].values()) == group["weights"], group)
-    same = [re.sub(r"; .* are free", "", run("info", *args).stdout.decode()) for args in (["-m", TINY], [TINY])]
+    same = [
+        re.sub(r"; .* are free", "", run("info", *args).stdout.decode())
+        for args in (["-m", TINY], [TINY])
+    ]
     t.check(same[0] == same[1] and TINY in same[0], "info -m FILE")
     t.check(run("info", stdin=b"x").returncode == 0, "info with a pipe")
     vocab = os.path.join(ROOT, "..", "shared", "vocab", "ggml-vocab-gpt-2.gguf")
     done = run("info", vocab)
-    t.check(done.returncode == 0 and b"\nruns " in done.stdout and b"no: " in done.stdout, done.stdout[-300:])
-    t.check(json.loads(run("info", vocab, "--json").stdout)["runs"] is False, "info --json of a bare vocabulary")
-    t.check(run("tokenize", "-m", vocab, "Hello world").stdout == b"15496 995\n", "tokenize with a bare vocabulary")
+    t.check(
+        done.returncode == 0 and b"\nruns " in done.stdout and b"no: " in done.stdout,
+        done.stdout[-300:],
+    )
+    t.check(
+        json.loads(run("info", vocab, "--json").stdout)["runs"] is False,
+        "info --json of a bare vocabulary",
+    )
+    t.check(
+        run("tokenize", "-m", vocab, "Hello world").stdout == b"15496 995\n",
+        "tokenize with a bare vocabulary",
+    )
 
 
 def options():
@@ -324,25 +495,47 @@ def test_help():
         text = done.stdout.decode()
         t.check(done.returncode == 0 and done.stderr == b"" and len(text) > 80, f"help {name}")
         t.check(max(map(len, text.splitlines())) <= 100, f"help {name}: a line is too wide")
-        t.check(text.endswith("\n") and not re.search(r" $", text, re.M), f"help {name}: blanks at a line's end")
+        t.check(
+            text.endswith("\n") and not re.search(r" $", text, re.M),
+            f"help {name}: blanks at a line's end",
+        )
     general = run("help").stdout
     t.check(run("--help").stdout == general and run("-h").stdout == general, "--help, -h")
     t.check(run("chat", "--help").stdout == run("help", "chat").stdout, "chat --help")
-    t.check(all(name.encode() in general for name in (*verbs, *topics)), "help names every command and topic")
+    t.check(
+        all(name.encode() in general for name in (*verbs, *topics)),
+        "help names every command and topic",
+    )
     for code in "0", "1", "2", "3", "4", "130":
-        t.check(re.search(rf"^  {code} ", run("help", "exit-codes").stdout.decode(), re.M), f"exit code {code}")
+        t.check(
+            re.search(rf"^  {code} ", run("help", "exit-codes").stdout.decode(), re.M),
+            f"exit code {code}",
+        )
     version = run("version").stdout
-    t.check(run("--version").stdout == version and re.match(rb"dlm \d+\.\d+\.\d+\n", version), version)
+    t.check(
+        run("--version").stdout == version and re.match(rb"dlm \d+\.\d+\.\d+\n", version), version
+    )
     names = options()
     t.check(len(names) > 30, names)
     man = run("help", "man").stdout.decode().replace("\\-", "-").replace("[no-]", "")
     scripts = [run("completion", shell).stdout.decode() for shell in ("bash", "zsh", "fish")]
     for name in names:
         t.check(name in man, f"help man: no {name}")
-        t.check(name in scripts[0] and name in scripts[1] and f"-l {name[2:]} " in scripts[2] + " ", f"completion: {name}")
-    bash = subprocess.run(["bash", "-c", 'source /dev/stdin; COMP_WORDS=(dlm run --thr); COMP_CWORD=2; _dlm; echo ${COMPREPLY[*]};'
-                           "COMP_WORDS=(dlm --decode-mode ''); _dlm; echo ${COMPREPLY[*]}"],
-                          input=scripts[0].encode(), capture_output=True, check=False)
+        t.check(
+            name in scripts[0] and name in scripts[1] and f"-l {name[2:]} " in scripts[2] + " ",
+            f"completion: {name}",
+        )
+    bash = subprocess.run(
+        [
+            "bash",
+            "-c",
+            "source /dev/stdin; COMP_WORDS=(dlm run --thr); COMP_CWORD=2; _dlm; echo ${COMPREPLY[*]};"
+            "COMP_WORDS=(dlm --decode-mode ''); _dlm; echo ${COMPREPLY[*]}",
+        ],
+        input=scripts[0].encode(),
+        capture_output=True,
+        check=False,
+    )
     t.check(bash.stdout == b"--threshold --threads\ngreedy iterative adaptive ar\n", bash)
 
 
@@ -353,8 +546,13 @@ def test_readme():
     with open(path, encoding="utf-8") as f:
         readme = f.read()
     for name, letter in options().items():
-        t.check(f"`{name}" in readme or f"{name} " in readme or f"{name}`" in readme, f"README: no {name}")
-        t.check(not letter or f"`{letter}" in readme or f"{letter}, " in readme, f"README: no {letter}")
+        t.check(
+            f"`{name}" in readme or f"{name} " in readme or f"{name}`" in readme,
+            f"README: no {name}",
+        )
+        t.check(
+            not letter or f"`{letter}" in readme or f"{letter}, " in readme, f"README: no {letter}"
+        )
 
 
 def test_chat():
@@ -363,20 +561,34 @@ def test_chat():
     answers = talk.stdout.decode().splitlines()
     t.check(talk.returncode == 0 and len(answers) == 3, talk)
     t.check(answers[0] + "\n" == done.stdout.decode() and answers[2] == answers[0], answers)
-    t.check(b"tokens/forward" in talk.stderr and b"/help" in talk.stderr and b"forgotten" in talk.stderr, talk.stderr)
+    t.check(
+        b"tokens/forward" in talk.stderr
+        and b"/help" in talk.stderr
+        and b"forgotten" in talk.stderr,
+        talk.stderr,
+    )
     t.check(run("chat", stdin=b"").returncode == 0, "chat at the end of input")
     t.check(run("chat", stdin=b"/quit\nWhat is 2+2?\n").stdout == b"", "/quit")
     long = run("chat", "-c", "64", stdin=(QUESTION + "\n").encode() * 12)
-    t.check(long.returncode == 0 and b"the context holds 64" in long.stderr, f"a full context: {long.stderr[-300:]}")
+    t.check(
+        long.returncode == 0 and b"the context holds 64" in long.stderr,
+        f"a full context: {long.stderr[-300:]}",
+    )
 
 
 def test_no_demo():
     nodemo = os.path.join(ROOT, "build", "dlm-nodemo")
     for args in (["-p", "x"], ["info"], ["chat"], ["tokenize", "x"]):
-        done = subprocess.run([nodemo, *args], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        done = subprocess.run(
+            [nodemo, *args], stdin=subprocess.DEVNULL, capture_output=True, check=False
+        )
         one_line(f"without a demo: {args}", done, 2, "-m")
-    done = subprocess.run([nodemo, "-q", "-m", TINY, "-p", QUESTION], stdin=subprocess.DEVNULL, capture_output=True,
-                          check=False)
+    done = subprocess.run(
+        [nodemo, "-q", "-m", TINY, "-p", QUESTION],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
     t.check(done.stdout == run("-q", "-p", QUESTION).stdout, "without a demo, with -m")
 
 
