@@ -50,7 +50,7 @@ class Terminal:
         return bool(data)
 
     def wait_for(self, text, seconds=30):
-        """Reads until `text` is seen; what came before it is dropped. False when it does not come."""
+        """Reads until `text` is seen, and drops what came before it. False when it never comes."""
         end = time.monotonic() + seconds
         while text not in self.seen:
             if time.monotonic() > end or (not self.read() and text not in self.seen):

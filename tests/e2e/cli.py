@@ -17,7 +17,7 @@ LONG = "Count from 1 to 9."
 
 
 def one_line(name, done, status, *words):
-    """The program failed with `status`, nothing on stdout and one line on stderr with these words."""
+    """The program failed with `status`: nothing on stdout, one line with these words on stderr."""
     err = done.stderr.decode()
     t.check(done.returncode == status, f"{name}: exit {done.returncode}, want {status}: {err}")
     t.check(done.stdout == b"", f"{name}: stdout is {done.stdout[:80]}")
@@ -221,6 +221,15 @@ def test_output_fails():
         preexec_fn=lambda: os.close(1),
     )
     t.check(done.returncode == 1 and done.stderr.count(b"\n") == 1, f"closed stdout: {done}")
+    with tempfile.NamedTemporaryFile() as trace:
+        subprocess.run(
+            [DLM, "-q", "-p", QUESTION, "--trace", trace.name],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            check=False,
+            preexec_fn=lambda: os.close(1),
+        )
+        t.check(all(x.startswith(b'{"kind"') for x in trace), "the answer went into the trace")
     one_line(
         "--trace into nowhere", run("-q", "-p", QUESTION, "--trace", "/nosuch/x"), 1, "'/nosuch/x'"
     )

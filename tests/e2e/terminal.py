@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""terminal.py - what a person at a terminal sees and types: the picture, the conversation, Ctrl-C."""
+"""terminal.py - what a person at a terminal sees and types: pictures, a conversation, Ctrl-C."""
 
 import json
 import os
@@ -183,7 +183,7 @@ def test_interrupt_chat():
 
 
 def test_control_bytes():
-    """A model cannot drive the terminal: ids that decode to an escape sequence are shown, not obeyed."""
+    """A model cannot drive the terminal: an escape sequence it says is shown, not obeyed."""
     esc = run("tokenize", "\x1b[31m\x07").stdout.split()
     shown = after(Terminal("detokenize", *[i.decode() for i in esc]))[1]
     t.check(b"^[[31m^G" in shown and b"\x1b" not in shown, shown)
