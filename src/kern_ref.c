@@ -226,19 +226,25 @@ static f32 ref_block_dot_(const DlmUnpacked *u, const i8 *q, const i16 *sums, i3
     return (f32)dot * (u->d * d) - (f32)low * (u->dmin * d);
 }
 
+/* Blocks of 256 add in rising order; blocks of 32 in 8 lanes, block b in lane b mod 8, folded as above. */
+#define KERN_BLOCK_LANES 8
 static void ref_blocks(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi, const i8 *q, const f32 *d,
                        const i16 *sums, i32 n_rows) {
     const DlmTypeInfo *info = quant_info(w->type);
-    i32 block = (i32)info->block, n_blocks = w->n_in / block;
+    i32 block = (i32)info->block, n_blocks = w->n_in / block, n_lanes = block == 32 ? KERN_BLOCK_LANES : 1;
     for (i32 o = out_lo; o < out_hi; o++) {
         const u8 *row = (const u8 *)w->data + o * kern_row_bytes(w);
-        for (i32 m = 0; m < n_rows; m++) y[m * y_stride + o] = 0;
-        for (i32 b = 0; b < n_blocks; b++) {
-            DlmUnpacked u;
-            quant_unpack(w->type, row + (i64)b * info->bytes, &u);
-            for (i32 m = 0; m < n_rows; m++)
-                y[m * y_stride + o] += ref_block_dot_(&u, q + (i64)m * w->n_in + b * block,
-                                                      sums + ((i64)m * w->n_in + b * block) / 16, block, d[m * n_blocks + b]);
+        for (i32 m = 0; m < n_rows; m++) {
+            f32 lane[KERN_BLOCK_LANES] = {0};
+            for (i32 b = 0; b < n_blocks; b++) {
+                DlmUnpacked u;
+                i64 at = (i64)m * w->n_in + b * block;
+                quant_unpack(w->type, row + (i64)b * info->bytes, &u);
+                lane[b % n_lanes] += ref_block_dot_(&u, q + at, sums + at / 16, block, d[m * n_blocks + b]);
+            }
+            for (i32 half = n_lanes / 2; half > 0; half /= 2)
+                for (i32 j = 0; j < half; j++) lane[j] += lane[j + half];
+            y[m * y_stride + o] = lane[0];
         }
     }
 }

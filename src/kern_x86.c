@@ -321,7 +321,7 @@ AVX2_FN static void avx2_dense(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo
     }
 }
 
-/* ---- scaled blocks: unpack a block once, multiply it with up to 8 rows ---- */
+/* ---- scaled blocks of any type: unpack a block once, multiply it with up to 8 rows ---- */
 
 AVX2_FN static void avx2_quantize_blocks(i8 *q, f32 *d, i16 *sums, const f32 *x, i32 n, i32 block) {
     const __m256 abs_mask = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
@@ -353,39 +353,6 @@ AVX2_FN static void avx2_quantize_blocks(i8 *q, f32 *d, i16 *sums, const f32 *x,
 
 AVX2_FN INLINE __m256i avx2_load_(const void *p) {
     return _mm256_loadu_si256((const __m256i *)p);
-}
-
-AVX2_FN static void avx2_unpack_q6_K_(const DlmBlockQ6_K *b, DlmUnpacked *u) {
-    const __m256i low4 = _mm256_set1_epi8(15), low2 = _mm256_set1_epi8(3), bias = _mm256_set1_epi8(32);
-    for (int half = 0; half < 2; half++) {
-        __m256i l0 = avx2_load_(b->ql + 64 * half), l1 = avx2_load_(b->ql + 64 * half + 32);
-        __m256i h = avx2_load_(b->qh + 32 * half), low[4];
-        low[0] = _mm256_and_si256(l0, low4);
-        low[1] = _mm256_and_si256(l1, low4);
-        low[2] = _mm256_and_si256(_mm256_srli_epi16(l0, 4), low4);
-        low[3] = _mm256_and_si256(_mm256_srli_epi16(l1, 4), low4);
-        UNROLL
-        for (int j = 0; j < 4; j++) {
-            __m256i high = _mm256_slli_epi16(_mm256_and_si256(_mm256_srli_epi16(h, 2 * j), low2), 4);
-            __m256i v = _mm256_sub_epi8(_mm256_or_si256(low[j], high), bias);
-            _mm256_storeu_si256((__m256i *)(void *)(u->q + 128 * half + 32 * j), v);
-        }
-    }
-    _mm256_storeu_si256((__m256i *)(void *)u->scale,
-                        _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)b->scales)));
-    u->d = _cvtsh_ss(b->d), u->dmin = 0;
-}
-
-AVX2_FN static void avx2_unpack_q4_K_(const DlmBlockQ4_K *b, DlmUnpacked *u) {
-    const __m256i low4 = _mm256_set1_epi8(15);
-    UNROLL
-    for (int k = 0; k < 4; k++) {
-        __m256i v = avx2_load_(b->qs + 32 * k);
-        _mm256_storeu_si256((__m256i *)(void *)(u->q + 64 * k), _mm256_and_si256(v, low4));
-        _mm256_storeu_si256((__m256i *)(void *)(u->q + 64 * k + 32), _mm256_and_si256(_mm256_srli_epi16(v, 4), low4));
-    }
-    k_scales_(b->scales, u);
-    u->d = _cvtsh_ss(b->d), u->dmin = _cvtsh_ss(b->dmin);
 }
 
 AVX2_FN INLINE i32 avx2_sum_i32_(__m256i v) {
@@ -433,27 +400,285 @@ AVX2_FN INLINE void avx2_blocks_runs_(f32 *y, i64 y_stride, const DlmMat *w, i32
         for (i32 m0 = 0; m0 < n_rows; m0 += 8) {
             const u8 *row = (const u8 *)w->data + o * kern_row_bytes(w);
             i32 n = MIN_OF(8, n_rows - m0);
-            f32 acc[8] = {0};
+            f32 acc[8][KERN_BLOCK_LANES] = {{0}};
             for (i32 b = 0; b < n_blocks; b++, row += info->bytes) {
                 DlmUnpacked u;
                 Avx2Block s;
-                if (w->type == DLM_Q6_K) avx2_unpack_q6_K_((const DlmBlockQ6_K *)(const void *)row, &u);
-                else if (w->type == DLM_Q4_K) avx2_unpack_q4_K_((const DlmBlockQ4_K *)(const void *)row, &u);
-                else quant_unpack(w->type, row, &u);
+                quant_unpack(w->type, row, &u);
                 avx2_spread_(&u, n_runs, &s);
                 for (i32 m = 0; m < n; m++) {
                     i64 at = (i64)(m0 + m) * w->n_in + b * block;
-                    acc[m] += avx2_block_dot_(&s, q + at, sums + at / 16, n_runs, d[(i64)(m0 + m) * n_blocks + b]);
+                    acc[m][n_runs == 1 ? b % KERN_BLOCK_LANES : 0] += avx2_block_dot_(&s, q + at, sums + at / 16, n_runs, d[(i64)(m0 + m) * n_blocks + b]);
                 }
             }
-            for (i32 m = 0; m < n; m++) y[(m0 + m) * y_stride + o] = acc[m];
+            for (i32 m = 0; m < n; m++) {
+                const f32 *a = acc[m];
+                f32 folded = ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]));
+                y[(m0 + m) * y_stride + o] = n_runs == 1 ? folded : a[0];
+            }
         }
 }
 
+/* ---- Q6_K and Q4_K: unpacked in registers, a run at a time, for up to 8 rows ----
+ *
+ * Codes stay unsigned (at most 63), so that one vpmaddubsw multiplies them by the activations without overflow
+ * (2 * 63 * 127 = 16002); a vpmaddwd with the run's scales sums them. Q6_K's offset of 32 is taken off by the
+ * activations' sums: the integer results are those of the law. */
+
+/* Sums of 8 registers of 8 lanes, as the 8 lanes of one. */
+AVX2_FN INLINE __m256i avx2_sum8_(const __m256i v[8]) {
+    __m256i a = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
+    __m256i b = _mm256_hadd_epi32(_mm256_hadd_epi32(v[4], v[5]), _mm256_hadd_epi32(v[6], v[7]));
+    return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+}
+
+/* acc[m] += (f32)dot[m] * (d * d_row[m]) - (f32)low[m] * (dmin * d_row[m]), each row by the law. */
+AVX2_FN INLINE __m256 avx2_block_end_(__m256 acc, const __m256i dot[8], const __m256i low[8], f32 d, f32 dmin, __m256 d_row) {
+    __m256 v = _mm256_mul_ps(_mm256_cvtepi32_ps(avx2_sum8_(dot)), _mm256_mul_ps(_mm256_set1_ps(d), d_row));
+    __m256 l = _mm256_mul_ps(_mm256_cvtepi32_ps(avx2_sum8_(low)), _mm256_mul_ps(_mm256_set1_ps(dmin), d_row));
+    return _mm256_add_ps(acc, _mm256_sub_ps(v, l));
+}
+
+/* The scales of 16 runs of 16 weights as 16-bit lanes: those of even runs low, of odd runs high. */
+AVX2_FN INLINE __m256i avx2_even_odd_(const i8 *scales) {
+    const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+    return _mm256_cvtepi8_epi16(_mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)(const void *)scales), order));
+}
+
+/* Codes and scales of run k (32 weights) of a Q6_K block. */
+AVX2_FN INLINE void avx2_run_q6_K_(const DlmBlockQ6_K *b, __m256i scales, int k, __m256i *w, __m256i *scale) {
+    int half = k / 4, quarter = k % 4;
+    __m256i low = avx2_load_(b->ql + 64 * half + 32 * (quarter % 2)), high = avx2_load_(b->qh + 32 * half);
+    low = _mm256_and_si256(quarter / 2 ? _mm256_srli_epi16(low, 4) : low, _mm256_set1_epi8(15));
+    high = quarter < 2 ? _mm256_slli_epi16(high, 4 - 2 * quarter) : _mm256_srli_epi16(high, 2 * quarter - 4);
+    *w = _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi8(48)));
+    *scale = _mm256_shuffle_epi8(scales, _mm256_set1_epi16((i16)((2 * k + 1) << 8 | 2 * k)));
+}
+
+AVX2_FN INLINE void avx2_q6_K_rows_(f32 *y, i64 y_stride, const DlmMat *w, const u8 *row, const i8 *q, const f32 *d,
+                                    const i16 *sums, int n_rows) {
+    i32 n_blocks = w->n_in / DLM_QK_K;
+    __m256 acc = _mm256_setzero_ps();
+    for (i32 i = 0; i < n_blocks; i++) {
+        const DlmBlockQ6_K *b = (const DlmBlockQ6_K *)(const void *)row + i;
+        __m256i dot[8], none[8], scales = avx2_even_odd_(b->scales);
+        __m256i offset = _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)b->scales)), 5);
+        f32 d_row[8] = {0};
+        UNROLL
+        for (int m = 0; m < 8; m++) dot[m] = none[m] = _mm256_setzero_si256();
+        UNROLL
+        for (int k = 0; k < 8; k++) {
+            __m256i v, scale;
+            avx2_run_q6_K_(b, scales, k, &v, &scale);
+            UNROLL
+            for (int m = 0; m < n_rows; m++) {
+                __m256i p = _mm256_maddubs_epi16(v, avx2_load_(q + (i64)m * w->n_in + i * DLM_QK_K + 32 * k));
+                dot[m] = _mm256_add_epi32(dot[m], _mm256_madd_epi16(p, scale));
+            }
+        }
+        UNROLL
+        for (int m = 0; m < n_rows; m++) {
+            dot[m] = _mm256_sub_epi32(dot[m], _mm256_madd_epi16(offset, avx2_load_(sums + ((i64)m * w->n_in + i * DLM_QK_K) / 16)));
+            d_row[m] = d[(i64)m * n_blocks + i];
+        }
+        acc = avx2_block_end_(acc, dot, none, _cvtsh_ss(b->d), 0, _mm256_loadu_ps(d_row));
+    }
+    f32 out[8];
+    _mm256_storeu_ps(out, acc);
+    for (int m = 0; m < n_rows; m++) y[m * y_stride] = out[m];
+}
+
+AVX2_FN INLINE void avx2_q4_K_rows_(f32 *y, i64 y_stride, const DlmMat *w, const u8 *row, const i8 *q, const f32 *d,
+                                    const i16 *sums, int n_rows) {
+    i32 n_blocks = w->n_in / DLM_QK_K;
+    __m256 acc = _mm256_setzero_ps();
+    for (i32 i = 0; i < n_blocks; i++) {
+        const DlmBlockQ4_K *b = (const DlmBlockQ4_K *)(const void *)row + i;
+        __m256i dot[8], low[8];
+        DlmUnpacked u;
+        f32 d_row[8] = {0};
+        k_scales_(b->scales, &u);
+        UNROLL
+        for (int m = 0; m < 8; m++) dot[m] = low[m] = _mm256_setzero_si256();
+        UNROLL
+        for (int k = 0; k < 8; k++) {
+            __m256i v = avx2_load_(b->qs + 32 * (k / 2)), scale = _mm256_set1_epi16(u.scale[2 * k]);
+            v = _mm256_and_si256(k % 2 ? _mm256_srli_epi16(v, 4) : v, _mm256_set1_epi8(15));
+            UNROLL
+            for (int m = 0; m < n_rows; m++) {
+                __m256i p = _mm256_maddubs_epi16(v, avx2_load_(q + (i64)m * w->n_in + i * DLM_QK_K + 32 * k));
+                dot[m] = _mm256_add_epi32(dot[m], _mm256_madd_epi16(p, scale));
+            }
+        }
+        UNROLL
+        for (int m = 0; m < n_rows; m++) {
+            low[m] = _mm256_madd_epi16(avx2_load_(u.minimum), avx2_load_(sums + ((i64)m * w->n_in + i * DLM_QK_K) / 16));
+            d_row[m] = d[(i64)m * n_blocks + i];
+        }
+        acc = avx2_block_end_(acc, dot, low, _cvtsh_ss(b->d), _cvtsh_ss(b->dmin), _mm256_loadu_ps(d_row));
+    }
+    f32 out[8];
+    _mm256_storeu_ps(out, acc);
+    for (int m = 0; m < n_rows; m++) y[m * y_stride] = out[m];
+}
+
+/* ---- Q8_0, Q4_0, Q5_0 and IQ4_NL: 8 blocks of 32 at a time, a lane of the result for each ---- */
+
+/* The weights of a block as signed bytes. */
+AVX2_FN INLINE __m256i avx2_bytes_(DlmType type, const u8 *block) {
+    if (type == DLM_Q8_0) return avx2_load_(block + 2);
+    __m128i qs = _mm_loadu_si128((const __m128i *)(const void *)(block + (type == DLM_Q5_0 ? 6 : 2)));
+    __m256i v = _mm256_set_m128i(_mm_srli_epi16(qs, 4), qs);
+    v = _mm256_and_si256(v, _mm256_set1_epi8(15));
+    if (type == DLM_Q4_0) return _mm256_sub_epi8(v, _mm256_set1_epi8(8));
+    if (type == DLM_IQ4_NL) {
+        __m128i table = _mm_loadu_si128((const __m128i *)(const void *)QUANT_IQ4_LEVELS);
+        return _mm256_shuffle_epi8(_mm256_set_m128i(table, table), v);
+    }
+    /* Q5_0: bit j of qh selects 16 for byte j; those without it are lowered by 16 */
+    const __m256i which = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    __m256i bits = _mm256_shuffle_epi8(_mm256_set1_epi32((i32)load_u32(block + 2)), which);
+    bits = _mm256_or_si256(bits, _mm256_set1_epi64x(0x7fbfdfeff7fbfdfe));
+    __m256i set = _mm256_cmpeq_epi8(bits, _mm256_set1_epi8(-1));
+    return _mm256_or_si256(v, _mm256_andnot_si256(set, _mm256_set1_epi8((char)0xf0)));
+}
+
+AVX2_FN INLINE void avx2_block32_rows_(DlmType type, f32 *y, i64 y_stride, const DlmMat *w, const u8 *row, const i8 *q,
+                                       const f32 *d, int n_rows) {
+    i32 n_blocks = w->n_in / 32, bytes = type == DLM_Q8_0 ? 34 : type == DLM_Q5_0 ? 22 : 18;
+    __m256 acc[4];
+    UNROLL
+    for (int m = 0; m < n_rows; m++) acc[m] = _mm256_setzero_ps();
+    for (i32 b = 0; b < n_blocks; b += 8) {
+        i32 n = MIN_OF(8, n_blocks - b);
+        __m256i part[4][8];
+        f32 d_w[8] = {0}, d_row[4][8] = {{0}};
+        for (i32 k = 0; k < 8; k++) {
+            const u8 *block = row + (i64)(b + k) * bytes;
+            __m256i v = k < n ? avx2_bytes_(type, block) : _mm256_setzero_si256(), abs = _mm256_abs_epi8(v);
+            if (k < n) d_w[k] = _cvtsh_ss(load_u16(block));
+            UNROLL
+            for (int m = 0; m < n_rows; m++) {
+                __m256i a = k < n ? avx2_load_(q + (i64)m * w->n_in + 32 * (b + k)) : v;
+                if (k < n) d_row[m][k] = d[(i64)m * n_blocks + b + k];
+                part[m][k] = _mm256_madd_epi16(_mm256_maddubs_epi16(abs, _mm256_sign_epi8(a, v)), _mm256_set1_epi16(1));
+            }
+        }
+        UNROLL
+        for (int m = 0; m < n_rows; m++) {
+            __m256 scale = _mm256_mul_ps(_mm256_loadu_ps(d_w), _mm256_loadu_ps(d_row[m]));
+            acc[m] = _mm256_add_ps(acc[m], _mm256_mul_ps(_mm256_cvtepi32_ps(avx2_sum8_(part[m])), scale));
+        }
+    }
+    UNROLL
+    for (int m = 0; m < n_rows; m++) y[m * y_stride] = avx2_fold_(acc[m], _mm256_setzero_ps());
+}
+
+AVX2_FN INLINE void avx2_block32_(DlmType type, f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi, const i8 *q,
+                                  const f32 *d, i32 n_rows) {
+    i64 n_in = w->n_in, n_blocks = n_in / 32, bytes = kern_row_bytes(w);
+    for (i32 m = 0, step; m < n_rows; m += step) {
+        step = n_rows - m >= 4 ? 4 : 1;
+        for (i32 o = out_lo; o < out_hi; o++) {
+            const u8 *row = (const u8 *)w->data + o * bytes;
+            f32 *out = y + m * y_stride + o;
+            if (step == 4) avx2_block32_rows_(type, out, y_stride, w, row, q + m * n_in, d + m * n_blocks, 4);
+            else avx2_block32_rows_(type, out, y_stride, w, row, q + m * n_in, d + m * n_blocks, 1);
+        }
+    }
+}
+
+/* The loops around X_rows_: outputs, then rows by 8, 4, 2, 1. */
+#define DEFINE_K_TYPE(level, FN, type)                                                                                \
+    FN static void level##_##type##_(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi, const i8 *q,      \
+                                     const f32 *d, const i16 *sums, i32 n_rows) {                                     \
+        i64 n_in = w->n_in, n_blocks = n_in / DLM_QK_K, bytes = kern_row_bytes(w);                                    \
+        for (i32 m = 0, step; m < n_rows; m += step) {                                                                \
+            const i8 *qm = q + m * n_in;                                                                              \
+            const f32 *dm = d + m * n_blocks;                                                                         \
+            const i16 *sm = sums + m * n_in / 16;                                                                     \
+            step = n_rows - m >= 8 ? 8 : n_rows - m >= 4 ? 4 : n_rows - m >= 2 ? 2 : 1;                               \
+            for (i32 o = out_lo; o < out_hi; o++) {                                                                   \
+                const u8 *row = (const u8 *)w->data + o * bytes;                                                      \
+                f32 *out = y + m * y_stride + o;                                                                      \
+                if (step == 8) level##_##type##_rows_(out, y_stride, w, row, qm, dm, sm, 8);                          \
+                else if (step == 4) level##_##type##_rows_(out, y_stride, w, row, qm, dm, sm, 4);                     \
+                else if (step == 2) level##_##type##_rows_(out, y_stride, w, row, qm, dm, sm, 2);                     \
+                else level##_##type##_rows_(out, y_stride, w, row, qm, dm, sm, 1);                                    \
+            }                                                                                                         \
+        }                                                                                                             \
+    }
+
+DEFINE_K_TYPE(avx2, AVX2_FN, q6_K)
+DEFINE_K_TYPE(avx2, AVX2_FN, q4_K)
+
 AVX2_FN static void avx2_blocks(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi, const i8 *q, const f32 *d,
                                 const i16 *sums, i32 n_rows) {
-    if (quant_info(w->type)->block == 32) avx2_blocks_runs_(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows, 1);
-    else avx2_blocks_runs_(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows, 8);
+    switch (w->type) {
+    case DLM_Q6_K: avx2_q6_K_(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows); return;
+    case DLM_Q4_K: avx2_q4_K_(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows); return;
+    case DLM_Q8_0: avx2_block32_(DLM_Q8_0, y, y_stride, w, out_lo, out_hi, q, d, n_rows); return;
+    case DLM_Q4_0: avx2_block32_(DLM_Q4_0, y, y_stride, w, out_lo, out_hi, q, d, n_rows); return;
+    case DLM_Q5_0: avx2_block32_(DLM_Q5_0, y, y_stride, w, out_lo, out_hi, q, d, n_rows); return;
+    case DLM_IQ4_NL: avx2_block32_(DLM_IQ4_NL, y, y_stride, w, out_lo, out_hi, q, d, n_rows); return;
+    case DLM_Q4_1:
+    case DLM_Q5_1: avx2_blocks_runs_(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows, 1); return;
+    default: avx2_blocks_runs_(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows, 8); return;
+    }
+}
+
+/* AVX-512: runs of 64 weights; vpdpwssd multiplies by the scales and adds in one instruction. */
+AVX512_FN INLINE void avx512_q6_K_rows_(f32 *y, i64 y_stride, const DlmMat *w, const u8 *row, const i8 *q, const f32 *d,
+                                        const i16 *sums, int n_rows) {
+    i32 n_blocks = w->n_in / DLM_QK_K;
+    const __m512i low4 = _mm512_set1_epi8(15), mid2 = _mm512_set1_epi8(48);
+    const __m512i left = _mm512_inserti64x4(_mm512_set1_epi16(4), _mm256_set1_epi16(2), 1); /* bits 0-1 and 2-3 to 4-5 */
+    const __m512i right = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(2), 1); /* 4-5 stay, 6-7 to 4-5 */
+    __m512i spread = _mm512_setzero_si512(); /* which of 4 scales each of 32 lanes takes */
+    for (int j = 0; j < 4; j++) spread = _mm512_mask_set1_epi16(spread, (__mmask32)0xffu << 8 * j, (i16)j);
+    __m256 acc = _mm256_setzero_ps();
+    for (i32 i = 0; i < n_blocks; i++) {
+        const DlmBlockQ6_K *b = (const DlmBlockQ6_K *)(const void *)row + i;
+        __m512i wide[8];
+        __m256i dot[8], none[8];
+        __m256i scales = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)b->scales));
+        __m256i offset = _mm256_slli_epi16(scales, 5);
+        f32 d_row[8] = {0};
+        UNROLL
+        for (int m = 0; m < 8; m++) wide[m] = _mm512_setzero_si512(), none[m] = dot[m] = _mm256_setzero_si256();
+        UNROLL
+        for (int k = 0; k < 4; k++) {
+            __m512i low = _mm512_loadu_si512(b->ql + 64 * (k / 2)), high = _mm512_broadcast_i64x4(avx2_load_(b->qh + 32 * (k / 2)));
+            low = _mm512_and_si512(k % 2 ? _mm512_srli_epi16(low, 4) : low, low4);
+            high = k % 2 ? _mm512_srlv_epi16(high, right) : _mm512_sllv_epi16(high, left);
+            __m512i v = _mm512_or_si512(low, _mm512_and_si512(high, mid2));
+            __m512i scale = _mm512_permutexvar_epi16(_mm512_add_epi16(spread, _mm512_set1_epi16((i16)(4 * k))),
+                                                     _mm512_castsi256_si512(scales));
+            UNROLL
+            for (int m = 0; m < n_rows; m++) {
+                __m512i p = _mm512_maddubs_epi16(v, _mm512_loadu_si512(q + (i64)m * w->n_in + i * DLM_QK_K + 64 * k));
+                wide[m] = _mm512_dpwssd_epi32(wide[m], p, scale);
+            }
+        }
+        UNROLL
+        for (int m = 0; m < n_rows; m++) {
+            __m256i low = _mm256_madd_epi16(offset, avx2_load_(sums + ((i64)m * w->n_in + i * DLM_QK_K) / 16));
+            dot[m] = _mm256_sub_epi32(_mm256_add_epi32(_mm512_castsi512_si256(wide[m]), _mm512_extracti64x4_epi64(wide[m], 1)), low);
+            d_row[m] = d[(i64)m * n_blocks + i];
+        }
+        acc = avx2_block_end_(acc, dot, none, _cvtsh_ss(b->d), 0, _mm256_loadu_ps(d_row));
+    }
+    f32 out[8];
+    _mm256_storeu_ps(out, acc);
+    for (int m = 0; m < n_rows; m++) y[m * y_stride] = out[m];
+}
+
+DEFINE_K_TYPE(avx512, AVX512_FN, q6_K)
+
+AVX512_FN static void avx512_blocks(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi, const i8 *q, const f32 *d,
+                                    const i16 *sums, i32 n_rows) {
+    if (w->type == DLM_Q6_K) avx512_q6_K_(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows);
+    else avx2_blocks(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows);
 }
 
 /* ---- ternary matrices ----
@@ -633,12 +858,12 @@ DEFINE_TERNARY(avx2, AVX2_FN, 4)
 DEFINE_TERNARY(avxvnni, AVXVNNI_FN, 4)
 DEFINE_TERNARY(avx512, AVX512_FN, 8)
 
-#define X86_LEVEL(name, ternary)                                                                        \
-    {name,          avx2_quantize_row, ternary,     avx2_quantize_blocks, avx2_blocks, avx2_dense, \
+#define X86_LEVEL(name, ternary, blocks)                                                                        \
+    {name,          avx2_quantize_row, ternary,     avx2_quantize_blocks, blocks,     avx2_dense, \
      avx2_rms_norm, avx2_gate,         avx2_to_f16, avx2_attend,          avx2_top1}
-static const DlmKernels KERN_AVX2 = X86_LEVEL("avx2", avx2_ternary);
-static const DlmKernels KERN_AVXVNNI = X86_LEVEL("avxvnni", avxvnni_ternary);
-static const DlmKernels KERN_AVX512 = X86_LEVEL("avx512", avx512_ternary);
+static const DlmKernels KERN_AVX2 = X86_LEVEL("avx2", avx2_ternary, avx2_blocks);
+static const DlmKernels KERN_AVXVNNI = X86_LEVEL("avxvnni", avxvnni_ternary, avx2_blocks);
+static const DlmKernels KERN_AVX512 = X86_LEVEL("avx512", avx512_ternary, avx512_blocks);
 
 /* The levels that this machine can run, best first; NULL past the last. */
 static const DlmKernels *kern_x86_level(int i) {

@@ -277,13 +277,15 @@ static void q3_K_unpack_(const u8 *p, DlmUnpacked *u) {
     u->d = f16_to_f32(b->d), u->dmin = 0;
 }
 
-/* Scale and minimum k of 8, 6 bits each, of Q4_K and Q5_K; for two runs of 16 weights. */
+/* The 8 scales and 8 minima of Q4_K and Q5_K, 6 bits each in 12 bytes: the first four of both lie in the low bits of
+ * bytes 0..7, the last four's low halves in bytes 8..11, their high 2 bits on top of bytes 0..7. */
 static void k_scales_(const u8 s[12], DlmUnpacked *u) {
+    u32 a = load_u32(s), b = load_u32(s + 4), c = load_u32(s + 8);
+    const u32 scale[2] = {a & 0x3f3f3f3fu, (c & 0x0f0f0f0fu) | (a >> 2 & 0x30303030u)};
+    const u32 minimum[2] = {b & 0x3f3f3f3fu, (c >> 4 & 0x0f0f0f0fu) | (b >> 2 & 0x30303030u)};
     for (int k = 0; k < 8; k++) {
-        int scale = k < 4 ? s[k] & 63 : (s[k + 4] & 15) | s[k - 4] >> 6 << 4;
-        int minimum = k < 4 ? s[k + 4] & 63 : s[k + 4] >> 4 | s[k] >> 6 << 4;
-        u->scale[2 * k] = u->scale[2 * k + 1] = (i16)scale;
-        u->minimum[2 * k] = u->minimum[2 * k + 1] = (i16)minimum;
+        u->scale[2 * k] = u->scale[2 * k + 1] = (i16)(scale[k / 4] >> 8 * (k % 4) & 255);
+        u->minimum[2 * k] = u->minimum[2 * k + 1] = (i16)(minimum[k / 4] >> 8 * (k % 4) & 255);
     }
 }
 

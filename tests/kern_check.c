@@ -277,6 +277,24 @@ static void bench(const DlmKernels *k) {
                (f64)OUT * IN * rows[r] / best / 1e6);
     }
     cpu_mat_free(NULL, &m);
+    static const DlmType types[] = {DLM_Q8_0, DLM_Q4_0, DLM_Q4_K, DLM_Q6_K};
+    static f32 d[IN / 32 * ROWS];
+    static i16 sums[IN / 16 * ROWS];
+    for (size_t t = 0; t < COUNT_OF(types); t++) {
+        DlmMat w = random_matrix(quant_info(types[t]), OUT, IN);
+        for (i32 r = 1; r <= 32; r *= 8) {
+            f64 best = 1e30;
+            for (int i = 0; i < 5; i++) {
+                f64 from = os_now_ms();
+                k->blocks(y, OUT, &w, 0, OUT, q, d, sums, r);
+                best = MIN_OF(best, os_now_ms() - from);
+            }
+            printf("%-8s %s %d x %d, %2d rows: %8.3f ms, %7.1f G multiply-adds/s, %5.1f GB/s\n", k->name,
+                   quant_info(types[t])->name, OUT, IN, r, best, (f64)OUT * IN * r / best / 1e6,
+                   (f64)kern_row_bytes(&w) * OUT / best / 1e6);
+        }
+        test_guard_free((void *)(uintptr_t)w.data);
+    }
 }
 
 int main(int argc, char **argv) {
