@@ -142,7 +142,7 @@ static bool engine_open_slots_(Engine *g, const EngineOptions *o, Err *e) {
 }
 
 static bool engine_open_(Engine *g, const EngineOptions *o, Err *e) {
-    const ModelOptions mo = {.mask_id = o->mask_token_id, .i2s_layout = o->i2s_layout};
+    const ModelOptions mo = {.mask_id = o->mask_token_id, .i2s_layout = o->i2s_layout, .mapped = o->path != NULL};
     if (!engine_map_(g, o->path, e)) return false;
     if (!tok_open(&g->tok, &g->file, o->pre, e)) return false;
     g->tok_open = true;

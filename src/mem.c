@@ -28,19 +28,21 @@ static void *mem_alloc(u64 n, Err *e) {
         return NULL;
     }
 #ifdef DLM_TEST_ALLOC
-    mem_test_calls++;
-    bool refuse = mem_test_fail_at && mem_test_calls == mem_test_fail_at;
-    void *p = refuse ? NULL : aligned_alloc(MEM_ALIGN, size);
-    if (p) mem_test_live++;
-#else
-    void *p = aligned_alloc(MEM_ALIGN, size);
+    if (++mem_test_calls == mem_test_fail_at) size = 0;
 #endif
-    if (!p) {
+    /* calloc, not aligned_alloc and memset: large blocks come as zero pages that cost nothing until touched. What
+     * calloc returned is kept right before the block. */
+    u8 *raw = size ? calloc(1, size + MEM_ALIGN) : NULL;
+    if (!raw) {
         err_set(e, ERR_MEMORY, "out of memory: %llu bytes (%.1f MiB) were refused by the system",
                 (unsigned long long)n, (f64)n / 1048576.0);
         return NULL;
     }
-    memset(p, 0, size);
+#ifdef DLM_TEST_ALLOC
+    mem_test_live++;
+#endif
+    u8 *p = raw + (MEM_ALIGN - (uintptr_t)raw % MEM_ALIGN); /* calloc aligns to 16: the gap is at least that */
+    memcpy(p - sizeof raw, &raw, sizeof raw);
     return p;
 }
 
@@ -55,7 +57,9 @@ static void mem_free(void *p) {
 #ifdef DLM_TEST_ALLOC
     if (p) mem_test_live--;
 #endif
-    free(p);
+    u8 *raw = NULL;
+    if (p) memcpy(&raw, (u8 *)p - sizeof raw, sizeof raw);
+    free(raw);
 }
 
 /* ---- arena: one block whose size is computed before it is taken ---- */

@@ -1,7 +1,7 @@
 /* model.c - what a model is: its family, its sizes, its decode record, its weights bound and checked.
  *
  * Owns:      the repacked matrices and norm vectors; not the file's mapping, which must outlive the model.
- * Stands on: base mem gguf tok quant kern_ref
+ * Stands on: base mem os gguf tok quant kern_ref
  * Promises:  every shape is checked against the metadata before a forward pass can run; a tensor or setting that
  *            would change the function and is not understood is an error, never dropped. */
 #ifndef DLM_MODEL_C
@@ -12,6 +12,7 @@
 #include "gguf.c"
 #include "kern_ref.c"
 #include "mem.c"
+#include "os.c"
 #include "quant.c"
 #include "tok.c"
 
@@ -103,6 +104,7 @@ typedef struct {
 typedef struct {
     i32 mask_id;
     DlmI2sLayout i2s_layout;
+    bool mapped; /* the file is a mapping: pages of repacked tensors may be given back to the system */
 } ModelOptions;
 
 /* ---- metadata ---- */
@@ -395,6 +397,7 @@ static bool model_matrix_(ModelBinder *b, const char *base, i32 n_in, i32 n_out,
     DlmOps *ops = b->m->ops;
     const char *why = ops->mat_load(ops->self, out, &t);
     if (why) return err_set(b->e, strncmp(why, "out of memory", 13) ? ERR_MODEL : ERR_MEMORY, "%s: %s", b->m->file->label, why);
+    if (out->owned && b->o->mapped) os_forget(g->data, g->n_bytes);
     if (out->owned)
         b->m->weight_bytes += (u64)(out->n_out + 15) / 16 * 16 * (u64)((out->n_in + 15) / 16) * 4;
     return true;

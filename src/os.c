@@ -126,6 +126,14 @@ static void os_unmap(OsMap *m) {
     *m = (OsMap){0};
 }
 
+/* Gives back the pages that lie wholly inside [p, p + n) of a file mapping; touched again, they are read again.
+ * Never for memory that was written to: its contents would be lost. */
+static void os_forget(const void *p, u64 n) {
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = ((uintptr_t)p + page - 1) / page * page;
+    uintptr_t to = ((uintptr_t)p + n) / page * page;
+    if (from < to) madvise((void *)from, to - from, MADV_DONTNEED);
+}
+
 /* ---- reading ---- */
 
 typedef enum { OS_INPUT, OS_INPUT_NOT_YET, OS_INPUT_INTERRUPTED } OsWait;

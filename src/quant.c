@@ -102,26 +102,46 @@ static u64 quant_row_bytes(DlmType type, i64 n) {
 
 /* ---- ternary codes: value = (code - 1) * scale ---- */
 
-/* Trit n of a TQ1_0 byte: the byte is ceil(value * 256 / 3^5), so multiplying by 3^n shifts trit n to the top. */
-static u8 tq1_trit_(u8 byte, int n) {
+/* Loading a model decodes every weight once, so the two common formats decode several codes in one u64. */
+
+/* Trit n of four TQ1_0 bytes, which lie in the 16-bit lanes of x, to four codes. A byte is ceil(value * 256 / 3^5):
+ * multiplying by 3^n shifts trit n to the top of its low 8 bits, and times 3, over 256, it is the trit. */
+static void tq1_four_(u64 x, int n, u8 *codes) {
     static const u8 pow3[5] = {1, 3, 9, 27, 81};
-    u8 u = (u8)(byte * pow3[n]);
-    return (u8)((u32)u * 3 >> 8);
+    u64 t = (x * pow3[n] & 0x00ff00ff00ff00ffu) * 3 >> 8 & 0x0003000300030003u;
+    u32 four = (u32)((t & 0x3) | (t >> 8 & 0x300) | (t >> 16 & 0x30000) | (t >> 24 & 0x3000000));
+    memcpy(codes, &four, sizeof four);
+}
+
+/* The n_trits trits of n bytes (a multiple of 4): trit j of byte m goes to codes[stride * j + m]. */
+static void tq1_run_(const u8 *bytes, int n, int n_trits, int stride, u8 *codes) {
+    for (int m = 0; m < n; m += 4) {
+        u64 x = bytes[m] | (u64)bytes[m + 1] << 16 | (u64)bytes[m + 2] << 32 | (u64)bytes[m + 3] << 48;
+        for (int j = 0; j < n_trits; j++) tq1_four_(x, j, codes + stride * j + m);
+    }
 }
 
 static void tq1_codes_(const DlmBlockTQ1_0 *b, u8 *codes /* [256] */) {
-    for (int n = 0; n < 5; n++) {
-        for (int m = 0; m < 32; m++) codes[32 * n + m] = tq1_trit_(b->qs[m], n);
-        for (int m = 0; m < 16; m++) codes[160 + 16 * n + m] = tq1_trit_(b->qs[32 + m], n);
+    tq1_run_(b->qs, 32, 5, 32, codes);
+    tq1_run_(b->qs + 32, 16, 5, 16, codes + 160);
+    tq1_run_(b->qh, 4, 4, 4, codes + 240);
+}
+
+/* 32 bytes of 2-bit codes to 128 codes: field l (shift[l] bits up) of byte m goes to codes[32 l + m]. */
+static void four_fields_(const u8 *bytes, const u8 shift[4], u8 *codes) {
+    for (int m = 0; m < 32; m += 8) {
+        u64 x = load_u64(bytes + m);
+        for (int l = 0; l < 4; l++) {
+            u64 field = x >> shift[l] & 0x0303030303030303u;
+            memcpy(codes + 32 * l + m, &field, sizeof field);
+        }
     }
-    for (int n = 0; n < 4; n++)
-        for (int j = 0; j < 4; j++) codes[240 + 4 * n + j] = tq1_trit_(b->qh[j], n);
 }
 
 static void tq2_codes_(const DlmBlockTQ2_0 *b, u8 *codes /* [256] */) {
-    for (int g = 0; g < 2; g++)
-        for (int l = 0; l < 4; l++)
-            for (int m = 0; m < 32; m++) codes[128 * g + 32 * l + m] = b->qs[32 * g + m] >> 2 * l & 3;
+    static const u8 rising[4] = {0, 2, 4, 6};
+    four_fields_(b->qs, rising, codes);
+    four_fields_(b->qs + 32, rising, codes + 128);
 }
 
 static void q2_codes_(const DlmBlockQ2_0 *b, u8 *codes /* [64] */) {
@@ -130,6 +150,11 @@ static void q2_codes_(const DlmBlockQ2_0 *b, u8 *codes /* [64] */) {
 
 /* Codes of row `row` of an I2_S tensor. The flat layouts run over row ends, so elements are found one by one. */
 static void i2s_codes_(const DlmTensor *t, i64 row, u8 *codes /* [n_in] */) {
+    static const u8 falling[4] = {6, 4, 2, 0};
+    if (t->i2s_layout == DLM_I2S_128 && t->n_in % 128 == 0) { /* rows of whole groups: every official file */
+        for (i64 i = 0; i < t->n_in; i += 128) four_fields_(t->data + (row * t->n_in + i) / 4, falling, codes + i);
+        return;
+    }
     for (i64 i = 0; i < t->n_in; i++) {
         i64 e = row * t->n_in + i, byte = 0;
         int shift = 0;
