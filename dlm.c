@@ -24,7 +24,7 @@
  *     roof            cli                                    the only room that exits
  *     fourth floor    sample  decode  engine                 diffusion: why the house exists
  *     third floor     model  graph                           what a model is; one forward pass
- *     second floor    quant  kern_ref  kern_x86  kern        numbers
+ *     second floor    quant  kern_{ref,tile,x86,arm}  kern      numbers
  *     first floor     gguf  json  utf8  tok  tmpl            pure functions on bytes, all fuzzed
  *     ground          base  mem  os  pool                    knows no models and no formats
  *
@@ -94,8 +94,11 @@
 #include "src/quant.c"
 /* The scalar kernels: the law that the other levels are checked against. */
 #include "src/kern_ref.c"
-/* The x86 levels; empty on other machines. */
+/* The loops around a register tile of ternary weights, which the levels have in common. */
+#include "src/kern_tile.c"
+/* The x86 and aarch64 levels; each is empty on other machines. */
 #include "src/kern_x86.c"
+#include "src/kern_arm.c"
 /* Which level this CPU has, weights laid out for it, and the CPU's table of operations. */
 #include "src/kern.c"
 

@@ -1,13 +1,14 @@
 /* kern.c - the CPU backend: picks a kernel level, brings weights into shape, runs ops over the thread pool.
  *
  * Owns:      the backend's scratch buffers and the matrices it repacked.
- * Stands on: base mem pool quant kern_ref kern_x86
+ * Stands on: base mem pool quant kern_ref kern_x86 kern_arm
  * Promises:  threads split outputs, rows or heads, never one sum: results do not depend on the thread count;
  *            no op allocates once `reserve` has succeeded. */
 #ifndef DLM_KERN_C
 #define DLM_KERN_C
 
 #include "base.c"
+#include "kern_arm.c"
 #include "kern_ref.c"
 #include "kern_x86.c"
 #include "mem.c"
@@ -16,11 +17,16 @@
 
 /* ---- levels ---- */
 
+static const DlmKernels *kern_simd_level_(int i) { /* on each machine one of the two rooms is empty */
+    const DlmKernels *level = kern_x86_level(i);
+    return level ? level : kern_arm_level(i);
+}
+
 /* The i-th level of this machine, best first and "ref" last; NULL past the end. */
 static const DlmKernels *kern_level(int i) {
-    const DlmKernels *level = kern_x86_level(i);
+    const DlmKernels *level = kern_simd_level_(i);
     if (level) return level;
-    return i == 0 || kern_x86_level(i - 1) ? &KERN_REF : NULL;
+    return i == 0 || kern_simd_level_(i - 1) ? &KERN_REF : NULL;
 }
 
 /* The named level, or the best one for NULL. */

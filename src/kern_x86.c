@@ -1,7 +1,7 @@
 /* kern_x86.c - the x86-64 kernels: avx2 (with fma and f16c present), and its siblings avxvnni and avx512.
  *
  * Owns:      nothing.
- * Stands on: base quant kern_ref
+ * Stands on: base quant kern_ref kern_tile
  * Promises:  equal to kern_ref bit for bit; runs an instruction only after kern_x86_probe saw the CPU and the
  *            operating system offer it.
  *
@@ -12,6 +12,7 @@
 
 #include "base.c"
 #include "kern_ref.c"
+#include "kern_tile.c"
 #include "quant.c"
 
 #if defined(__x86_64__)
@@ -21,14 +22,6 @@
 #define AVX2_FN __attribute__((target("avx2,fma,f16c")))
 #define AVXVNNI_FN __attribute__((target("avx2,fma,f16c,avxvnni")))
 #define AVX512_FN __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")))
-#define INLINE static inline __attribute__((always_inline))
-
-/* Loops over register tiles: unrolled whole, or the tiles would live in memory. */
-#if defined(__clang__)
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
 
 /* ---- which levels this machine has: Intel SDM vol. 2, CPUID leaves 1 and 7, and XCR0 ---- */
 
@@ -681,22 +674,24 @@ AVX512_FN static void avx512_blocks(f32 *y, i64 y_stride, const DlmMat *w, i32 o
     else avx2_blocks(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows);
 }
 
-/* ---- ternary matrices ----
- *
- * X_acc_(acc, tiles, n_tiles, q, q_stride, n_rows, less_one): acc[m][o] = sum over the tiles' inputs of
- * code * q[m] (less_one: (code - 1) * q[m]), for the 16 outputs of a tile column and n_rows <= ROWS rows.
- * One load, shift and mask of a weight vector serves all the rows. */
+/* ---- ternary tiles: the loops around them are in kern_tile.c ---- */
 
-typedef i32 TileAcc[8][DLM_TILE_OUT];
+AVX2_FN static i32 avx2_sum(const i8 *q, i32 n) {
+    __m256i sum = _mm256_setzero_si256();
+    for (i32 i = 0; i < n; i += 16) {
+        __m256i v = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(q + i)));
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(v, _mm256_set1_epi16(1)));
+    }
+    return avx2_sum_i32_(sum);
+}
 
-/* 16-bit range proof: |code * q| <= 3 * 128, so one vpmaddubsw lane (two products) is within 768 in magnitude,
- * also after less_one takes its 2 * 128 off (the result is then (code - 1) * q twice: at most 512). A lane takes
- * 4 of them per tile; AVX2_FLUSH = 10 tiles make 40 * 768 = 30720 < 32768. */
+/* 16-bit range proof: |code * q| <= 3 * 128, so one vpmaddubsw lane (two products) is within 768 in
+ * magnitude. A lane takes 4 of them per tile; AVX2_FLUSH = 10 tiles make 40 * 768 = 30720 < 32768. */
 #define AVX2_FLUSH 10
 
-AVX2_FN INLINE void avx2_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, const i8 *q, i64 q_stride, int n_rows,
-                              bool less_one) {
-    const __m256i mask = _mm256_set1_epi8(3), one8 = _mm256_set1_epi8(1), one16 = _mm256_set1_epi16(1);
+AVX2_FN INLINE void avx2_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, const i8 *q, i64 q_stride,
+                              int n_rows) {
+    const __m256i mask = _mm256_set1_epi8(3), one16 = _mm256_set1_epi16(1);
     __m256i *wide = (__m256i *)(void *)acc; /* [8][2] registers of 8 outputs */
     UNROLL
     for (int j = 0; j < 2 * n_rows; j++) _mm256_store_si256(wide + j, _mm256_setzero_si256());
@@ -716,14 +711,8 @@ AVX2_FN INLINE void avx2_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, const i
                     i32 four;
                     memcpy(&four, q + m * q_stride + 16 * (i64)t + 4 * l, sizeof four);
                     __m256i a = _mm256_set1_epi32(four);
-                    __m256i p0 = _mm256_maddubs_epi16(c0, a), p1 = _mm256_maddubs_epi16(c1, a);
-                    if (less_one) {
-                        __m256i s = _mm256_maddubs_epi16(one8, a);
-                        p0 = _mm256_sub_epi16(p0, s);
-                        p1 = _mm256_sub_epi16(p1, s);
-                    }
-                    part[2 * m] = _mm256_add_epi16(part[2 * m], p0);
-                    part[2 * m + 1] = _mm256_add_epi16(part[2 * m + 1], p1);
+                    part[2 * m] = _mm256_add_epi16(part[2 * m], _mm256_maddubs_epi16(c0, a));
+                    part[2 * m + 1] = _mm256_add_epi16(part[2 * m + 1], _mm256_maddubs_epi16(c1, a));
                 }
             }
         }
@@ -734,9 +723,9 @@ AVX2_FN INLINE void avx2_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, const i
     }
 }
 
-AVXVNNI_FN INLINE void avxvnni_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, const i8 *q, i64 q_stride, int n_rows,
-                                    bool less_one) {
-    const __m256i mask = _mm256_set1_epi8(3), one8 = _mm256_set1_epi8(1);
+AVXVNNI_FN INLINE void avxvnni_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, const i8 *q, i64 q_stride,
+                                    int n_rows) {
+    const __m256i mask = _mm256_set1_epi8(3);
     __m256i part[8];
     UNROLL
     for (int j = 0; j < 2 * n_rows; j++) part[j] = _mm256_setzero_si256();
@@ -752,11 +741,6 @@ AVXVNNI_FN INLINE void avxvnni_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, c
                 i32 four;
                 memcpy(&four, q + m * q_stride + 16 * (i64)t + 4 * l, sizeof four);
                 __m256i a = _mm256_set1_epi32(four);
-                if (less_one) {
-                    __m256i s = _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), one8, a);
-                    part[2 * m] = _mm256_sub_epi32(part[2 * m], s);
-                    part[2 * m + 1] = _mm256_sub_epi32(part[2 * m + 1], s);
-                }
                 part[2 * m] = _mm256_dpbusd_avx_epi32(part[2 * m], c0, a);
                 part[2 * m + 1] = _mm256_dpbusd_avx_epi32(part[2 * m + 1], c1, a);
             }
@@ -766,9 +750,9 @@ AVXVNNI_FN INLINE void avxvnni_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, c
     for (int j = 0; j < 2 * n_rows; j++) _mm256_store_si256((__m256i *)(void *)acc + j, part[j]);
 }
 
-AVX512_FN INLINE void avx512_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, const i8 *q, i64 q_stride, int n_rows,
-                                  bool less_one) {
-    const __m512i mask = _mm512_set1_epi8(3), one8 = _mm512_set1_epi8(1);
+AVX512_FN INLINE void avx512_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, const i8 *q, i64 q_stride,
+                                  int n_rows) {
+    const __m512i mask = _mm512_set1_epi8(3);
     __m512i part[8][2]; /* two chains a row: vpdpbusd has a latency of 4 to 5 */
     UNROLL
     for (int m = 0; m < n_rows; m++) part[m][0] = part[m][1] = _mm512_setzero_si512();
@@ -782,9 +766,6 @@ AVX512_FN INLINE void avx512_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, con
                 i32 four;
                 memcpy(&four, q + m * q_stride + 16 * (i64)t + 4 * l, sizeof four);
                 __m512i a = _mm512_set1_epi32(four);
-                if (less_one)
-                    part[m][l & 1] = _mm512_sub_epi32(part[m][l & 1],
-                                                      _mm512_dpbusd_epi32(_mm512_setzero_si512(), one8, a));
                 part[m][l & 1] = _mm512_dpbusd_epi32(part[m][l & 1], c, a);
             }
         }
@@ -793,70 +774,21 @@ AVX512_FN INLINE void avx512_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, con
     for (int m = 0; m < n_rows; m++) _mm512_store_si512(acc[m], _mm512_add_epi32(part[m][0], part[m][1]));
 }
 
-/* y[o] = (f32)(acc[o] - sum) * scale for n <= 16 outputs. */
-AVX2_FN INLINE void avx2_scale_store_(f32 *y, const i32 *acc, i32 sum, f32 scale, i32 n) {
-    __m256i sum8 = _mm256_set1_epi32(sum);
-    __m256 s8 = _mm256_set1_ps(scale), v[2];
-    for (int j = 0; j < 2; j++) {
-        __m256i a = _mm256_load_si256((const __m256i *)(const void *)(acc + 8 * j));
-        v[j] = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(a, sum8)), s8);
-    }
-    if (n == DLM_TILE_OUT) {
-        _mm256_storeu_ps(y, v[0]);
-        _mm256_storeu_ps(y + 8, v[1]);
-        return;
-    }
-    f32 tmp[DLM_TILE_OUT];
-    _mm256_storeu_ps(tmp, v[0]);
-    _mm256_storeu_ps(tmp + 8, v[1]);
-    memcpy(y, tmp, (size_t)n * sizeof *y);
-}
+TILE_ROWS(avx2, AVX2_FN, 1)
+TILE_ROWS(avx2, AVX2_FN, 2)
+TILE_ROWS(avx2, AVX2_FN, 4)
+TILE_TERNARY(avx2, avx2_sum, avx2_acc1, avx2_acc2, avx2_acc4)
 
-/* The loops around X_acc_, the same at each level: groups of 16 outputs, then rows by ROWS, then the remainder.
- * A matrix with a scale per block is summed block by block, in floats, in rising order (the law). */
-#define DEFINE_TERNARY(level, FN, ROWS)                                                                               \
-    FN INLINE void level##_blocks_(f32 *y, const DlmMat *w, i32 group, const i8 *q, const f32 *inv_scale, i32 n) {    \
-        _Alignas(64) TileAcc acc;                                                                                     \
-        i32 n_tiles = (w->n_in + DLM_TILE_IN - 1) / DLM_TILE_IN, per_block = w->scale_block / DLM_TILE_IN;            \
-        const u8 *tiles = (const u8 *)w->data + (i64)group * n_tiles * DLM_TILE_BYTES;                                \
-        const f32 *scales = w->scales + (i64)group * (w->n_in / w->scale_block) * DLM_TILE_OUT;                       \
-        f32 out[DLM_TILE_OUT] = {0};                                                                                  \
-        for (i32 b = 0; b < w->n_in / w->scale_block; b++) {                                                          \
-            level##_acc_(acc, tiles + (i64)b * per_block * DLM_TILE_BYTES, per_block, q + b * w->scale_block, 0, 1,   \
-                         true);                                                                                       \
-            for (int o = 0; o < DLM_TILE_OUT; o++) out[o] += (f32)acc[0][o] * scales[b * DLM_TILE_OUT + o];           \
-        }                                                                                                             \
-        for (i32 o = 0; o < n; o++) y[o] = out[o] * *inv_scale;                                                       \
-    }                                                                                                                 \
-    FN static void level##_ternary(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi, const i8 *q,        \
-                                   i64 q_stride, const f32 *inv_scale, const i32 *sum, i32 n_rows) {                  \
-        _Alignas(64) TileAcc acc;                                                                                     \
-        i32 n_tiles = (w->n_in + DLM_TILE_IN - 1) / DLM_TILE_IN;                                                      \
-        for (i32 o = out_lo; o < out_hi; o += DLM_TILE_OUT) {                                                         \
-            const u8 *tiles = (const u8 *)w->data + (i64)(o / DLM_TILE_OUT) * n_tiles * DLM_TILE_BYTES;               \
-            i32 n = MIN_OF(DLM_TILE_OUT, out_hi - o);                                                                 \
-            for (i32 m = 0, step; m < n_rows; m += step) {                                                            \
-                const i8 *qm = q + m * q_stride;                                                                      \
-                step = n_rows - m;                                                                                    \
-                if (w->scales) {                                                                                      \
-                    step = 1;                                                                                         \
-                    level##_blocks_(y + m * y_stride + o, w, o / DLM_TILE_OUT, qm, inv_scale + m, n);                 \
-                    continue;                                                                                         \
-                }                                                                                                     \
-                if (step >= ROWS) level##_acc_(acc, tiles, n_tiles, qm, q_stride, step = ROWS, false);                \
-                else if (step >= 4) level##_acc_(acc, tiles, n_tiles, qm, q_stride, step = 4, false);                 \
-                else if (step >= 2) level##_acc_(acc, tiles, n_tiles, qm, q_stride, step = 2, false);                 \
-                else level##_acc_(acc, tiles, n_tiles, qm, q_stride, step = 1, false);                                \
-                for (i32 r = 0; r < step; r++)                                                                        \
-                    avx2_scale_store_(y + (m + r) * y_stride + o, acc[r], sum[m + r], w->scale * inv_scale[m + r],    \
-                                      n);                                                                             \
-            }                                                                                                         \
-        }                                                                                                             \
-    }
+TILE_ROWS(avxvnni, AVXVNNI_FN, 1)
+TILE_ROWS(avxvnni, AVXVNNI_FN, 2)
+TILE_ROWS(avxvnni, AVXVNNI_FN, 4)
+TILE_TERNARY(avxvnni, avx2_sum, avxvnni_acc1, avxvnni_acc2, avxvnni_acc4)
 
-DEFINE_TERNARY(avx2, AVX2_FN, 4)
-DEFINE_TERNARY(avxvnni, AVXVNNI_FN, 4)
-DEFINE_TERNARY(avx512, AVX512_FN, 8)
+TILE_ROWS(avx512, AVX512_FN, 1)
+TILE_ROWS(avx512, AVX512_FN, 2)
+TILE_ROWS(avx512, AVX512_FN, 4)
+TILE_ROWS(avx512, AVX512_FN, 8)
+TILE_TERNARY(avx512, avx2_sum, avx512_acc1, avx512_acc2, avx512_acc4, avx512_acc8)
 
 #define X86_LEVEL(name, ternary, blocks)                                                                        \
     {name,          avx2_quantize_row, ternary,     avx2_quantize_blocks, blocks,     avx2_dense, \
