@@ -165,6 +165,7 @@ static bool cpu_repack_(Cpu *c, DlmMat *m, const DlmTensor *t, Err *e) {
     r.codes = mem_alloc_n(threads, (u64)r.n_tiles * DLM_TILE_IN, e);
     r.row_scale = mem_alloc_n(threads, (u64)r.n_blocks * sizeof(f32), e);
     bool ok = r.tiles && r.scales && r.codes && r.row_scale;
+    if (ok) os_want_huge_pages(r.tiles, (u64)groups * (u64)r.n_tiles * DLM_TILE_BYTES);
     if (ok) {
         pool_for(c->pool, groups, cpu_grain_(16 * t->n_in * 8), cpu_repack_groups_, &r);
         if (!cpu_scales_finite_(r.scales, n_scales))
