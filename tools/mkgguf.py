@@ -654,7 +654,7 @@ def define_crimes():
     crime_tensor("offset-beyond-file", q, offset=2**30)
     crime_tensor("offset-wraps", q, offset=2**64 - 32)
     crime_tensor("offset-overlaps", "blk.0.attn_k.weight", offset=0)
-    crime_tensor("type-q4-k", q, kind=12, ne=[256, 16])
+    crime_tensor("type-iq2-xxs", q, kind=16, ne=[256, 16])
     crime_tensor("type-tl1", q, kind=38)
     crime_tensor("type-removed-q4-2", q, kind=4)
     crime_tensor("type-99", q, kind=99)
