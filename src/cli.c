@@ -102,6 +102,7 @@ static const CliWord CLI_LAYOUTS[] = {{"128", DLM_I2S_128},
                                       {"row4", DLM_I2S_ROW4},
                                       {"seq", DLM_I2S_SEQ},
                                       {NULL, 0}};
+static const CliWord CLI_KV_TYPES[] = {{"f16", DLM_F16}, {"f32", DLM_F32}, {NULL, 0}};
 
 typedef enum {
     CLI_SWITCH, /* bool; also spelled --no-NAME */
@@ -165,10 +166,11 @@ static const CliOpt CLI_OPTS[] = {
      .verbs = CLI_ANSWER, .group = CLI_G_DIFFUSION, .unset = "the model's",
      .help = "Reveal tokens whose probability is above P; above 1 reveals one at a time."},
     {0, "block-size", "--diffusion-block-length", CLI_INT, "N", CLI_AT(decode.block_size), .min = 0,
-     .max = 4096, .verbs = CLI_ANSWER, .group = CLI_G_DIFFUSION, .unset = "the model's",
+     .max = MODEL_BLOCK_MAX, .verbs = CLI_ANSWER, .group = CLI_G_DIFFUSION, .unset = "the model's",
      .help = "Tokens in a block."},
     {0, "sub-block-size", "--small-block-size", CLI_INT, "N", CLI_AT(decode.sub_block_size),
-     .min = 0, .max = 4096, .verbs = CLI_ANSWER, .group = CLI_G_DIFFUSION, .unset = "the model's",
+     .min = 0, .max = MODEL_BLOCK_MAX, .verbs = CLI_ANSWER, .group = CLI_G_DIFFUSION,
+     .unset = "the model's",
      .help = "Tokens in the part of a block that is revealed before the next part begins."},
     {0, "dual-cache", NULL, CLI_SWITCH, NULL, CLI_AT(decode.dual_cache), .verbs = CLI_ANSWER,
      .group = CLI_G_DIFFUSION,
@@ -218,6 +220,10 @@ static const CliOpt CLI_OPTS[] = {
     {0, "i2s-layout", NULL, CLI_WORD, "LAYOUT", CLI_AT(engine.i2s_layout), .words = CLI_LAYOUTS,
      .verbs = CLI_ANSWER | CLI_INFO, .group = CLI_G_MODEL,
      .help = "How the codes of I2_S tensors lie, which their files do not say."},
+    {0, "kv-type", "-ctk -ctv --cache-type-k --cache-type-v", CLI_WORD, "TYPE",
+     CLI_AT(engine.kv_type), .words = CLI_KV_TYPES, .verbs = CLI_ANSWER | CLI_INFO,
+     .group = CLI_G_MODEL,
+     .help = "Number type of the cache of keys and values; f32 takes twice the memory of f16."},
     {0, "pre", NULL, CLI_TEXT, "NAME", CLI_AT(engine.pre), .verbs = CLI_FILES, .group = CLI_G_MODEL,
      .unset = "the file's", .help = "Pre-tokenizer, where the file's is wrong."},
 
@@ -295,11 +301,13 @@ static const CliTopic CLI_TOPICS[] = {
      "             that were not trained to diffuse.\n"
      "\n"
      "A finished block is committed by one more pass over its final tokens. The closing line counts\n"
-     "both kinds: tokens per forward is tokens / (denoising + committing passes).\n"},
+     "the passes that made the answer: denoising, committing, those of ar, and the reading of the\n"
+     "prompt where that gave the first token. Tokens per forward is tokens / these passes.\n"},
     {"formats", "What can be read",
      "GGUF files of version 2 and 3, little-endian, mapped and used in place.\n"
      "\n"
-     "  tensors    F32 F16 BF16 Q8_0 TQ1_0 TQ2_0 Q2_0, and I2_S of the BitNet fork\n"
+     "  tensors    F32 F16 BF16; Q4_0 Q4_1 Q5_0 Q5_1 Q8_0; Q2_K Q3_K Q4_K Q5_K Q6_K;\n"
+     "             IQ4_NL IQ4_XS; ternary TQ1_0 TQ2_0 Q2_0, and I2_S of the BitNet fork\n"
      "  families   bitnet, bitnet-b1.58, bitnet-25; llama, qwen2\n"
      "  tokenizer  byte-level BPE (tokenizer.ggml.model = gpt2) with the pre-tokenizers gpt-2,\n"
      "             llama-bpe, qwen2 and smollm\n"
@@ -984,10 +992,12 @@ static bool cli_params_(const Cli *c, DecodeParams *p, Err *e) {
 
 static bool cli_engine_open_(CliEngine *x, const Cli *c, Err *e) {
     *x = (CliEngine){.chat_template = {.max = CLI_PROMPT_MAX}};
+    EngineOptions options = c->engine;
+    options.block_size_max = c->decode.block_size;
     f64 from = os_now_ms();
     bool ok = cli_params_(c, &x->params, e) &&
               (!c->template_file || os_read_file(c->template_file, &x->chat_template, e)) &&
-              engine_open(&x->engine, &c->engine, e);
+              engine_open(&x->engine, &options, e);
     if (!ok) {
         cli_engine_close_(x);
         return false;
@@ -1181,6 +1191,7 @@ typedef struct {
     bool at_newline; /* what was printed ends with one */
     Err err;         /* why output failed; clean when the reader has gone */
     int trace_fd;    /* -1: none */
+    i32 n_first;     /* tokens of this answer that reading the prompt gave: 0 or 1 */
     CliWatch watch;
 } CliShow;
 
@@ -1237,6 +1248,7 @@ static void cli_trace_(CliShow *v, const DecodeStep *s) {
 
 static void cli_on_step_(void *arg, const DecodeStep *s) {
     CliShow *v = arg;
+    if (strcmp(s->kind, "prefill") == 0) v->n_first += s->n_reveals;
     if (v->trace_fd >= 0 && !v->stop) cli_trace_(v, s);
     if (!v->cli->watch) return;
     cli_watch_pause_(&v->watch, v->cli->watch_ms);
@@ -1253,6 +1265,7 @@ static bool cli_answer_(const CliEngine *x, CliShow *v, const TokIds *prompt, De
                         Err *e) {
     const DecodeEvents events = {
         .arg = v, .text = cli_on_text_, .step = cli_on_step_, .cancelled = cli_on_cancelled_};
+    v->n_first = 0;
     v->watch.cells.n = 0;
     v->watch.drawn_ms = v->watch.paused_ms = 0;
     bool ok = engine_generate(x->engine, 0, prompt->p, (i32)prompt->n, &x->params, &events, r, e);
@@ -1274,15 +1287,18 @@ static bool cli_answer_(const CliEngine *x, CliShow *v, const TokIds *prompt, De
 
 /* ---- what an answer cost ---- */
 
-/* The passes that made the answer. Left to right, the prefill is one of them: it predicts the first
- * token. */
-static i32 cli_forwards_(const DecodeResult *r) {
-    if (r->n_forwards_denoise) return r->n_forwards_denoise + r->n_forwards_commit;
-    return r->n_forwards_ar + (r->ids.n > 0);
+/* The passes that made the answer: reading the prompt is one of them where that gave a token. */
+static i32 cli_forwards_(const CliShow *v, const DecodeResult *r) {
+    return v->n_first + r->n_forwards_denoise + r->n_forwards_commit + r->n_forwards_ar;
 }
 
 static f64 cli_ratio_(f64 a, f64 b) {
     return b > 0 ? a / b : 0;
+}
+
+/* Tokens per second of decoding, which has not begun while the prompt is read. */
+static f64 cli_rate_(const CliShow *v, const DecodeResult *r) {
+    return cli_ratio_(((f64)r->ids.n - v->n_first) * 1e3, r->ms_decode);
 }
 
 static void cli_put_bytes_(Buf *out, u64 bytes) {
@@ -1297,9 +1313,9 @@ static void cli_put_bytes_(Buf *out, u64 bytes) {
 
 #define CLI_DOT " \xc2\xb7 "
 
-static void cli_put_stats_(Buf *out, const DecodeResult *r) {
-    f64 n = (f64)r->ids.n;
-    i32 forwards = cli_forwards_(r);
+static void cli_put_stats_(Buf *out, const CliShow *v, const DecodeResult *r) {
+    f64 n = (f64)r->ids.n, rate = cli_rate_(v, r);
+    i32 forwards = cli_forwards_(v, r);
     buf_printf(out, "%zu token%s" CLI_DOT "%d forward%s", r->ids.n, r->ids.n == 1 ? "" : "s",
                forwards, forwards == 1 ? "" : "s");
     if (r->n_forwards_denoise)
@@ -1307,7 +1323,6 @@ static void cli_put_stats_(Buf *out, const DecodeResult *r) {
     buf_printf(out, CLI_DOT "%.1f tokens/forward", cli_ratio_(n, forwards));
     if (r->n_forwards_denoise)
         buf_printf(out, " (%.1f per denoise)", cli_ratio_(n, r->n_forwards_denoise));
-    f64 rate = cli_ratio_(n * 1e3, r->ms_decode);
     buf_printf(out, CLI_DOT "%.*f tok/s" CLI_DOT "first token ", rate < 100, rate);
     if (r->ms_first_token < 1000)
         buf_printf(out, "%.1f ms", r->ms_first_token);
@@ -1317,10 +1332,10 @@ static void cli_put_stats_(Buf *out, const DecodeResult *r) {
     cli_put_bytes_(out, os_peak_rss());
 }
 
-static void cli_print_stats_(const Cli *c, const DecodeResult *r) {
+static void cli_print_stats_(const CliShow *v, const DecodeResult *r) {
     Buf line = {0};
-    if (!c->stats || base_log_level == LOG_QUIET) return;
-    cli_put_stats_(&line, r);
+    if (!v->cli->stats || base_log_level == LOG_QUIET) return;
+    cli_put_stats_(&line, v, r);
     buf_char(&line, '\n');
     if (!line.failed) os_write_all(OS_STDERR, line.p, line.n, NULL);
     buf_free(&line);
@@ -1355,8 +1370,8 @@ static void cli_put_decode_json_(Buf *out, const CliEngine *x) {
     buf_char(out, '}');
 }
 
-static void cli_put_answer_json_(Buf *out, const Cli *c, const CliEngine *x, const TokIds *prompt,
-                                 const DecodeResult *r) {
+static void cli_put_answer_json_(Buf *out, const CliShow *v, const CliEngine *x,
+                                 const TokIds *prompt, const DecodeResult *r) {
     cli_put_string_(out, "{\"text\":", buf_view(&r->text));
     buf_printf(out, ",\"ids\":");
     cli_put_ids_(out, r->ids.p, r->ids.n);
@@ -1371,13 +1386,14 @@ static void cli_put_answer_json_(Buf *out, const Cli *c, const CliEngine *x, con
     cli_put_number_(out, ",\"prefill_ms\":", r->ms_prefill);
     cli_put_number_(out, ",\"decode_ms\":", r->ms_decode);
     cli_put_number_(out, ",\"first_token_ms\":", r->ms_first_token);
-    cli_put_number_(out, ",\"tokens_per_second\":", cli_ratio_((f64)r->ids.n * 1e3, r->ms_decode));
+    cli_put_number_(out, ",\"tokens_per_second\":", cli_rate_(v, r));
     buf_printf(out, "},\"forwards\":{\"prefill\":%d,\"denoise\":%d,\"commit\":%d,\"ar\":%d}",
                r->n_forwards_prefill, r->n_forwards_denoise, r->n_forwards_commit,
                r->n_forwards_ar);
-    cli_put_number_(out, ",\"tokens_per_forward\":", cli_ratio_((f64)r->ids.n, cli_forwards_(r)));
+    cli_put_number_(out,
+                    ",\"tokens_per_forward\":", cli_ratio_((f64)r->ids.n, cli_forwards_(v, r)));
     buf_char(out, ',');
-    cli_put_model_json_(out, c, x);
+    cli_put_model_json_(out, v->cli, x);
     buf_char(out, ',');
     cli_put_decode_json_(out, x);
     buf_printf(out, ",\"seed\":%llu,\"peak_rss_bytes\":%llu}\n",
@@ -1411,11 +1427,11 @@ static bool cli_run_prompt_(const Cli *c, const CliEngine *x, Str system, Str te
     bool closed = cli_show_close_(&show, ok ? e : NULL);
     if (ok && c->json) {
         Buf out = {0};
-        cli_put_answer_json_(&out, c, x, &ids, &r);
+        cli_put_answer_json_(&out, &show, x, &ids, &r);
         ok = cli_out_buf_(&out, e);
         buf_free(&out);
     }
-    if (ok) cli_print_stats_(c, &r);
+    if (ok) cli_print_stats_(&show, &r);
     if (ok && strcmp(r.finish, "cancelled") == 0) ok = err_set(e, ERR_INTERRUPTED, "interrupted");
     decode_result_free(&r);
     tok_ids_free(&ids);
@@ -1489,8 +1505,8 @@ static bool cli_chat_turn_(CliChat *t, Str line, Err *e) {
         t->texts[t->n_texts++] = r.text; /* the turn takes the text over */
         r.text = (Buf){0};
         buf_clear(&t->stats);
-        cli_put_stats_(&t->stats, &r);
-        if (t->cli->verbose) cli_print_stats_(t->cli, &r);
+        cli_put_stats_(&t->stats, &t->show, &r);
+        if (t->cli->verbose) cli_print_stats_(&t->show, &r);
     } else {
         cli_chat_forget_(t, before);
     }
@@ -1695,12 +1711,9 @@ static bool cli_info_open_(CliInfo *f, const Cli *c, Err *e) {
         !model_read(&f->model, &f->file.gguf, &f->file.tok, &options, &f->why))
         return true;
     f->n_ctx = c->engine.n_ctx ? c->engine.n_ctx : MIN_OF(f->model.n_ctx_train, ENGINE_CTX_DEFAULT);
-    const GraphOptions graph = {.n_slots = 1, .n_ctx = f->n_ctx, .kv_type = DLM_F16};
+    const GraphOptions graph = {.n_slots = 1, .n_ctx = f->n_ctx, .kv_type = c->engine.kv_type};
     f->kv_bytes = graph_kv_bytes(&f->model, &graph);
-    if (f->model.decode.mask_id < 0)
-        err_set(&f->why_not, ERR_MODEL,
-                "no mask token is known, from the file or its vocabulary; give its id with "
-                "--mask-token-id ID if this model was trained to diffuse, or use --decode-mode ar");
+    model_can_diffuse(&f->model, &f->why_not);
     return true;
 }
 

@@ -48,6 +48,7 @@ def test_answer():
         ["-p" + QUESTION],
         ["-m", TINY, "-p", QUESTION],
         ["-p", QUESTION, "--predict", "256", "-t", "1", "-s", "1"],
+        ["-p", QUESTION, "--kv-type", "f32"],
         ["-p", QUESTION, "--temperature", "0", "-n=64", "--small-block-size", "8"],
     ):
         t.check(run(*args).stdout == done.stdout, args)
@@ -56,6 +57,8 @@ def test_answer():
     )
     ar = run("-p", QUESTION, "--decode-mode", "ar").stderr.decode()
     t.check("denoise" not in ar and "1.0 tokens/forward" in ar, ar)
+    wide = json.loads(run("-p", QUESTION, "--block-size", "64", "--json").stdout)
+    t.check(wide["decode"]["block_size"] == 64 and wide["text"], wide)
     for mode in "greedy", "adaptive":
         t.check(run("-p", QUESTION, "--decode-mode", mode).returncode == 0, mode)
 
@@ -122,6 +125,8 @@ def test_usage():
         ("-p", "x", "-s", "-2"): "or -1",
         ("-p", "x", "-t", "1000"): "from 0 to 256",
         ("-p", "x", "-c", "100000"): "100000",
+        ("-p", "x", "--kv-type", "q8_0"): "f16, f32",
+        ("-p", "x", "--block-size", "257"): "from 0 to 256",
         ("-p", "x", "--decode-mode", "fast"): "greedy, iterative, adaptive, ar",
         ("-p", "x", "--mask-token-id", "5000"): "vocabulary of 1024",
         ("-p", "x", "--cpu", "pentium"): "'pentium'",
@@ -332,6 +337,11 @@ def test_json():
     forwards = o["forwards"]["denoise"] + o["forwards"]["commit"]
     t.check(abs(o["tokens_per_forward"] - len(o["ids"]) / forwards) < 1e-9, o["tokens_per_forward"])
     t.check(o["finish_reason"] == "stop" and o["decode"]["mode"] == "iterative", o["finish_reason"])
+    ar = json.loads(run("-p", LONG, "--json", "--decode-mode", "ar").stdout)
+    t.check(
+        ar["tokens_per_forward"] == 1 and ar["forwards"]["ar"] == len(ar["ids"]) - 1,
+        f"ar: {ar['forwards']}",
+    )
     cut = json.loads(run("-p", LONG, "--json", "-n", "5").stdout)
     t.check(cut["finish_reason"] == "length" and cut["ids"] == o["ids"][:5], cut)
     stop = json.loads(run("-p", LONG, "--json", "--stop", "zzz", "--stop", "4").stdout)
@@ -458,6 +468,11 @@ def test_info():
         and o["diffusion"]["block_size"] == {"value": 32, "source": "file"},
         o["diffusion"],
     )
+    kv = [
+        json.loads(run("info", "--json", *args).stdout)["memory"]["kv"]
+        for args in ([], ["--kv-type", "f16"], ["-ctk", "f32"], ["--cache-type-v=f32"])
+    ]
+    t.check(kv == [kv[0], kv[0], 2 * kv[0], 2 * kv[0]], f"info --kv-type: {kv}")
     flag = json.loads(run("info", "--json", "--mask-token-id", "7").stdout)
     t.check(flag["diffusion"]["mask_token"]["source"] == "flag", flag["diffusion"])
     t.check(sum(x["weights"] for x in o["tensors"]) == o["weights"], "the groups do not add up")
