@@ -21,6 +21,7 @@
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/resource.h>
+#include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <termios.h>
@@ -72,6 +73,31 @@ static int os_interrupts(void) {
 
 static void os_interrupts_clear(void) {
     atomic_store(&os_interrupts_, 0);
+}
+
+/* For a server: from now on SIGTERM, SIGINT and SIGHUP are read from the descriptor that this returns,
+ * which can be waited on beside others. Call it before the first thread starts. */
+static int os_open_signals(Err *e) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGHUP);
+    int fd = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
+    if (fd < 0)
+        err_set(e, ERR_RUNTIME, "cannot wait for signals: %s", strerror(errno));
+    else
+        pthread_sigmask(SIG_BLOCK, &set, NULL);
+    return fd;
+}
+
+typedef enum { OS_NO_SIGNAL, OS_STOP, OS_RELOAD } OsSignal;
+
+/* The next signal that has arrived: SIGTERM and SIGINT stop, SIGHUP reloads. */
+static OsSignal os_next_signal(int fd) {
+    struct signalfd_siginfo info;
+    if (read(fd, &info, sizeof info) != (ssize_t)sizeof info) return OS_NO_SIGNAL;
+    return info.ssi_signo == SIGHUP ? OS_RELOAD : OS_STOP;
 }
 
 /* ---- files ---- */
@@ -279,6 +305,26 @@ static bool os_close_file(int fd, const char *path, Err *e) {
     return err_set(e, ERR_RUNTIME, "cannot finish '%s': %s", path, strerror(errno));
 }
 
+static void os_close(int *fd) {
+    if (*fd >= 0) close(*fd);
+    *fd = -1;
+}
+
+/* Can others than the owner read this file? */
+static bool os_is_shared_file(const char *path) {
+    struct stat st;
+    return stat(path, &st) == 0 && (st.st_mode & (S_IRGRP | S_IROTH)) != 0;
+}
+
+/* Raises the limit of open files to n where that is allowed; returns the limit. */
+static u64 os_want_files(u64 n) {
+    struct rlimit r;
+    if (getrlimit(RLIMIT_NOFILE, &r) != 0 || r.rlim_cur >= n) return n;
+    rlim_t before = r.rlim_cur;
+    r.rlim_cur = MIN_OF((rlim_t)n, r.rlim_max);
+    return setrlimit(RLIMIT_NOFILE, &r) == 0 ? r.rlim_cur : before;
+}
+
 static bool os_isatty(int fd) {
     return isatty(fd) == 1;
 }
@@ -299,6 +345,17 @@ static f64 os_now_ms(void) {
 
 static i64 os_now_unix(void) {
     return (i64)time(NULL);
+}
+
+#define OS_TIME_MAX 24
+
+/* 2026-11-21T18:37:54Z */
+static const char *os_time_text(i64 unix_time, char out[OS_TIME_MAX]) {
+    time_t t = (time_t)unix_time;
+    struct tm tm;
+    out[0] = 0;
+    if (gmtime_r(&t, &tm)) strftime(out, OS_TIME_MAX, "%Y-%m-%dT%H:%M:%SZ", &tm);
+    return out;
 }
 
 /* An interrupt ends the nap early. */
@@ -467,6 +524,22 @@ static u64 os_peak_rss(void) {
     return kib * 1024;
 }
 
+/* Where os_rss looks: opened early, for a sandbox may forbid it later. -1: there is no /proc. */
+static int os_open_rss(void) {
+    return open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
+}
+
+/* Bytes of memory that this process holds now; 0 when it cannot be told. */
+static u64 os_rss(int fd) {
+    char text[128];
+    ssize_t n = pread(fd, text, sizeof text, 0);
+    u64 pages = 0;
+    size_t at = 0;
+    Str s = {text, n > 0 ? (size_t)n : 0};
+    if (!os_number_(s, &at, &pages) || !os_number_(s, &at, &pages)) return 0; /* size resident ... */
+    return pages * (u64)sysconf(_SC_PAGESIZE);
+}
+
 /* ---- threads ---- */
 
 /* musl's default of 128 KiB is tight for kernels with scratch rows on the stack. */
@@ -507,6 +580,26 @@ static bool os_thread_start(OsThread *t, void (*fn)(void *), void *arg, Err *e) 
 
 static void os_thread_join(OsThread *t) {
     pthread_join(t->id, NULL);
+}
+
+typedef struct OsLock {
+    pthread_mutex_t mutex;
+} OsLock;
+
+static void os_lock_open(OsLock *l) {
+    pthread_mutex_init(&l->mutex, NULL);
+}
+
+static void os_lock_close(OsLock *l) {
+    pthread_mutex_destroy(&l->mutex);
+}
+
+static void os_lock(OsLock *l) {
+    pthread_mutex_lock(&l->mutex);
+}
+
+static void os_unlock(OsLock *l) {
+    pthread_mutex_unlock(&l->mutex);
 }
 
 /* A word to sleep on (a futex). */
