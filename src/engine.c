@@ -35,6 +35,7 @@ typedef struct {
     DlmI2sLayout i2s_layout;
     const char *pre;       /* NULL, or a pre-tokenizer to use instead of the file's */
     DlmType kv_type;       /* DLM_F16; DLM_F32 for comparisons */
+    i32 n_rows_max;        /* rows of one forward at least; 0: ENGINE_ROWS_MAX */
     i32 block_size_max;    /* largest block that requests may ask for; 0: the model's */
     i32 n_slots;
 } EngineOptions;
@@ -74,7 +75,10 @@ typedef struct {
 /* ---- the built-in model: bytes that dlm.c places in the binary's read-only data ---- */
 
 #ifndef DLM_NO_DEMO
-extern const u8 dlm_demo_begin[], dlm_demo_end[];
+/* Hidden, so that the compiler reaches these local labels directly: through the global offset table binutils 2.40
+ * for aarch64 loses their offsets, and the model is empty. */
+#define HIDDEN __attribute__((visibility("hidden")))
+HIDDEN extern const u8 dlm_demo_begin[], dlm_demo_end[];
 static Str engine_demo(void) {
     return (Str){(const char *)dlm_demo_begin, (size_t)(dlm_demo_end - dlm_demo_begin)};
 }
@@ -124,7 +128,8 @@ static bool engine_open_slots_(Engine *g, const EngineOptions *o, Err *e) {
     i32 n_ctx = 0;
     if (!engine_context_(g, o, &n_ctx, e)) return false;
     /* under full attention every step runs the whole canvas; else the largest forward is a prefill chunk */
-    i32 rows = g->model.decode.attention == ATTEND_FULL ? MAX_OF(n_ctx, ENGINE_ROWS_MAX) : ENGINE_ROWS_MAX;
+    i32 rows = MAX_OF(o->n_rows_max, ENGINE_ROWS_MAX);
+    if (g->model.decode.attention == ATTEND_FULL) rows = MAX_OF(rows, n_ctx);
     g->graph_options = (GraphOptions){.n_slots = o->n_slots, .n_ctx = n_ctx, .n_rows_max = rows,
                                       .kv_type = o->kv_type};
     i32 block = MAX_OF(g->model.decode.block_size, o->block_size_max);
