@@ -22,7 +22,7 @@
  * goes as return values, or through callbacks that were handed down.
  *
  *     roof            cli                                    the only room that exits
- *     fourth floor    sample  decode  engine                 diffusion: why the house exists
+ *     fourth floor    sample  decode  engine  bench              diffusion: why the house exists
  *     third floor     model  graph                           what a model is; one forward pass
  *     second floor    quant  kern_{ref,tile,x86,arm}  kern      numbers
  *     first floor     gguf  json  utf8  tok  tmpl            pure functions on bytes, all fuzzed
@@ -117,6 +117,8 @@
 #include "src/decode.c"
 /* A loaded model and its slots: prompts in, text and events out. */
 #include "src/engine.c"
+/* The cost of a forward by its rows, beside the machine's ceilings. */
+#include "src/bench.c"
 
 /* ---- the roof: doors to the outside ---- */
 

@@ -295,6 +295,9 @@ typedef struct {
                    int32_t lo, int32_t hi, int32_t head_dim, float scale, float *scores);
     /* index of the largest logit (lowest on ties) and sum over i of exp(logit_i - that logit) */
     int32_t (*top1)(const float *logits, int32_t n, float *sum_exp);
+    /* The level's ceiling: runs n steps of nothing but its 8-bit multiply-adds, in registers. Returns the number of
+     * multiply-adds in one step. NULL where it was not written. */
+    int64_t (*peak)(int64_t n);
 } DlmKernels;
 
 /* ---- the backend op table: what graph.c is written against. CPU: kern.c. CUDA: dlm_cuda.cu. ----

@@ -8,6 +8,7 @@
 #define DLM_CLI_C
 
 #include "base.c"
+#include "bench.c"
 #include "decode.c"
 #include "engine.c"
 #include "gguf.c"
@@ -40,6 +41,7 @@ enum { CLI_COLOR_AUTO, CLI_COLOR_ALWAYS, CLI_COLOR_NEVER };
 typedef struct {
     EngineOptions engine;
     DecodeParams decode;
+    BenchOptions bench;
     const char *prompt, *file, *system, *system_file, *template_file, *trace;
     i32 watch_ms;
     bool raw, json, watch, stats, quiet, verbose, help, version;
@@ -65,9 +67,10 @@ enum {
     CLI_VERSION = 32,
     CLI_HELP = 64,
     CLI_COMPLETION = 128,
+    CLI_BENCH = 256,
     CLI_ANSWER = CLI_RUN | CLI_CHAT,
-    CLI_FILES = CLI_ANSWER | CLI_INFO | CLI_TOKENIZE | CLI_DETOKENIZE,
-    CLI_ALL = 255
+    CLI_FILES = CLI_ANSWER | CLI_INFO | CLI_TOKENIZE | CLI_DETOKENIZE | CLI_BENCH,
+    CLI_ALL = 511
 };
 
 typedef enum {
@@ -97,6 +100,7 @@ static const CliWord CLI_MODES[] = {{"greedy", DECODE_GREEDY},
                                     {NULL, 0}};
 static const CliWord CLI_COLORS[] = {
     {"auto", CLI_COLOR_AUTO}, {"always", CLI_COLOR_ALWAYS}, {"never", CLI_COLOR_NEVER}, {NULL, 0}};
+static const CliWord CLI_FORMATS[] = {{"md", BENCH_MD}, {"csv", BENCH_CSV}, {"json", BENCH_JSON}, {NULL, 0}};
 static const CliWord CLI_LAYOUTS[] = {{"128", DLM_I2S_128},
                                       {"64", DLM_I2S_64},
                                       {"row4", DLM_I2S_ROW4},
@@ -154,7 +158,8 @@ static const CliOpt CLI_OPTS[] = {
      .max = 1048576, .verbs = CLI_ANSWER, .group = CLI_G_LENGTH,
      .help = "Tokens to generate at most; -1 goes on until the context is full."},
     {'c', "ctx-size", NULL, CLI_INT, "N", CLI_AT(engine.n_ctx), .min = 0, .max = 16777216,
-     .verbs = CLI_ANSWER | CLI_INFO, .group = CLI_G_LENGTH, .unset = "the model's, up to 4096",
+     .verbs = CLI_ANSWER | CLI_INFO | CLI_BENCH, .group = CLI_G_LENGTH,
+     .unset = "the model's, up to 4096",
      .help = "Context: how many tokens prompt and answer may have together."},
     {0, "stop", "-r --reverse-prompt", CLI_STOP, "TEXT", .verbs = CLI_ANSWER, .group = CLI_G_LENGTH,
      .help = "End the answer before this text; may be given up to 16 times."},
@@ -211,10 +216,10 @@ static const CliOpt CLI_OPTS[] = {
      .group = CLI_G_MODEL, .env = "DLM_MODEL", .unset = "the built-in demo model",
      .help = "The model, a GGUF file (dlm help formats)."},
     {'t', "threads", NULL, CLI_INT, "N", CLI_AT(engine.n_threads), .min = 0,
-     .max = POOL_THREADS_MAX, .verbs = CLI_ANSWER, .group = CLI_G_MODEL, .env = "DLM_THREADS",
+     .max = POOL_THREADS_MAX, .verbs = CLI_ANSWER | CLI_BENCH, .group = CLI_G_MODEL, .env = "DLM_THREADS",
      .unset = "all processors", .help = "Threads; the answer does not depend on how many."},
     {0, "cpu", NULL, CLI_TEXT, "LEVEL", CLI_AT(engine.cpu_level),
-     .verbs = CLI_ANSWER | CLI_INFO | CLI_VERSION, .group = CLI_G_MODEL, .env = "DLM_CPU",
+     .verbs = CLI_ANSWER | CLI_INFO | CLI_VERSION | CLI_BENCH, .group = CLI_G_MODEL, .env = "DLM_CPU",
      .unset = "the best there is",
      .help = "Instruction set to use, one of those that dlm version lists."},
     {0, "i2s-layout", NULL, CLI_WORD, "LAYOUT", CLI_AT(engine.i2s_layout), .words = CLI_LAYOUTS,
@@ -251,6 +256,15 @@ static const CliOpt CLI_OPTS[] = {
     {'V', "version", NULL, CLI_SWITCH, NULL, CLI_AT(version), .verbs = CLI_RUN,
      .group = CLI_G_OUTPUT, .help = "Print the version."},
 
+    {0, "n-prompt", NULL, CLI_INT, "N", CLI_AT(bench.n_prompt), .min = 1, .max = 1048576,
+     .verbs = CLI_BENCH, .group = CLI_G_OUTPUT, .help = "Tokens of the prefill that is measured."},
+    {0, "n-gen", NULL, CLI_INT, "N", CLI_AT(bench.n_gen), .min = 1, .max = 1048576,
+     .verbs = CLI_BENCH, .group = CLI_G_OUTPUT, .help = "Tokens of the ar decoding that is measured."},
+    {0, "reps", NULL, CLI_INT, "N", CLI_AT(bench.reps), .min = 1, .max = BENCH_REPS_MAX,
+     .verbs = CLI_BENCH, .group = CLI_G_OUTPUT, .help = "Repetitions; medians are printed."},
+    {0, "format", NULL, CLI_WORD, "FORMAT", CLI_AT(bench.format), .words = CLI_FORMATS,
+     .verbs = CLI_BENCH, .group = CLI_G_OUTPUT, .help = "How the table is printed."},
+
     {0, "pieces", NULL, CLI_SWITCH, NULL, CLI_AT(pieces), .verbs = CLI_TOKENIZE,
      .group = CLI_G_TEXT, .help = "Print a line for each token: its id and its text."},
     {0, "parse-special", NULL, CLI_SWITCH, NULL, CLI_AT(parse_special), .verbs = CLI_TOKENIZE,
@@ -273,6 +287,8 @@ static const CliVerb CLI_VERBS[] = {
      "Hold a conversation; /help lists what can be typed, Ctrl-C stops an answer."},
     {"info", CLI_INFO, 1, "info [FILE] [--json]",
      "What a model file holds, how it decodes, what memory it needs."},
+    {"bench", CLI_BENCH, 0, "bench [-m FILE] [OPTIONS]",
+     "Measure what a forward of 1 to 512 rows costs, next to what this machine could do at best."},
     {"tokenize", CLI_TOKENIZE, 1, "tokenize [-m FILE] [TEXT]",
      "Print the token ids of a text, or of standard input."},
     {"detokenize", CLI_DETOKENIZE, CLI_ARGS_MAX, "detokenize [-m FILE] [ID...]",
@@ -559,6 +575,7 @@ static bool cli_unknown_verb_(const char *name, Err *e) {
 static Cli cli_defaults_(void) {
     return (Cli){.engine = engine_options_default(),
                  .decode = decode_params_default(),
+                 .bench = {.n_prompt = 512, .n_gen = 32, .reps = 5},
                  .stats = true,
                  .watch_ms = 50};
 }
@@ -2111,6 +2128,18 @@ static bool cli_version_(const Cli *c, Err *e) {
     return cli_print_buf_(&out, true, e);
 }
 
+static bool cli_bench_(const Cli *c, Err *e) {
+    EngineOptions o = c->engine;
+    Engine *g = NULL;
+    BenchResult r;
+    Buf out = {0};
+    o.n_rows_max = c->bench.n_prompt;
+    bool ok = engine_open(&g, &o, e) && bench_run(g, &c->bench, &r, e);
+    if (ok) bench_print(g, &c->bench, &r, &out);
+    engine_close(g);
+    return cli_print_buf_(&out, ok, e);
+}
+
 static bool cli_dispatch_(Cli *c, const CliVerb *verb, Err *e) {
     Buf out = {0};
     if (c->quiet)
@@ -2125,6 +2154,7 @@ static bool cli_dispatch_(Cli *c, const CliVerb *verb, Err *e) {
     case CLI_INFO:
         if (c->n_args) c->engine.path = c->args[0];
         return cli_info_(c, e);
+    case CLI_BENCH: return cli_bench_(c, e);
     case CLI_TOKENIZE: return cli_tokenize_(c, e);
     case CLI_DETOKENIZE: return cli_detokenize_(c, e);
     case CLI_VERSION: return cli_version_(c, e);

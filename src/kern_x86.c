@@ -790,12 +790,53 @@ TILE_ROWS(avx512, AVX512_FN, 4)
 TILE_ROWS(avx512, AVX512_FN, 8)
 TILE_TERNARY(avx512, avx2_sum, avx512_acc1, avx512_acc2, avx512_acc4, avx512_acc8)
 
-#define X86_LEVEL(name, ternary, blocks)                                                                        \
+/* ---- ceilings: 8 independent chains of the level's 8-bit multiply-add ---- */
+
+AVX2_FN static i64 avx2_peak(i64 n) {
+    __m256i acc[8], w = _mm256_set1_epi8(1), a = _mm256_set1_epi8((char)(n | 1));
+    for (int j = 0; j < 8; j++) acc[j] = _mm256_setzero_si256();
+    for (i64 i = 0; i < n; i++) {
+        UNROLL
+        for (int j = 0; j < 8; j++) {
+            acc[j] = _mm256_add_epi16(acc[j], _mm256_maddubs_epi16(w, a));
+            __asm__ volatile("" : "+x"(acc[j]), "+x"(a)); /* neither hoisted nor folded */
+        }
+    }
+    return 8 * 32;
+}
+
+AVXVNNI_FN static i64 avxvnni_peak(i64 n) {
+    __m256i acc[8], w = _mm256_set1_epi8(1), a = _mm256_set1_epi8((char)(n | 1));
+    for (int j = 0; j < 8; j++) acc[j] = _mm256_setzero_si256();
+    for (i64 i = 0; i < n; i++) {
+        UNROLL
+        for (int j = 0; j < 8; j++) {
+            acc[j] = _mm256_dpbusd_avx_epi32(acc[j], w, a);
+            __asm__ volatile("" : "+x"(acc[j]));
+        }
+    }
+    return 8 * 32;
+}
+
+AVX512_FN static i64 avx512_peak(i64 n) {
+    __m512i acc[16], w = _mm512_set1_epi8(1), a = _mm512_set1_epi8((char)(n | 1));
+    for (int j = 0; j < 16; j++) acc[j] = _mm512_setzero_si512();
+    for (i64 i = 0; i < n; i++) {
+        UNROLL
+        for (int j = 0; j < 16; j++) {
+            acc[j] = _mm512_dpbusd_epi32(acc[j], w, a);
+            __asm__ volatile("" : "+v"(acc[j]));
+        }
+    }
+    return 16 * 64;
+}
+
+#define X86_LEVEL(name, ternary, blocks, peak)                                                                        \
     {name,          avx2_quantize_row, ternary,     avx2_quantize_blocks, blocks,     avx2_dense, \
-     avx2_rms_norm, avx2_gate,         avx2_to_f16, avx2_attend,          avx2_top1}
-static const DlmKernels KERN_AVX2 = X86_LEVEL("avx2", avx2_ternary, avx2_blocks);
-static const DlmKernels KERN_AVXVNNI = X86_LEVEL("avxvnni", avxvnni_ternary, avx2_blocks);
-static const DlmKernels KERN_AVX512 = X86_LEVEL("avx512", avx512_ternary, avx512_blocks);
+     avx2_rms_norm, avx2_gate,         avx2_to_f16, avx2_attend,          avx2_top1,  peak}
+static const DlmKernels KERN_AVX2 = X86_LEVEL("avx2", avx2_ternary, avx2_blocks, avx2_peak);
+static const DlmKernels KERN_AVXVNNI = X86_LEVEL("avxvnni", avxvnni_ternary, avx2_blocks, avxvnni_peak);
+static const DlmKernels KERN_AVX512 = X86_LEVEL("avx512", avx512_ternary, avx512_blocks, avx512_peak);
 
 /* The levels that this machine can run, best first; NULL past the last. */
 static const DlmKernels *kern_x86_level(int i) {

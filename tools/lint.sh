@@ -12,7 +12,7 @@ ROOMS='base mem os pool net
     gguf json http utf8 tok safet tmpl
     quant kern_ref kern_tile kern_x86 kern_arm kern
     model graph
-    sample decode engine convert
+    sample decode engine bench convert
     tls api server sandbox cli'
 LINES=110 # columns, the limit that no line may pass; the style asks for 100
 FUNCTION=70
@@ -38,6 +38,7 @@ done
 if [ -e dlm.c ]; then
     if gcc $CFLAGS -O0 -fno-pie -c dlm.c -o "$object" >>"$found" 2>&1; then
         nm --defined-only "$object" | awk -v globals="$GLOBALS" '
+            $3 == "mbedtls_psa_external_get_random" { next } # mbedTLS calls it by this name
             $2 ~ /[A-Z]/ && $3 != "main" { print "dlm.c:1: global symbol " $3 ": only main may be global" }
             $2 ~ /[bdBD]/ && !index(globals, " " $3 " ") { print "dlm.c:1: mutable global " $3 }' >>"$found"
     fi
