@@ -847,7 +847,7 @@ static bool tmpl_bound_(Tmpl_ *s, const TmplVal_ *v, i64 n, i64 absent, i64 low,
 
 /* Python's v[from:to:step]; the three arguments stand behind v in `a`. */
 static bool tmpl_slice_(Tmpl_ *s, const TmplVal_ *a, TmplVal_ *out) {
-    i64 n, step = 1, from, to;
+    i64 n, step = 1, from = 0, to = 0;
     if (a->kind != TMPL_STR && a->kind != TMPL_LIST && a->kind != TMPL_TUPLE) {
         if (a->kind == TMPL_UNDEFINED)
             return tmpl_fail_(s, "'%.*s' is undefined", STR_ARG(tmpl_bytes_(a->s)));
@@ -2593,16 +2593,19 @@ static bool tmpl_expr_(Tmpl_ *s) {
 
 /* ---- statements: the tag's first name is at hand ---- */
 
-static bool tmpl_open_(Tmpl_ *s, TmplBlockKind_ kind, u32 at, TmplBlock_ **out) {
-    if (s->n_blocks == TMPL_BLOCKS_MAX)
-        return tmpl_fail_(s, "statements nested more than %u deep", TMPL_BLOCKS_MAX);
-    *out = &s->blocks[s->n_blocks++];
-    **out = (TmplBlock_){.kind = kind,
-                         .at = at,
-                         .skip = TMPL_NO_PATCH_,
-                         .ends = TMPL_NO_PATCH_,
-                         .nexts = TMPL_NO_PATCH_};
-    return true;
+/* The new innermost statement; NULL when too many are open. */
+static TmplBlock_ *tmpl_open_(Tmpl_ *s, TmplBlockKind_ kind, u32 at) {
+    if (s->n_blocks == TMPL_BLOCKS_MAX) {
+        tmpl_fail_(s, "statements nested more than %u deep", TMPL_BLOCKS_MAX);
+        return NULL;
+    }
+    TmplBlock_ *b = &s->blocks[s->n_blocks++];
+    *b = (TmplBlock_){.kind = kind,
+                      .at = at,
+                      .skip = TMPL_NO_PATCH_,
+                      .ends = TMPL_NO_PATCH_,
+                      .nexts = TMPL_NO_PATCH_};
+    return b;
 }
 
 /* The innermost open statement, if it is of this kind. */
@@ -2619,8 +2622,8 @@ static bool tmpl_condition_(Tmpl_ *s, TmplBlock_ *b) {
 }
 
 static bool tmpl_st_if_(Tmpl_ *s) {
-    TmplBlock_ *b;
-    return tmpl_open_(s, BLOCK_IF_, s->at, &b) && tmpl_condition_(s, b);
+    TmplBlock_ *b = tmpl_open_(s, BLOCK_IF_, s->at);
+    return b && tmpl_condition_(s, b);
 }
 
 /* Ends a branch of an if: jumps to the end, and the false condition lands here. */
@@ -2700,14 +2703,14 @@ static bool tmpl_loop_filter_(Tmpl_ *s, const u32 *ids, u32 n) {
 
 static bool tmpl_st_for_(Tmpl_ *s) {
     u32 ids[TMPL_TARGETS_MAX], n, at = s->at;
-    TmplBlock_ *b;
     if (!tmpl_next_(s) || !tmpl_targets_(s, ids, &n)) return false;
     if (!tmpl_is_name_(&s->tok, "in")) return tmpl_fail_(s, "'in' is wanted");
     if (!tmpl_next_(s) || !tmpl_expr_list_(s, false)) return false;
     if (tmpl_is_name_(&s->tok, "if") && !tmpl_loop_filter_(s, ids, n)) return false;
     if (tmpl_is_name_(&s->tok, "recursive"))
         return tmpl_fail_(s, "recursive loops are not supported");
-    if (!tmpl_open_(s, BLOCK_FOR_, at, &b) || !tmpl_emit_(s, OP_FOR_, 0)) return false;
+    TmplBlock_ *b = tmpl_open_(s, BLOCK_FOR_, at);
+    if (!b || !tmpl_emit_(s, OP_FOR_, 0)) return false;
     b->skip = s->n_code - 1;
     b->top = s->n_code;
     return tmpl_emit_(s, OP_STEP_, 0) && tmpl_store_(s, ids, n);
@@ -2758,7 +2761,6 @@ static bool tmpl_set_attribute_(Tmpl_ *s) {
 static bool tmpl_st_set_(Tmpl_ *s) {
     u32 ids[TMPL_TARGETS_MAX], n, at = s->at;
     TmplTok_ behind = {.kind = TOK_END_};
-    TmplBlock_ *b;
     if (!tmpl_next_(s)) return false;
     if (s->tok.kind == TOK_NAME_ && !tmpl_peek_(s, &behind)) return false;
     if (tmpl_is_op_(&behind, ".")) return tmpl_set_attribute_(s);
@@ -2766,7 +2768,8 @@ static bool tmpl_st_set_(Tmpl_ *s) {
     if (tmpl_is_op_(&s->tok, "="))
         return tmpl_next_(s) && tmpl_expr_list_(s, true) && tmpl_store_(s, ids, n);
     if (s->tok.kind != TOK_END_ || n != 1) return tmpl_fail_(s, "'=' is wanted");
-    if (!tmpl_open_(s, BLOCK_SET_, at, &b)) return false;
+    TmplBlock_ *b = tmpl_open_(s, BLOCK_SET_, at);
+    if (!b) return false;
     b->name = ids[0];
     return tmpl_emit_(s, OP_CAPTURE_, 0);
 }
@@ -2797,7 +2800,6 @@ static bool tmpl_param_(Tmpl_ *s, TmplMacro_ *m) {
 
 static bool tmpl_st_macro_(Tmpl_ *s) {
     TmplMacro_ *m = tmpl_alloc_(s, sizeof *m);
-    TmplBlock_ *b;
     u32 at = s->at;
     if (!m) return false;
     for (u32 i = 0; i < s->n_blocks; i++)
@@ -2806,8 +2808,8 @@ static bool tmpl_st_macro_(Tmpl_ *s) {
     if (!tmpl_next_(s)) return false;
     if (s->tok.kind != TOK_NAME_) return tmpl_fail_(s, "a macro's name is wanted");
     m->name = s->tok.text;
-    if (!tmpl_open_(s, BLOCK_MACRO_, at, &b) || !tmpl_intern_(s, m->name, &b->name) ||
-        !tmpl_next_(s) ||
+    TmplBlock_ *b = tmpl_open_(s, BLOCK_MACRO_, at);
+    if (!b || !tmpl_intern_(s, m->name, &b->name) || !tmpl_next_(s) ||
         !tmpl_emit_const_(s, OP_MACRO_, (TmplVal_){.kind = TMPL_MACRO, .macro = m}) ||
         !tmpl_emit_(s, OP_JUMP_, 0))
         return false;
@@ -2833,8 +2835,7 @@ static bool tmpl_st_endmacro_(Tmpl_ *s) {
 
 /* transformers' marks around what an assistant said: they print nothing. */
 static bool tmpl_st_generation_(Tmpl_ *s) {
-    TmplBlock_ *b;
-    return tmpl_open_(s, BLOCK_GENERATION_, s->at, &b) && tmpl_next_(s);
+    return tmpl_open_(s, BLOCK_GENERATION_, s->at) && tmpl_next_(s);
 }
 
 static bool tmpl_st_endgeneration_(Tmpl_ *s) {
