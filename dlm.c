@@ -25,7 +25,7 @@
  *     fourth floor    sample  decode  engine  bench              diffusion: why the house exists
  *     third floor     model  graph                           what a model is; one forward pass
  *     second floor    quant  kern_{ref,tile,x86,arm}  kern      numbers
- *     first floor     gguf  json  utf8  tok  tmpl            pure functions on bytes, all fuzzed
+ *     first floor     gguf  utf8  json  tok  tmpl            pure functions on bytes, all fuzzed
  *     ground          base  mem  os  pool                    knows no models and no formats
  *
  * The way of one answer, from the door up and down again:
@@ -76,10 +76,10 @@
 
 /* Model files: metadata and tensor directory, read in place. */
 #include "src/gguf.c"
-/* A bounded JSON reader and an escaping writer. */
-#include "src/json.c"
 /* Code points and their classes, from a generated table. */
 #include "src/utf8.c"
+/* A bounded JSON reader and an escaping writer. */
+#include "src/json.c"
 /* Text to token ids and back. */
 #include "src/tok.c"
 /* Chat templates: the subset of Jinja that published models use. */

@@ -2,7 +2,7 @@
  *
  * Owns:      a document's nodes and its unescaped strings; other strings are views of the caller's
  *            text.
- * Stands on: base mem
+ * Stands on: base mem utf8
  * Promises:  no recursion; depth and number of nodes are bounded; text that is not valid UTF-8,
  *            duplicate keys and lone surrogates are refused with their byte offset; what is written
  *            is always valid JSON. */
@@ -11,6 +11,7 @@
 
 #include "base.c"
 #include "mem.c"
+#include "utf8.c"
 
 #define JSON_DEPTH_MAX 64u
 #define JSON_NODES_MAX_DEFAULT ((u32)1 << 20) /* 32 MiB of nodes */
@@ -46,44 +47,6 @@ typedef struct {
     char *unescaped; /* strings that had escapes; no longer than the text */
     size_t n_unescaped;
 } JsonDoc;
-
-/* ---- UTF-8: the reader refuses what is malformed, the writer replaces it ---- */
-
-/* Looks at the sequence at p[n], n > 0. True: well-formed, *len bytes. False: *len is how much of it one
- * U+FFFD stands for (the longest part that could have begun a character, as Unicode recommends). */
-static bool json_utf8_(const u8 *p, size_t n, size_t *len) {
-    u8 lead = p[0], lo = 0x80, hi = 0xbf;
-    size_t want = lead < 0x80   ? 1
-                  : lead < 0xc2 ? 0
-                  : lead < 0xe0 ? 2
-                  : lead < 0xf0 ? 3
-                  : lead < 0xf5 ? 4
-                                : 0;
-    if (lead == 0xe0) lo = 0xa0; /* overlong */
-    if (lead == 0xed) hi = 0x9f; /* surrogates */
-    if (lead == 0xf0) lo = 0x90; /* overlong */
-    if (lead == 0xf4) hi = 0x8f; /* above U+10FFFF */
-    size_t i = 1;
-    while (i < want && i < n && p[i] >= lo && p[i] <= hi) {
-        lo = 0x80, hi = 0xbf;
-        i++;
-    }
-    *len = i;
-    return want && i == want;
-}
-
-/* Writes code point c, which is no surrogate, to p; returns its 1 to 4 bytes. */
-static size_t json_utf8_put_(char *p, u32 c) {
-    if (c < 0x80) {
-        p[0] = (char)c;
-        return 1;
-    }
-    size_t n = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
-    static const u8 leads[] = {0, 0, 0xc0, 0xe0, 0xf0};
-    for (size_t i = n - 1; i > 0; i--, c >>= 6) p[i] = (char)(0x80 | (c & 0x3f));
-    p[0] = (char)(leads[n] | c);
-    return n;
-}
 
 /* ---- the reader ---- */
 
@@ -159,7 +122,7 @@ static bool json_unicode_escape_(JsonParser_ *s, char *out, size_t *n_out) {
             return json_fail_(s, at, "a high surrogate without a low one");
         c = 0x10000 + ((c - 0xd800) << 10) + (low - 0xdc00);
     }
-    *n_out += json_utf8_put_(out + *n_out, (u32)c);
+    *n_out += utf8_put((u32)c, out + *n_out);
     return true;
 }
 
@@ -185,9 +148,10 @@ static bool json_string_(JsonParser_ *s, Str *out) {
     size_t n = 0;
     while (s->at < s->n && s->p[s->at] != '"') {
         u8 c = s->p[s->at];
-        size_t len = 1;
+        size_t len;
+        u32 cp;
         if (c < 0x20) return json_fail_(s, s->at, "a control byte in a string has to be escaped");
-        if (c >= 0x80 && !json_utf8_(s->p + s->at, s->n - s->at, &len))
+        if (utf8_read((Str){(const char *)s->p, s->n}, s->at, &cp, &len) != UTF8_OK)
             return json_fail_(s, s->at, "the text is not valid UTF-8");
         if (c == '\\' && !copy) {
             if (!s->d->unescaped && !(s->d->unescaped = mem_alloc(s->n, s->e))) return false;
@@ -469,7 +433,8 @@ static bool json_put_str(Buf *b, Str s) {
     const u8 *p = (const u8 *)s.p;
     buf_char(b, '"');
     for (size_t i = 0, len; i < s.n; i += len) {
-        bool valid = json_utf8_(p + i, s.n - i, &len);
+        u32 cp;
+        bool valid = utf8_read(s, i, &cp, &len) == UTF8_OK;
         const char *letter = p[i] ? strchr(letters, p[i]) : NULL;
         if (!valid) {
             buf_str(b, STR("\xef\xbf\xbd"));
