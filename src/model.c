@@ -145,6 +145,11 @@ static bool model_family_(Model *m, Err *e) {
     for (size_t i = 0; i < COUNT_OF(MODEL_FAMILIES); i++)
         if (str_eq(arch, str_of(MODEL_FAMILIES[i].arch))) m->family = &MODEL_FAMILIES[i];
     if (m->family) return true;
+    if (!gguf_find(m->file, STR("general.architecture")))
+        return err_set(e, ERR_MODEL,
+                       "%s: the key general.architecture is missing, and without it nothing says "
+                       "which family of models this is; convert the file anew",
+                       m->file->label);
     char known[128] = "";
     for (size_t i = 0, n = 0; i < COUNT_OF(MODEL_FAMILIES); i++, n = strlen(known))
         snprintf(known + n, sizeof known - n, "%s%s", i ? ", " : "", MODEL_FAMILIES[i].arch);
