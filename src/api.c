@@ -1,19 +1,19 @@
 /* api.c - the shapes of HTTP APIs: requests in, replies, stream events, errors and metrics out.
  *
- * Owns:      what an ApiRequest holds: its parsed body, messages, biases; collected log probabilities.
+ * Owns:      what an ApiRequest holds (parsed body, messages, biases), and an ApiLogprobs.
  * Stands on: base mem gguf json http tok tmpl model decode
- * Promises:  bytes in, bytes out: no sockets, threads or clocks; one table says what every field may
- *            be; what changes the meaning of a request and is not understood is refused by name;
- *            text that a client sent never becomes a special token of a prompt.
+ * Promises:  bytes in, bytes out: no sockets, threads or clocks; one table says what every field
+ *            may be; what changes the meaning of a request and is not understood is refused by
+ *            name; text that a client sent never becomes a special token of a prompt.
  *
  * Three dialects: OpenAI's, llama.cpp's own and Anthropic's. The way of a request:
  *
  *     api_find_route   method and path to a route
  *     api_parse        the body to an ApiRequest; everything is checked here
  *     api_prompt       one of its prompts as token ids
- *     api_put_answer   the body that answers it when all its choices are complete; or, for a stream,
- *                      api_put_stream_begin, _text and _finish for each choice, _step for provisional
- *                      states where they are wanted, and _end when all are complete */
+ *     api_put_answer   the body that answers it when all its choices are complete; or, as a stream,
+ *                      api_put_stream_begin, _text and _finish for each choice, _step for the
+ *                      provisional states where they are wanted, and _end */
 #ifndef DLM_API_C
 #define DLM_API_C
 
@@ -367,6 +367,15 @@ struct ApiField {
     bool (*read)(ApiParser_ *p, ApiValue_ v);
 };
 
+/* What errors call a field; the end of a long one is cut. */
+PRINTF_LIKE(2, 3)
+static void api_path_(char out[API_PATH_MAX], const char *fmt, ...) {
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(out, API_PATH_MAX, fmt, args);
+    va_end(args);
+}
+
 /* How an error calls what it found. */
 static Str api_found_(const ApiParser_ *p, u32 node) {
     static const char *const names[] = {"missing",  "null",     "a boolean", "",
@@ -442,7 +451,7 @@ static bool api_read_seed_(ApiParser_ *p, ApiValue_ v) {
 }
 
 static bool api_read_n_predict_(ApiParser_ *p, ApiValue_ v) {
-    i32 n;
+    i32 n = 0;
     if (!api_read_int_(p, v, &n)) return false;
     if (n == 0) return api_want_(p, v, "at least 1, or -1 to go on until the context is full");
     p->r->max_tokens = n < 0 ? INT32_MAX : n;
@@ -739,17 +748,17 @@ static const struct {
     {IN_CHAT, API_REFUSED, "functions audio web_search_options moderation chat_template_kwargs"},
     {IN_ANTHROPIC, API_REFUSED, "container output_config mcp_servers context_management"},
     {IN_OPENAI, API_REFUSED,
-     "dynatemp_range dry_multiplier xtc_probability mirostat min_keep min_tokens n_indent n_discard "
-     "t_max_predict_ms ignore_eos samplers grammar json_schema lora post_sampling_probs "
+     "dynatemp_range dry_multiplier xtc_probability mirostat min_keep min_tokens n_indent "
+     "n_discard t_max_predict_ms ignore_eos samplers grammar json_schema lora post_sampling_probs "
      "return_progress response_fields"},
 };
 
+/* Is name one of the words of list? */
 static bool api_is_listed_(const char *list, Str name) {
     Str all = str_of(list);
-    for (size_t at = 0; (at = str_find(all, name, at)) != SIZE_MAX; at++) {
-        bool begins = at == 0 || all.p[at - 1] == ' ',
-             ends = at + name.n == all.n || all.p[at + name.n] == ' ';
-        if (name.n && begins && ends) return true;
+    for (size_t at = 0, end; at < all.n; at = end + 1) {
+        end = MIN_OF(str_find(all, STR(" "), at), all.n);
+        if (str_eq(name, str_cut(all, at, end))) return true;
     }
     return false;
 }
@@ -777,7 +786,7 @@ static bool api_read_object_(ApiParser_ *p, u32 object, u32 in, const char *pref
         ApiField f;
         Str name = p->d->nodes[key].text;
         char path[API_PATH_MAX];
-        snprintf(path, sizeof path, "%s%.*s", prefix, STR_ARG(name));
+        api_path_(path, "%s%.*s", prefix, STR_ARG(name));
         u32 value = json_next(p->d, key);
         if (!api_find_field_(name, in, &f))
             return api_bad_(p->x, path, "unknown field '%s': dlm does not know what it asks for",
@@ -812,12 +821,12 @@ static bool api_read_part_(ApiParser_ *p, ApiValue_ v, Str *text) {
     char path[API_PATH_MAX];
     u32 type = json_get(p->d, v.node, "type"), value = json_get(p->d, v.node, "text");
     if (json_type(p->d, v.node) != JSON_OBJECT) return api_want_(p, v, "an object");
-    snprintf(path, sizeof path, "%s.type", v.path);
+    api_path_(path, "%s.type", v.path);
     if (json_type(p->d, type) != JSON_STRING || !str_eq(api_type_(p, type), STR("text")))
         return api_bad_(p->x, path, "'%s' must be \"text\": dlm reads no other parts", path);
-    snprintf(path, sizeof path, "%s.", v.path);
+    api_path_(path, "%s.", v.path);
     if (!api_read_object_(p, v.node, IN_PART, path)) return false;
-    snprintf(path, sizeof path, "%s.text", v.path);
+    api_path_(path, "%s.text", v.path);
     return json_str(p->d, value, text) || api_want_(p, (ApiValue_){value, path, NULL}, "a string");
 }
 
@@ -831,7 +840,7 @@ static bool api_read_content_(ApiParser_ *p, ApiValue_ v, Str *out) {
     for (u32 k = 0, n = json_count(p->d, v.node); k < n; k++, i = json_next(p->d, i)) {
         Str text;
         char path[API_PATH_MAX];
-        snprintf(path, sizeof path, "%s[%u]", v.path, k);
+        api_path_(path, "%s[%u]", v.path, k);
         if (!api_read_part_(p, (ApiValue_){i, path, NULL}, &text)) return false;
         if (n == 1)
             *out = text;
@@ -861,15 +870,15 @@ static bool api_read_role_(ApiParser_ *p, ApiValue_ v, Str *out) {
 
 static bool api_read_message_(ApiParser_ *p, u32 node, u32 at, TmplMsg *out) {
     char path[API_PATH_MAX], prefix[API_PATH_MAX];
-    snprintf(path, sizeof path, "messages[%u]", at);
+    api_path_(path, "messages[%u]", at);
     if (json_type(p->d, node) != JSON_OBJECT)
         return api_want_(p, (ApiValue_){node, path, NULL}, "an object");
-    snprintf(prefix, sizeof prefix, "messages[%u].", at);
+    api_path_(prefix, "messages[%u].", at);
     if (!api_read_object_(p, node, IN_MESSAGE, prefix)) return false;
-    snprintf(path, sizeof path, "messages[%u].role", at);
+    api_path_(path, "messages[%u].role", at);
     if (!api_read_role_(p, (ApiValue_){json_get(p->d, node, "role"), path, NULL}, &out->role))
         return false;
-    snprintf(path, sizeof path, "messages[%u].content", at);
+    api_path_(path, "messages[%u].content", at);
     return api_read_content_(p, (ApiValue_){json_get(p->d, node, "content"), path, NULL},
                              &out->content);
 }
@@ -1135,7 +1144,7 @@ static void api_put_logprob_(Buf *out, const char *before, f32 prob) {
 
 /* Collects the log probabilities of a choice, or of the piece of it that the next chunk carries. */
 typedef struct {
-    Buf part[4];   /* elements: of four arrays in OpenAI's completions, else of one, of objects */
+    Buf part[4]; /* elements: of four arrays in OpenAI's completions, else of one, of objects */
     u64 n_chars; /* code points of the tokens so far: text_offset */
     i32 n;
 } ApiLogprobs;
@@ -1613,11 +1622,10 @@ static void api_put_stream_begin(Buf *out, const ApiReply *a, i32 index, i32 n_p
 static void api_put_stream_text(Buf *out, const ApiReply *a, i32 index, Str text, Str logprobs) {
     Buf line = {0};
     if (a->req->route == API_MESSAGES) {
-        api_put_text_(
-            &line,
-            "{\"type\":\"content_block_delta\",\"index\":0,"
-            "\"delta\":{\"type\":\"text_delta\",\"text\":",
-            text);
+        api_put_text_(&line,
+                      "{\"type\":\"content_block_delta\",\"index\":0,"
+                      "\"delta\":{\"type\":\"text_delta\",\"text\":",
+                      text);
         buf_str(&line, STR("}}"));
         api_send_(out, "content_block_delta", &line);
     } else if (a->req->route == API_LLAMA) {
@@ -1648,9 +1656,7 @@ static void api_put_diffusion_(Buf *out, const ApiReply *a, const DecodeStep *s)
         bool now = next < s->n_reveals && s->reveals[next].pos == pos;
         buf_printf(out, "%s{\"pos\":%d,", pos > begin ? "," : "", pos - s->n_prompt);
         if (s->masked[at]) {
-            buf_str(
-                out,
-                STR("\"id\":null,\"text\":null,\"confidence\":null,"
+            buf_str(out, STR("\"id\":null,\"text\":null,\"confidence\":null,"
                              "\"revealed\":false,\"new\":false}"));
             continue;
         }
@@ -1674,10 +1680,8 @@ static void api_put_stream_step(Buf *out, const ApiReply *a, i32 index, const De
         line.failed |= state.failed;
         api_send_(out, "dlm", &line);
     } else if (a->req->route == API_LLAMA) {
-        buf_str(
-            &line,
-            STR("{\"index\":0,\"content\":\"\",\"tokens\":[],\"stop\":false,"
-                     "\"id_slot\":-1,\"dlm\":"));
+        buf_str(&line, STR("{\"index\":0,\"content\":\"\",\"tokens\":[],\"stop\":false,"
+                           "\"id_slot\":-1,\"dlm\":"));
         buf_str(&line, buf_view(&state));
         buf_char(&line, '}');
         line.failed |= state.failed;
@@ -1899,11 +1903,10 @@ static void api_put_props(Buf *out, const ApiModel *m) {
     api_put_text_(out, ",\"eos_token\":", tok_text(t, t->eos));
     api_put_text_(out, ",\"build_info\":", m->version);
     buf_str(out, STR(",\"modalities\":{\"vision\":false,\"audio\":false},\"is_sleeping\":false"));
-    buf_printf(
-        out,
-        ",\"diffusion\":{\"can_diffuse\":%s,\"block_size\":%d,\"sub_block_size\":%d,"
+    buf_printf(out,
+               ",\"diffusion\":{\"can_diffuse\":%s,\"block_size\":%d,\"sub_block_size\":%d,"
                "\"block_size_max\":%d",
-        d->mask_id >= 0 ? "true" : "false", d->block_size, d->sub_block_size, m->block_max);
+               d->mask_id >= 0 ? "true" : "false", d->block_size, d->sub_block_size, m->block_max);
     api_put_real_(out, ",\"threshold\":", (f64)d->threshold);
     api_put_text_(out, ",\"attention\":", str_of(MODEL_ATTENTION_NAMES[d->attention]));
     buf_str(out, STR(",\"modes\":["));
@@ -2050,9 +2053,9 @@ static void api_put_metrics(Buf *out, const ApiMetrics *m, const ApiGauges *g,
     api_put_text_(out, ",model=", served->name);
     buf_str(out, STR("} 1\n"));
     api_put_requests_(out, m);
-    api_put_sample_(out, "dlm_connections_total", "counter", "Connections accepted.",
+    api_put_sample_(out, "dlm_connections_accepted_total", "counter", "Connections accepted.",
                     (f64)api_load_(&m->connections));
-    api_put_sample_(out, "dlm_connections", "gauge", "Connections open.", g->n_connections);
+    api_put_sample_(out, "dlm_connections_open", "gauge", "Connections open.", g->n_connections);
     api_put_sample_(out, "dlm_slots", "gauge", "Answers that can be generated at once.",
                     g->n_slots);
     api_put_sample_(out, "dlm_slots_busy", "gauge", "Answers being generated.", g->n_busy);

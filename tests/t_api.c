@@ -1,4 +1,4 @@
-/* t_api.c - requests are read to the letter, and every body and event is what strict clients want. */
+/* t_api.c - requests are read to the letter; bodies and events are what strict clients want. */
 #define DLM_TEST_ALLOC
 #include "../src/api.c"
 #include "test.h"
@@ -163,7 +163,7 @@ static void test_table(void) {
         }
     field(API_CHAT, "no_such_field", "1", false);
     field(API_CHAT, "", "1", false);
-    field(API_CHAT, "user metadata", "1", false);
+    field(API_CHAT, "metadata service_tier", "1", false); /* two names as one */
     field(API_COMPLETIONS, "messages", "[]", false);
     refused(API_CHAT, "{\"a\\u0000b\\n\":1}", "a", "unknown");
 }
@@ -293,7 +293,8 @@ static void test_messages(void) {
         "{\"messages\":[{\"role\":\"developer\",\"content\":\"be \\\"kind\\\"\"},"
         "{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"one\"},"
         "{\"type\":\"text\",\"text\":\"t\\u0077o\"}],\"name\":\"n\"},"
-        "{\"role\":\"assistant\",\"content\":[{\"type\":\"text\",\"text\":\"alone\"}],\"refusal\":null},"
+        "{\"role\":\"assistant\",\"content\":[{\"type\":\"text\",\"text\":\"alone\"}],"
+        "\"refusal\":null},"
         "{\"role\":\"tool\",\"content\":[],\"tool_call_id\":\"1\"}]}");
     CHECK_MSG(p->ok && p->r.n_messages == 4 && p->r.n_prompts == 1, "%s", p->x.err.msg);
     CHECK_STR(p->r.messages[0].role, STR("system"));
@@ -335,7 +336,8 @@ static void test_messages(void) {
             "messages[0].role", "\"user\" or");
     refused(
         API_MESSAGES,
-        "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"},{\"role\":\"assistant\",\"content\":\"y\"}]}",
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"},"
+        "{\"role\":\"assistant\",\"content\":\"y\"}]}",
         "messages", "continue");
     refused(API_MESSAGES, "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"system\":7}",
             "system", "string");

@@ -1,5 +1,5 @@
-/* fuzz_api.c - any body for any route: refused with a 4xx, or a request within its limits, whose prompts
- * hold no special token that the template did not write, and whose replies are valid JSON. */
+/* fuzz_api.c - any body for any route: refused with a 400, or a request within its limits, whose
+ * prompts hold no special token from a message, and whose replies are valid JSON. */
 #include "../../src/api.c"
 #include "../tok_make.h"
 
@@ -16,12 +16,13 @@ static const ApiModel *our_model(void) {
                 .tok = &t,
                 .n_vocab = (i32)t.n_vocab,
                 .decode = {.mask_id = 0, .block_size = 32, .sub_block_size = 8, .threshold = 0.9f}};
-    served = (ApiModel){.model = &m,
-                        .name = STR("m"),
-                        .chat_template = STR("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"),
-                        .n_ctx = 4096,
-                        .block_max = 64,
-                        .decode = decode_params_default()};
+    served = (ApiModel){
+        .model = &m,
+        .name = STR("m"),
+        .chat_template = STR("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"),
+        .n_ctx = 4096,
+        .block_max = 64,
+        .decode = decode_params_default()};
     return &served;
 }
 
@@ -61,13 +62,18 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
     bool ok = api_parse(&r, route, (Str){(const char *)data + 1, n - 1}, m, &x);
     ASSERT(ok == (x.status == 0) && (ok || x.status == 400));
     if (ok && (api_generates(route) || route == API_COUNT_TOKENS)) {
-        ASSERT(r.n >= 1 && r.n <= API_N_MAX && api_n_choices(&r) >= 1 && api_n_choices(&r) <= API_CHOICES_MAX);
-        ASSERT(r.decode.max_tokens >= 1 && r.decode.sample.temperature >= 0 && r.decode.n_top <= DECODE_TOP_MAX);
+        ASSERT(r.n >= 1 && r.n <= API_N_MAX && api_n_choices(&r) >= 1 &&
+               api_n_choices(&r) <= API_CHOICES_MAX);
+        ASSERT(r.decode.max_tokens >= 1 && r.decode.sample.temperature >= 0 &&
+               r.decode.n_top <= DECODE_TOP_MAX);
         bool fits = api_prompt(&r, r.n_prompts - 1, m, 0, &ids, &x);
-        for (size_t i = 0; fits && r.n_messages && i < ids.n; i++) ASSERT(!tok_is_special(m->model->tok, ids.p[i]));
+        for (size_t i = 0; fits && r.n_messages && i < ids.n; i++)
+            ASSERT(!tok_is_special(m->model->tok, ids.p[i]));
     }
-    if (ok && api_generates(route)) check_replies(&r, m);
-    else if (ok && api_put_text_answer(&out, &r, m, 0, &x)) check_json(&out);
+    if (ok && api_generates(route))
+        check_replies(&r, m);
+    else if (ok && api_put_text_answer(&out, &r, m, 0, &x))
+        check_json(&out);
     buf_free(&out);
     if (x.status) {
         api_put_error(&out, route, &x, STR("req"));
