@@ -26,6 +26,7 @@ help() {
 ./build.sh compdb            compile_commands.json for editors
 ./build.sh size              where the bytes of ./dlm are
 ./build.sh clean             removes everything that this script made
+DLM_TLS=0 leaves TLS out. --offline DIR before the verb takes the source of mbedTLS from a folder.
 Missing packages are installed when this is root or may sudo; otherwise they are named.
 X
 }
@@ -95,6 +96,22 @@ want_python() { # the Python of the tests: a venv when packages are pinned
 
 # ---- building ----
 
+# TLS is mbedTLS, compiled by the compiler of the program that links it. Sets TLS and TLS_LIB.
+tls() { # tls FOLDER COMPILER...
+    TLS='' TLS_LIB=''
+    [ "${DLM_TLS:-1}" != 0 ] || return 0
+    if [ $PM = apk ]; then
+        mbedtls=mbedtls # from Alpine 3.24 on, its 3.6 branch is called mbedtls3
+        [ -z "$(apk search --no-cache -qe mbedtls3-static 2>/dev/null)" ] || mbedtls=mbedtls3
+        apk info -e $mbedtls-static $mbedtls-dev >/dev/null 2>&1 || missing="$missing $mbedtls-static $mbedtls-dev"
+    else
+        want bzip2 bzip2 -
+    fi
+    get
+    tools/mbedtls.sh "$@" || exit 1
+    TLS="-DDLM_TLS -isystem build/$1/include" TLS_LIB=build/$1/libmbedtls.a
+}
+
 stale() { # stale OUT SOURCE...: OUT is missing, or older than a source (a folder: than a file in it)
     newer_than=$1
     shift
@@ -111,14 +128,14 @@ link_static() { # link_static OUT OBJECT
     lib=/usr/lib/$(uname -m)-linux-musl
     small='-Wl,--gc-sections -Wl,--build-id=none -s'
     if [ "$CC" = gcc ]; then
-        ! { run gcc -static-pie "$2" -o "$1" $small && is_static "$1"; } || return 0
+        ! { run gcc -static-pie "$2" $TLS_LIB -o "$1" $small && is_static "$1"; } || return 0
     elif [ -e "$lib/rcrt1.o" ]; then
         ! { run $CC -nostartfiles -nostdlib -static -Wl,-pie,--no-dynamic-linker,-z,text,-z,relro,-z,now $small \
-            -o "$1" "$lib/rcrt1.o" "$lib/crti.o" "$($CC -print-file-name=crtbeginS.o)" "$2" \
+            -o "$1" "$lib/rcrt1.o" "$lib/crti.o" "$($CC -print-file-name=crtbeginS.o)" "$2" $TLS_LIB \
             -Wl,--start-group -lc -lgcc -lgcc_eh -Wl,--end-group \
             "$($CC -print-file-name=crtendS.o)" "$lib/crtn.o" && is_static "$1"; } || return 0
     fi
-    run $CC -static "$2" -o "$1" $small
+    run $CC -static "$2" $TLS_LIB -o "$1" $small
     is_static "$1" || die "$1 is not static: $CC finds only shared libraries here"
 }
 
@@ -133,7 +150,8 @@ release() { # release OUT FLAGS: made anew when a source or a flag changed, and 
     fi
     want readelf binutils binutils
     get
-    name=$(basename "$1") flags="$CC $RELEASE ${2:-}"
+    tls mbedtls-musl $CC
+    name=$(basename "$1") flags="$CC $RELEASE $TLS ${2:-}"
     mkdir -p build
     stale "$1" $SOURCES || [ "$(cat "build/$name.flags" 2>/dev/null)" != "$flags" ] || return 0
     run $flags -c dlm.c -o "build/$name.o"
@@ -149,7 +167,9 @@ debug() {
     mkdir -p build
     # Alpine has no AddressSanitizer: there undefined behaviour traps, and that is all.
     [ $PM != apk ] || SANITIZE='-fsanitize=undefined -fsanitize-undefined-trap-on-error'
-    ! stale build/dlm-debug $SOURCES || run gcc $CFLAGS -O1 -g $SANITIZE dlm.c -o build/dlm-debug -lpthread -lm
+    tls mbedtls-host gcc
+    ! stale build/dlm-debug $SOURCES ||
+        run gcc $CFLAGS $TLS -O1 -g $SANITIZE dlm.c -o build/dlm-debug $TLS_LIB -lpthread -lm
 }
 
 # ---- the rest of the verbs ----
@@ -170,6 +190,10 @@ size() {
     nm -S --size-sort build/dlm.o | tail -n 25
 }
 
+if [ "${1:-}" = --offline ]; then
+    DLM_OFFLINE=$(cd -- "$CALLER" && cd -- "${2:?--offline names a folder}" && pwd) && export DLM_OFFLINE
+    shift 2
+fi
 verb=${1:-release}
 [ $# = 0 ] || shift
 case $verb in

@@ -16,7 +16,7 @@
 #define HTTP_METHOD_MAX 16
 #define HTTP_CHUNK_LINE_MAX 1024 /* a chunk's size and extensions, or one trailer field */
 #define HTTP_CHUNK_EXTRA_MAX ((size_t)16 << 10) /* extensions and trailers of one body, bytes */
-#define HTTP_BODY_KEPT ((size_t)64 << 10) /* a larger body buffer is not kept for the next request */
+#define HTTP_BODY_KEPT ((size_t)64 << 10) /* a larger body buffer is not kept for the next one */
 
 typedef struct {
     Str name, value; /* as sent; blanks around the value are cut */
@@ -54,8 +54,9 @@ typedef struct {
     /* private */
     HttpBodyState_ body_state;
     u64 left, body_max;
-    size_t n_head, line, n_extra; /* bytes of head; where the current line starts; bytes of extras */
-    bool skipped_empty;           /* an empty line before the request line was forgiven */
+    size_t n_head, line; /* bytes of head; where the current line starts */
+    size_t n_extra;      /* bytes of chunk extensions and trailers */
+    bool skipped_empty;  /* an empty line before the request line was forgiven */
     char head[HTTP_HEAD_MAX + HTTP_CHUNK_LINE_MAX];
 } HttpRequest;
 
@@ -90,7 +91,8 @@ static int http_hex_(char c) {
 /* RFC 9110's token: what methods and field names are made of. */
 static bool http_is_token_(Str s) {
     for (size_t i = 0; i < s.n; i++)
-        if (!http_is_alnum_(s.p[i]) && (!s.p[i] || !strchr("!#$%&'*+-.^_`|~", s.p[i]))) return false;
+        if (!http_is_alnum_(s.p[i]) && (!s.p[i] || !strchr("!#$%&'*+-.^_`|~", s.p[i])))
+            return false;
     return s.n > 0;
 }
 
@@ -163,7 +165,9 @@ static bool http_is_host_(Str s) {
         for (i = 1; i < s.n && (http_hex_(s.p[i]) >= 0 || s.p[i] == ':' || s.p[i] == '.'); i++) {}
         if (i == 1 || i == s.n || s.p[i++] != ']') return false;
     } else {
-        while (i < s.n && (http_is_alnum_(s.p[i]) || s.p[i] == '.' || s.p[i] == '-' || s.p[i] == '_')) i++;
+        while (i < s.n &&
+               (http_is_alnum_(s.p[i]) || s.p[i] == '.' || s.p[i] == '-' || s.p[i] == '_'))
+            i++;
         if (i == 0) return false;
     }
     if (i == s.n) return true;
@@ -211,7 +215,8 @@ static void http_take_target_(HttpRequest *r, Str target) {
             return;
         }
     Str rest = target;
-    size_t scheme = str_starts(rest, STR("http://")) ? 7 : str_starts(rest, STR("https://")) ? 8 : 0;
+    size_t scheme = str_starts(rest, STR("http://")) ? 7 : 0;
+    if (str_starts(rest, STR("https://"))) scheme = 8;
     if (scheme) {
         size_t slash = str_find(rest, STR("/"), scheme);
         r->host = str_cut(rest, scheme, slash);
@@ -254,8 +259,10 @@ static bool http_split_field_(HttpRequest *r, Str line, HttpField *out) {
 static void http_take_field_(HttpRequest *r, Str line) {
     HttpField f;
     if (!http_split_field_(r, line, &f)) return;
-    if (r->n_fields == HTTP_FIELDS_MAX) http_refuse(r, 431, "there are more than 100 header fields");
-    else r->fields[r->n_fields++] = f;
+    if (r->n_fields == HTTP_FIELDS_MAX)
+        http_refuse(r, 431, "there are more than 100 header fields");
+    else
+        r->fields[r->n_fields++] = f;
 }
 
 static void http_take_host_(HttpRequest *r) {
@@ -294,8 +301,9 @@ static void http_take_framing_(HttpRequest *r) {
 }
 
 static void http_end_head_(HttpRequest *r) {
-    static const char *const once[] = {"Host",         "Content-Length", "Transfer-Encoding", "Expect",
-                                       "Content-Type", "Authorization",  "X-Api-Key",         "Origin"};
+    static const char *const once[] = {"Host",      "Content-Length", "Transfer-Encoding",
+                                       "Expect",    "Content-Type",   "Authorization",
+                                       "X-Api-Key", "Origin"};
     for (size_t i = 0; i < COUNT_OF(once); i++)
         if (http_count_(r, once[i]) > 1) {
             http_refuse(r, 400, "a header field that must be unique is there twice");
@@ -327,8 +335,9 @@ static bool http_take_byte_(HttpRequest *r, char c) {
         http_refuse(r, 400, "a line does not end with CR LF");
     } else if (((u8)c < 0x20 && c != '\t' && c != '\r' && c != '\n') || c == 0x7f) {
         bool tls = r->n_head == 0 && c == 0x16;
-        http_refuse(r, 400, tls ? "this port speaks plain HTTP, and a TLS handshake arrived: use http://"
-                                : "there is a control byte in the head");
+        http_refuse(r, 400,
+                    tls ? "this port speaks plain HTTP, and a TLS handshake arrived: use http://"
+                        : "there is a control byte in the head");
     } else {
         r->head[r->n_head++] = c;
         return c == '\n';
@@ -356,8 +365,10 @@ static void http_feed_head_(HttpRequest *r, char c) {
     Str line = {r->head + r->line, r->n_head - r->line - 2};
     r->line = r->n_head;
     if (r->method.p) {
-        if (line.n) http_take_field_(r, line);
-        else http_end_head_(r);
+        if (line.n)
+            http_take_field_(r, line);
+        else
+            http_end_head_(r);
     } else if (line.n) {
         http_take_request_line_(r, line);
     } else if (r->skipped_empty) { /* RFC 9112, 2.2: one empty line before a request is ignored */
@@ -396,7 +407,8 @@ static void http_read_body(HttpRequest *r, u64 max) {
 static void http_take_chunk_size_(HttpRequest *r, Str line) {
     u64 size = 0;
     size_t i = 0;
-    for (; i < line.n && http_hex_(line.p[i]) >= 0; i++) size = size * 16 + (u64)http_hex_(line.p[i]);
+    for (; i < line.n && http_hex_(line.p[i]) >= 0; i++)
+        size = size * 16 + (u64)http_hex_(line.p[i]);
     if (i == 0 || i > 15 || (i < line.n && line.p[i] != ';')) {
         http_refuse(r, 400, "a chunk does not begin with its size");
     } else if (size > r->body_max - r->body.n) {
@@ -421,8 +433,10 @@ static void http_feed_chunk_line_(HttpRequest *r, char c) {
     if (r->body_state == HTTP_CHUNK_SIZE_) {
         http_take_chunk_size_(r, line);
     } else if (r->body_state == HTTP_CHUNK_END_) {
-        if (line.n) http_refuse(r, 400, "a chunk is longer than its size");
-        else r->body_state = HTTP_CHUNK_SIZE_;
+        if (line.n)
+            http_refuse(r, 400, "a chunk is longer than its size");
+        else
+            r->body_state = HTTP_CHUNK_SIZE_;
     } else if (line.n == 0) {
         r->state = HTTP_DONE;
     } else if (http_split_field_(r, line, &dropped)) {
@@ -437,8 +451,10 @@ static size_t http_feed_data_(HttpRequest *r, const char *p, size_t n) {
         return n;
     }
     r->left -= n;
-    if (r->left == 0 && r->body_state == HTTP_CHUNK_DATA_) r->body_state = HTTP_CHUNK_END_;
-    else if (r->left == 0) r->state = HTTP_DONE;
+    if (r->left == 0 && r->body_state == HTTP_CHUNK_DATA_)
+        r->body_state = HTTP_CHUNK_END_;
+    else if (r->left == 0)
+        r->state = HTTP_DONE;
     return n;
 }
 
@@ -449,10 +465,12 @@ static size_t http_feed_data_(HttpRequest *r, const char *p, size_t n) {
 static size_t http_feed(HttpRequest *r, const char *p, size_t n) {
     size_t i = 0;
     while (i < n && (r->state == HTTP_IN_HEAD || r->state == HTTP_IN_BODY)) {
-        if (r->state == HTTP_IN_HEAD) http_feed_head_(r, p[i++]);
+        if (r->state == HTTP_IN_HEAD)
+            http_feed_head_(r, p[i++]);
         else if (r->body_state == HTTP_SIZED_ || r->body_state == HTTP_CHUNK_DATA_)
             i += http_feed_data_(r, p + i, n - i);
-        else http_feed_chunk_line_(r, p[i++]);
+        else
+            http_feed_chunk_line_(r, p[i++]);
     }
     return i;
 }
@@ -552,7 +570,8 @@ static const char *http_status_text(int status) {
 /* Sun, 06 Nov 1994 08:49:37 GMT. Days to a date as Howard Hinnant's civil_from_days counts them:
  * years begin in March, so that the leap day is the last. */
 static void http_put_date_(Buf *out, i64 now_unix) {
-    static const char days[] = "ThuFriSatSunMonTueWed", months[] = "MarAprMayJunJulAugSepOctNovDecJanFeb";
+    static const char days[] = "ThuFriSatSunMonTueWed",
+                      months[] = "MarAprMayJunJulAugSepOctNovDecJanFeb";
     u64 now = now_unix > 0 ? (u64)now_unix : 0;
     u64 day = now / 86400, second = now % 86400;
     u64 z = day + 719468, era = z / 146097, doe = z % 146097;
@@ -591,8 +610,10 @@ static void http_put_head(Buf *out, const HttpReply *a, i64 now_unix) {
     buf_printf(out, "HTTP/1.1 %d %s\r\nDate: ", a->status, http_status_text(a->status));
     http_put_date_(out, now_unix);
     buf_str(out, STR("\r\nX-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\n"));
-    if (!a->keep_alive) buf_str(out, STR("Connection: close\r\n"));
-    else if (a->old) buf_str(out, STR("Connection: keep-alive\r\n"));
+    if (!a->keep_alive)
+        buf_str(out, STR("Connection: close\r\n"));
+    else if (a->old)
+        buf_str(out, STR("Connection: keep-alive\r\n"));
 }
 
 /* Ends the head of an answer whose body has n bytes. */
@@ -653,7 +674,8 @@ static void http_put_ping(Buf *out) {
 
 /* The status of a response that begins with s; 0 when that is not HTTP/1. */
 static int http_read_status(Str s) {
-    if (s.n < 13 || !str_starts(s, STR("HTTP/1.")) || !http_is_digit_(s.p[7]) || s.p[8] != ' ') return 0;
+    if (s.n < 13 || !str_starts(s, STR("HTTP/1.")) || !http_is_digit_(s.p[7]) || s.p[8] != ' ')
+        return 0;
     int status = 0;
     for (size_t i = 9; i < 12; i++) {
         if (!http_is_digit_(s.p[i])) return 0;

@@ -36,8 +36,8 @@ typedef struct {
 
 typedef struct {
     int fd;
-    u64 address;             /* the same for connections of one address (IPv6: of one /64 network) */
-    bool loopback;           /* from this machine */
+    u64 address;   /* the same for connections of one address (IPv6: of one /64 network) */
+    bool loopback; /* from this machine */
     char name[NET_NAME_MAX]; /* for the log: 10.0.0.7:41234, [::1]:41234, unix */
 } NetConn;
 
@@ -75,8 +75,8 @@ static bool net_parse_(const char *host, u16 port, NetAddress_ *a, socklen_t *n,
     memset(a, 0, sizeof *a);
     if (net_is_unix(host)) {
         if (s.n >= sizeof a->unix_.sun_path)
-            return err_set(e, ERR_USAGE, "the socket path '%.80s...' is longer than %zu bytes", host,
-                           sizeof a->unix_.sun_path - 1);
+            return err_set(e, ERR_USAGE, "the socket path '%.80s...' is longer than %zu bytes",
+                           host, sizeof a->unix_.sun_path - 1);
         a->unix_.sun_family = AF_UNIX;
         memcpy(a->unix_.sun_path, host, s.n + 1);
         *n = sizeof a->unix_;
@@ -100,10 +100,11 @@ static bool net_parse_(const char *host, u16 port, NetAddress_ *a, socklen_t *n,
             return true;
         }
     }
-    return err_set(e, ERR_USAGE,
-                   "'%.80s' is not a numeric address: use 127.0.0.1, 0.0.0.0, ::, localhost or the path of "
-                   "a socket (names are never looked up)",
-                   host);
+    return err_set(
+        e, ERR_USAGE,
+        "'%.80s' is not a numeric address: use 127.0.0.1, 0.0.0.0, ::, localhost or the path of "
+        "a socket (names are never looked up)",
+        host);
 }
 
 /* May only this machine reach what listens there? False for what is no address at all. */
@@ -176,8 +177,10 @@ static bool net_listen(NetListener *l, const char *host, u16 port, Err *e) {
     l->fd = socket(a.any.sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (l->fd < 0 || !net_bind_(l->fd, &a, n) || listen(l->fd, SOMAXCONN) != 0) {
         const char *why = strerror(errno);
-        if (net_is_unix(host)) err_set(e, ERR_RUNTIME, "cannot listen on '%.200s': %s", host, why);
-        else err_set(e, ERR_RUNTIME, "cannot listen on %s port %d: %s", host, port, why);
+        if (net_is_unix(host))
+            err_set(e, ERR_RUNTIME, "cannot listen on '%.200s': %s", host, why);
+        else
+            err_set(e, ERR_RUNTIME, "cannot listen on %s port %d: %s", host, port, why);
         net_close_fd_(&l->fd);
         return false;
     }
@@ -236,11 +239,22 @@ static NetResult net_wait(const NetConn *c, const NetWaker *w, f64 deadline_ms) 
     return r == NET_OK ? NET_END : r;
 }
 
+/* Sleeps until there is something to read, the end included, the waker is pulled, or the deadline. */
+static NetResult net_wait_input(const NetConn *c, const NetWaker *w, f64 deadline_ms) {
+    return net_poll_(c->fd, POLLIN, w, deadline_ms);
+}
+
+/* Sleeps until the waker is pulled, or the deadline. */
+static NetResult net_wait_waker(const NetWaker *w, f64 deadline_ms) {
+    return net_poll_(-1, 0, w, deadline_ms);
+}
+
 /* ---- connections ---- */
 
 static void net_tune_(const NetConn *c) {
     int on = 1;
-    setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on); /* events leave at once; not for unix */
+    setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &on,
+               sizeof on); /* events leave at once; not for unix */
     setsockopt(c->fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
 }
 
@@ -255,7 +269,8 @@ static NetResult net_accept(const NetListener *l, NetConn *c, const NetWaker *w,
             net_tune_(c);
             return NET_OK;
         }
-        if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) return NET_BUSY;
+        if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)
+            return NET_BUSY;
         if (errno == EBADF || errno == EINVAL || errno == ENOTSOCK) return NET_END;
         if (errno == EAGAIN) { /* everything else is one connection's trouble: it is skipped */
             NetResult r = net_poll_(l->fd, POLLIN, w, deadline_ms);
@@ -275,16 +290,18 @@ static bool net_connect(NetConn *c, const char *host, u16 port, f64 deadline_ms,
     c->fd = socket(a.any.sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (c->fd < 0 || connect(c->fd, &a.any, n) != 0) why = errno;
     if (why == EINPROGRESS) {
-        if (net_poll_(c->fd, POLLOUT, NULL, deadline_ms) != NET_OK) why = ETIMEDOUT;
-        else if (getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &why, &n_why) != 0) why = errno;
+        if (net_poll_(c->fd, POLLOUT, NULL, deadline_ms) != NET_OK)
+            why = ETIMEDOUT;
+        else if (getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &why, &n_why) != 0)
+            why = errno;
     }
     if (why == 0) {
         net_tune_(c);
         return true;
     }
     net_close_fd_(&c->fd);
-    return err_set(e, ERR_RUNTIME, "cannot connect to %.200s: %s", net_is_unix(host) ? host : c->name,
-                   strerror(why));
+    return err_set(e, ERR_RUNTIME, "cannot connect to %.200s: %s",
+                   net_is_unix(host) ? host : c->name, strerror(why));
 }
 
 /* Reads what is there, at least one byte, at most n > 0. */
@@ -303,7 +320,8 @@ static NetResult net_read(const NetConn *c, void *p, size_t n, size_t *got, f64 
 }
 
 /* Writes a part of [n] bytes, at least one. */
-static NetResult net_write_some(const NetConn *c, const void *p, size_t n, size_t *put, f64 deadline_ms) {
+static NetResult net_write_some(const NetConn *c, const void *p, size_t n, size_t *put,
+                                f64 deadline_ms) {
     *put = 0;
     for (;;) {
         ssize_t r = send(c->fd, p, n, MSG_NOSIGNAL);
@@ -321,6 +339,11 @@ static void net_close(NetConn *c) {
     net_close_fd_(&c->fd);
 }
 
+/* Ends a connection that another thread reads or writes: its calls return NET_END. */
+static void net_break(const NetConn *c) {
+    shutdown(c->fd, SHUT_RDWR);
+}
+
 #define NET_DRAIN_MAX ((size_t)1 << 20) /* bytes of a refused request that are read away */
 
 /* Closes so that the peer can still read the answer: a close with unread input would reset the
@@ -329,7 +352,8 @@ static void net_close_gently(NetConn *c, f64 deadline_ms) {
     char dropped[4096];
     size_t total = 0, n = 0;
     if (c->fd >= 0 && shutdown(c->fd, SHUT_WR) == 0)
-        while (total < NET_DRAIN_MAX && net_read(c, dropped, sizeof dropped, &n, deadline_ms) == NET_OK)
+        while (total < NET_DRAIN_MAX &&
+               net_read(c, dropped, sizeof dropped, &n, deadline_ms) == NET_OK)
             total += n;
     net_close(c);
 }
@@ -362,10 +386,8 @@ static void net_plain_close_(NetTransport *t, f64 deadline_ms) {
 }
 
 static NetTransport net_plain(NetConn *c) {
-    return (NetTransport){.conn = c,
-                          .read = net_plain_read_,
-                          .write = net_plain_write_,
-                          .close = net_plain_close_};
+    return (NetTransport){
+        .conn = c, .read = net_plain_read_, .write = net_plain_write_, .close = net_plain_close_};
 }
 
 #endif

@@ -19,7 +19,8 @@
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define DLM_SANITIZER 1
 #elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || \
+    __has_feature(memory_sanitizer)
 #define DLM_SANITIZER 1
 #endif
 #endif
@@ -108,7 +109,7 @@ typedef struct {
 #define WHEN_(name, kinds, arg, mask, want) {SYS_##name, kinds, arg, mask, want}
 
 #define SANDBOX_ALL_BITS_ 0xffffffffu
-#define SANDBOX_CLONE_THREAD_ 0x10900u        /* CLONE_VM | CLONE_SIGHAND | CLONE_THREAD */
+#define SANDBOX_CLONE_THREAD_ 0x10900u /* CLONE_VM | CLONE_SIGHAND | CLONE_THREAD */
 #define SANDBOX_CLONE_JUDGED_ (0x7e020080u | SANDBOX_CLONE_THREAD_) /* and no new namespace */
 /* Opening for reading creates, truncates and writes nothing. */
 #define SANDBOX_OPEN_JUDGED_ (u32)(O_ACCMODE | O_CREAT | O_TRUNC | O_APPEND)
@@ -116,6 +117,7 @@ typedef struct {
 
 /* The frequent ones first: the kernel reads from the top. Each is there because dlm, musl or glibc
  * calls it after the sandbox has closed; strace tells. */
+/* clang-format off */
 static const SandboxRule_ SANDBOX_RULES_[] = {
     ALWAYS_(futex, BOTH_),
     ALWAYS_(read, BOTH_),
@@ -168,7 +170,7 @@ static const SandboxRule_ SANDBOX_RULES_[] = {
 #ifdef SYS_rseq
     ALWAYS_(rseq, BOTH_), /* a new thread of glibc; musl's header does not have it, nor calls it */
 #endif
-    WHEN_(seccomp, BOTH_, 0, SANDBOX_ALL_BITS_, SANDBOX_SET_FILTER_), /* sandbox_seal; takes, never gives */
+    WHEN_(seccomp, BOTH_, 0, SANDBOX_ALL_BITS_, SANDBOX_SET_FILTER_), /* sandbox_seal */
     ALWAYS_(sched_getaffinity, BOTH_),
     ALWAYS_(prlimit64, BOTH_), /* glibc: the size of a thread's stack */
     ALWAYS_(gettid, BOTH_),
@@ -183,8 +185,9 @@ static const SandboxRule_ SANDBOX_RULES_[] = {
     ALWAYS_(restart_syscall, BOTH_),
     ALWAYS_(sigaltstack, BOTH_),
     WHEN_(tgkill, BOTH_, 0, SANDBOX_ALL_BITS_, SANDBOX_SELF_),
-    WHEN_(tkill, BOTH_, 1, SANDBOX_ALL_BITS_, SIGABRT), /* musl's raise: a thread has no owner here */
+    WHEN_(tkill, BOTH_, 1, SANDBOX_ALL_BITS_, SIGABRT), /* musl's raise */
 };
+/* clang-format on */
 
 #undef BOTH_
 #undef ALWAYS_
@@ -232,14 +235,15 @@ static void sandbox_emit_rule_(SandboxCode_ *c, const SandboxRule_ *rule) {
     sandbox_emit_(c, SANDBOX_AND_, rule->mask, 0, 0);
     sandbox_emit_(c, SANDBOX_IS_, want, 0, 1);
     sandbox_emit_(c, SANDBOX_RET_, SANDBOX_RET_ALLOW_, 0, 0);
-    sandbox_emit_(c, SANDBOX_LOAD_, SANDBOX_AT_NR_, 0, 0); /* the next rule looks at the number again */
+    sandbox_emit_(c, SANDBOX_LOAD_, SANDBOX_AT_NR_, 0,
+                  0); /* the next rule looks at the number again */
 }
 
 /* Filters add up: the strictest answer of all of them counts. */
 static bool sandbox_install_(const SandboxCode_ *c) {
     SandboxProgram_ program = {c->n, c->p};
-    return SANDBOX_ARCH_ &&
-           syscall(SYS_seccomp, SANDBOX_SET_FILTER_, SANDBOX_TSYNC_ | SANDBOX_SPEC_ALLOW_, &program) == 0;
+    return SANDBOX_ARCH_ && syscall(SYS_seccomp, SANDBOX_SET_FILTER_,
+                                    SANDBOX_TSYNC_ | SANDBOX_SPEC_ALLOW_, &program) == 0;
 }
 
 /* ---- Landlock: which files ---- */
@@ -288,7 +292,8 @@ static bool sandbox_allow_folder_(i32 ruleset, const char *path, Err *e) {
     char folder[SANDBOX_PATH_MAX];
     const char *slash = strrchr(path, '/');
     size_t n = slash ? (size_t)(slash - path) + (slash == path) : 1;
-    if (n >= sizeof folder) return err_set(e, ERR_RUNTIME, "the path '%.200s...' is too long", path);
+    if (n >= sizeof folder)
+        return err_set(e, ERR_RUNTIME, "the path '%.200s...' is too long", path);
     memcpy(folder, slash ? path : ".", n);
     folder[n] = 0;
     return sandbox_allow_(ruleset, folder, e);
@@ -307,14 +312,17 @@ static bool sandbox_allow_path_(i32 ruleset, const SandboxPath *path, Err *e) {
 
 static bool sandbox_confine_(const SandboxOptions *o, i32 abi, Err *e) {
     /* memory, processors and their limits (os.c) */
-    static const SandboxPath always[] = {{"/proc/self", false}, {"/proc/meminfo", false},
-                                         {"/proc/cpuinfo", false}, {"/sys/fs/cgroup", false}};
+    static const SandboxPath always[] = {{"/proc/self", false},
+                                         {"/proc/meminfo", false},
+                                         {"/proc/cpuinfo", false},
+                                         {"/sys/fs/cgroup", false}};
     SandboxRuleset_ r = sandbox_ruleset_(abi);
     size_t size = abi >= 6 ? sizeof r : abi >= 4 ? 16 : 8;
     i32 ruleset = (i32)syscall(SYS_landlock_create_ruleset, &r, size, 0);
     if (ruleset < 0) return err_set(e, ERR_RUNTIME, "Landlock: %s", strerror(errno));
     bool ok = true;
-    for (size_t i = 0; ok && i < COUNT_OF(always); i++) ok = sandbox_allow_path_(ruleset, &always[i], e);
+    for (size_t i = 0; ok && i < COUNT_OF(always); i++)
+        ok = sandbox_allow_path_(ruleset, &always[i], e);
     for (i32 i = 0; ok && i < o->n_paths; i++) ok = sandbox_allow_path_(ruleset, &o->paths[i], e);
     if (ok && syscall(SYS_landlock_restrict_self, ruleset, 0) != 0)
         ok = err_set(e, ERR_RUNTIME, "Landlock: %s", strerror(errno));
@@ -338,7 +346,8 @@ static bool sandbox_filter_(SandboxKind kind) {
 /* Something is missing: strict refuses to go on, auto says it loudly. */
 static bool sandbox_degrade_(const SandboxOptions *o, const char *what, Err *e) {
     if (o->mode == SANDBOX_STRICT)
-        return err_set(e, ERR_RUNTIME, "no sandbox: %s. --sandbox=auto goes on with what there is", what);
+        return err_set(e, ERR_RUNTIME, "no sandbox: %s. --sandbox=auto goes on with what there is",
+                       what);
     log_line(LOG_WARN, "weaker sandbox: %s", what);
     return true;
 }
@@ -349,12 +358,14 @@ static bool sandbox_degrade_(const SandboxOptions *o, const char *what, Err *e) 
 static bool sandbox_enter(Sandbox *s, const SandboxOptions *o, Err *e) {
     *s = (Sandbox){0};
     if (o->mode == SANDBOX_OFF) return true;
-    if (DLM_SANITIZER) return sandbox_degrade_(o, "this build carries sanitizers, which need more", e);
+    if (DLM_SANITIZER)
+        return sandbox_degrade_(o, "this build carries sanitizers, which need more", e);
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
         return sandbox_degrade_(o, "this kernel has no PR_SET_NO_NEW_PRIVS", e);
     i32 abi = sandbox_landlock_abi_();
     if (abi == 0) {
-        const char *what = "this kernel has no Landlock, so that reading is not confined to given files";
+        const char *what =
+            "this kernel has no Landlock, so that reading is not confined to given files";
         if (!sandbox_degrade_(o, what, e)) return false;
     } else if (!sandbox_confine_(o, abi, e)) {
         return false;

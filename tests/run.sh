@@ -45,12 +45,13 @@ chosen() { # chosen FILE: is it one that `test NAME...` names?
 
 compile_tests() { # compile_tests FOLDER COMPILER-AND-FLAGS: the chosen unit tests, $CPUS at a time
     mkdir -p "build/$1"
+    tls mbedtls-host gcc # for tests/t_tls.c: sets TLS and TLS_LIB
     n=0
     for source in tests/t_*.c tests/kern_check.c; do
         chosen "$source" || continue
         stale "build/$1/$base" $SOURCES tests/test.h "$source" || continue
         rm -f "build/$1/$base" # a test that no longer compiles must not pass
-        run $2 "$source" -o "build/$1/$base" -lpthread -lm &
+        run $2 $TLS "$source" -o "build/$1/$base" $TLS_LIB -lpthread -lm &
         n=$((n + 1))
         [ $((n % CPUS)) != 0 ] || wait
     done

@@ -40,9 +40,10 @@ says_something() {
 }
 
 same_twice() { # the same sources in another folder give the same bytes
-    mkdir -p "$tmp/again/tests/golden" && cp -R dlm.c dlm_kernels.h build.sh src "$tmp/again" &&
+    mkdir -p "$tmp/again/tests/golden" "$tmp/again/tools" && cp -R dlm.c dlm_kernels.h build.sh src "$tmp/again" &&
+        cp tools/mbedtls.sh "$tmp/again/tools" &&
         cp tests/run.sh "$tmp/again/tests" && cp tests/golden/tiny-dlm.gguf "$tmp/again/tests/golden" &&
-        (cd "$tmp/again" && DLM_DEMO=1 ./build.sh release) && cmp dlm "$tmp/again/dlm"
+        (here=$PWD/build && cd "$tmp/again" && DLM_DEMO=1 ./build.sh --offline "$here" release) && cmp dlm "$tmp/again/dlm"
 }
 
 tmp=$(mktemp -d)

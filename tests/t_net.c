@@ -119,7 +119,8 @@ static void test_talk(const char *host) {
     CHECK(net_wait(&p.server, NULL, os_now_ms() + 10) == NET_TIMEOUT);
     net_close(&p.client);
     CHECK(net_wait(&p.server, NULL, NET_NEVER) == NET_END);
-    CHECK(b.read(&b, text, sizeof text, &n, now + 5000) == NET_OK && n == 1); /* what came before is read */
+    CHECK(b.read(&b, text, sizeof text, &n, now + 5000) == NET_OK &&
+          n == 1); /* what came before is read */
     CHECK(b.read(&b, text, sizeof text, &n, now + 5000) == NET_END);
     b.write(&b, "x", 1, now + 5000);
     CHECK(b.write(&b, "x", 1, now + 5000) == NET_END); /* and no SIGPIPE */
@@ -181,7 +182,8 @@ static void test_accept(void) {
     CHECK(net_accept(&l, &c, NULL, os_now_ms() + 10) == NET_TIMEOUT);
     e = (Err){0};
     CHECK(net_connect(&client, "127.0.0.1", l.port, os_now_ms() + 5000, &e));
-    struct rlimit before, none; /* no descriptor left: told apart, and the connection is still there */
+    struct rlimit before,
+        none; /* no descriptor left: told apart, and the connection is still there */
     CHECK(getrlimit(RLIMIT_NOFILE, &before) == 0);
     none = before;
     none.rlim_cur = 0;
@@ -196,7 +198,8 @@ static void test_accept(void) {
     CHECK_INT(net_accept(&l, &c, NULL, os_now_ms() + 1000), NET_END);
     CHECK(!net_connect(&client, "127.0.0.1", port, os_now_ms() + 5000, &e));
     CHECK_ERR(e, ERR_RUNTIME, "cannot connect to 127.0.0.1:");
-    CHECK(net_listen(&l, "127.0.0.1", port, NULL)); /* at once after closing, in spite of TIME_WAIT */
+    CHECK(
+        net_listen(&l, "127.0.0.1", port, NULL)); /* at once after closing, in spite of TIME_WAIT */
     net_listener_close(&l);
 }
 

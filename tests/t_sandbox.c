@@ -61,7 +61,8 @@ static int in_child(void (*fn)(void)) {
 
 static Sandbox enter(void) {
     const SandboxPath paths[] = {{at("model"), false}, {at("live/cert"), true}, {NULL, true}};
-    SandboxOptions o = {.mode = SANDBOX_AUTO, .kind = kind, .paths = paths, .n_paths = COUNT_OF(paths)};
+    SandboxOptions o = {
+        .mode = SANDBOX_AUTO, .kind = kind, .paths = paths, .n_paths = COUNT_OF(paths)};
     Sandbox s;
     Err e = {0};
     CHECK_OK(sandbox_enter(&s, &o, &e), e);
@@ -72,10 +73,10 @@ static Sandbox enter(void) {
 
 /* ---- what must fail ---- */
 
-#define DENIED(call)                                                                       \
-    do {                                                                                   \
-        errno = 0;                                                                         \
-        long rc_ = (long)(call);                                                           \
+#define DENIED(call)                                                                        \
+    do {                                                                                    \
+        errno = 0;                                                                          \
+        long rc_ = (long)(call);                                                            \
         CHECK_MSG(rc_ == -1 && errno == EPERM, "%s: %ld, %s", #call, rc_, strerror(errno)); \
     } while (0)
 
@@ -142,7 +143,8 @@ static void forbidden(void) {
     DENIED(ioctl(0, 0x5412 /* TIOCSTI */, "x"));
     DENIED(fcntl(0, F_SETOWN, parent));
     DENIED(dup(0));
-    DENIED(syscall(SYS_mmap, NULL, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    DENIED(
+        syscall(SYS_mmap, NULL, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     DENIED(mprotect(page, 4096, PROT_READ | PROT_EXEC));
 }
 
@@ -190,8 +192,10 @@ static void allowed(void) {
     CHECK_OK(sandbox_seal(&s, &e), e);
     CHECK(!os_thread_start(&t, thread_main, &tid, &e)); /* no more of them */
     e = (Err){0};
-    if (s.landlock) test_files(&s);
-    else CHECK(!opens(at("model")));
+    if (s.landlock)
+        test_files(&s);
+    else
+        CHECK(!opens(at("model")));
 }
 
 /* A connection that came before and one that comes after the sandbox has closed are both served. */

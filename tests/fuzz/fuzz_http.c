@@ -31,7 +31,8 @@ static size_t read_all(Str text, size_t step, Seen seen[N_MAX]) {
             used += http_feed(&request, text.p + used, most);
             if (request.state == HTTP_HEAD) http_read_body(&request, 1000);
         }
-        ASSERT(request.body.n <= 1000 && (request.state == HTTP_REFUSED) == (request.reason != NULL));
+        ASSERT(request.body.n <= 1000 &&
+               (request.state == HTTP_REFUSED) == (request.reason != NULL));
         seen[n++] = look(used);
         if (request.state == HTTP_REFUSED) break;
     }
