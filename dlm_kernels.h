@@ -1,7 +1,8 @@
 /* dlm_kernels.h - the engine-room contract: block layouts, matrices in memory, the two op tables.
  *
- * Shared by C (dlm.c), CUDA (dlm_cuda.cu) and the tests. Types, asserts and one table of constants: no code.
- * Layout sources: the GGUF specification and ggml's published block structures; I2_S from BitNet.cpp. */
+ * Shared by C (dlm.c), CUDA (dlm_cuda.cu) and the tests. Types, asserts and one table of constants:
+ * no code. Layout sources: the GGUF specification and ggml's published block structures; I2_S from
+ * BitNet.cpp. */
 #ifndef DLM_KERNELS_H
 #define DLM_KERNELS_H
 
@@ -42,10 +43,12 @@ typedef enum {
 
 /* How the 2-bit codes of an I2_S tensor lie in its bytes; the file does not record it. */
 typedef enum {
-    DLM_I2S_128, /* x86 and official files: 128 elements in 32 bytes, element p + 32 j in bits 7-2j..6-2j */
-    DLM_I2S_64,  /* the ARM quantizer: 64 elements in 16 bytes, element p + 16 j likewise */
-    DLM_I2S_ROW4, /* four rows in a byte: row r of the group in bits 7-2r..6-2r, one byte per column */
-    DLM_I2S_SEQ  /* sequential: element 4 i + j of the tensor in bits 2j..2j+1 of byte i */
+    DLM_I2S_128,  /* x86 and official files: 128 elements in 32 bytes, element p + 32 j in bits
+                     7-2j..6-2j */
+    DLM_I2S_64,   /* the ARM quantizer: 64 elements in 16 bytes, element p + 16 j likewise */
+    DLM_I2S_ROW4, /* four rows in a byte: row r of the group in bits 7-2r..6-2r, one byte per column
+                   */
+    DLM_I2S_SEQ   /* sequential: element 4 i + j of the tensor in bits 2j..2j+1 of byte i */
 } DlmI2sLayout;
 
 /* ---- block layouts in the file. d is an IEEE binary16 scale. ---- */
@@ -59,7 +62,8 @@ DLM_STATIC_ASSERT(sizeof(DlmBlockQ8_0) == 34, "Q8_0 is 34 bytes per 32 weights")
 
 typedef struct {
     uint16_t d;
-    uint8_t qs[16]; /* elements j and j + 16 in the low and high half of byte j; value = d * (code - 8) */
+    uint8_t qs[16]; /* elements j and j + 16 in the low and high half of byte j; value = d * (code -
+                       8) */
 } DlmBlockQ4_0;
 DLM_STATIC_ASSERT(sizeof(DlmBlockQ4_0) == 18, "Q4_0 is 18 bytes per 32 weights");
 
@@ -83,7 +87,8 @@ typedef struct {
 } DlmBlockQ5_1;
 DLM_STATIC_ASSERT(sizeof(DlmBlockQ5_1) == 24, "Q5_1 is 24 bytes per 32 weights");
 
-/* The K types: 256 weights, a scale (and minimum) for each 16 or 32 of them, all times d (and dmin). */
+/* The K types: 256 weights, a scale (and minimum) for each 16 or 32 of them, all times d (and
+ * dmin). */
 #define DLM_QK_K 256
 typedef struct {
     uint8_t scales[16]; /* per 16 weights: scale in the low half, minimum in the high half */
@@ -93,8 +98,8 @@ typedef struct {
 DLM_STATIC_ASSERT(sizeof(DlmBlockQ2_K) == 84, "Q2_K is 84 bytes per 256 weights");
 
 typedef struct {
-    uint8_t hmask[32]; /* bit 4 n + j of byte l: element 128 n + 32 j + l is not lowered by 4 */
-    uint8_t qs[64];    /* as in Q2_K */
+    uint8_t hmask[32];  /* bit 4 n + j of byte l: element 128 n + 32 j + l is not lowered by 4 */
+    uint8_t qs[64];     /* as in Q2_K */
     uint8_t scales[12]; /* 16 scales of 6 bits, offset 32 */
     uint16_t d;
 } DlmBlockQ3_K;
@@ -131,9 +136,9 @@ DLM_STATIC_ASSERT(sizeof(DlmBlockIQ4_NL) == 18, "IQ4_NL is 18 bytes per 32 weigh
 
 typedef struct {
     uint16_t d;
-    uint16_t scales_h;  /* high 2 bits of 8 scales, offset 32, per 32 weights */
+    uint16_t scales_h;   /* high 2 bits of 8 scales, offset 32, per 32 weights */
     uint8_t scales_l[4]; /* their low 4 bits */
-    uint8_t qs[128];    /* 8 runs of 32 weights, placed as in IQ4_NL */
+    uint8_t qs[128];     /* 8 runs of 32 weights, placed as in IQ4_NL */
 } DlmBlockIQ4_XS;
 DLM_STATIC_ASSERT(sizeof(DlmBlockIQ4_XS) == 136, "IQ4_XS is 136 bytes per 256 weights");
 
@@ -146,8 +151,9 @@ typedef struct {
 DLM_STATIC_ASSERT(sizeof(DlmBlockTQ1_0) == 54, "TQ1_0 is 54 bytes per 256 weights");
 
 typedef struct {
-    uint8_t qs[64]; /* group g of 128: byte 32 g + m holds element 128 g + 32 l + m in bits 2l..2l+1 */
-    uint16_t d;     /* value = d * (code - 1) */
+    uint8_t
+        qs[64]; /* group g of 128: byte 32 g + m holds element 128 g + 32 l + m in bits 2l..2l+1 */
+    uint16_t d; /* value = d * (code - 1) */
 } DlmBlockTQ2_0;
 DLM_STATIC_ASSERT(sizeof(DlmBlockTQ2_0) == 66, "TQ2_0 is 66 bytes per 256 weights");
 
@@ -170,17 +176,18 @@ typedef struct {
 
 /* Every type that dlm reads. I2_S has no blocks: its size is n/4 + DLM_I2S_TAIL, see gguf.c. */
 static const DlmTypeInfo DLM_TYPES[] = {
-    {DLM_F32, "F32", 1, 4},       {DLM_F16, "F16", 1, 2},       {DLM_BF16, "BF16", 1, 2},
-    {DLM_Q4_0, "Q4_0", 32, 18},   {DLM_Q4_1, "Q4_1", 32, 20},   {DLM_Q5_0, "Q5_0", 32, 22},
-    {DLM_Q5_1, "Q5_1", 32, 24},   {DLM_Q8_0, "Q8_0", 32, 34},   {DLM_Q2_K, "Q2_K", 256, 84},
-    {DLM_Q3_K, "Q3_K", 256, 110}, {DLM_Q4_K, "Q4_K", 256, 144}, {DLM_Q5_K, "Q5_K", 256, 176},
-    {DLM_Q6_K, "Q6_K", 256, 210}, {DLM_IQ4_NL, "IQ4_NL", 32, 18}, {DLM_IQ4_XS, "IQ4_XS", 256, 136},
-    {DLM_TQ1_0, "TQ1_0", 256, 54}, {DLM_TQ2_0, "TQ2_0", 256, 66}, {DLM_Q2_0, "Q2_0", 64, 18},
+    {DLM_F32, "F32", 1, 4},        {DLM_F16, "F16", 1, 2},         {DLM_BF16, "BF16", 1, 2},
+    {DLM_Q4_0, "Q4_0", 32, 18},    {DLM_Q4_1, "Q4_1", 32, 20},     {DLM_Q5_0, "Q5_0", 32, 22},
+    {DLM_Q5_1, "Q5_1", 32, 24},    {DLM_Q8_0, "Q8_0", 32, 34},     {DLM_Q2_K, "Q2_K", 256, 84},
+    {DLM_Q3_K, "Q3_K", 256, 110},  {DLM_Q4_K, "Q4_K", 256, 144},   {DLM_Q5_K, "Q5_K", 256, 176},
+    {DLM_Q6_K, "Q6_K", 256, 210},  {DLM_IQ4_NL, "IQ4_NL", 32, 18}, {DLM_IQ4_XS, "IQ4_XS", 256, 136},
+    {DLM_TQ1_0, "TQ1_0", 256, 54}, {DLM_TQ2_0, "TQ2_0", 256, 66},  {DLM_Q2_0, "Q2_0", 64, 18},
     {DLM_I2_S, "I2_S", 4, 1},
 };
 
-/* A block of any of the types Q4_0 to IQ4_XS, unpacked: value i = d * scale[i/16] * q[i] - dmin * minimum[i/16].
- * The common form that the integer kernels multiply by; blocks of 32 use its first part. */
+/* A block of any of the types Q4_0 to IQ4_XS, unpacked: value i = d * scale[i/16] * q[i] - dmin *
+ * minimum[i/16]. The common form that the integer kernels multiply by; blocks of 32 use its first
+ * part. */
 typedef struct {
     int8_t q[DLM_QK_K];
     int16_t scale[DLM_QK_K / 16], minimum[DLM_QK_K / 16];
@@ -201,10 +208,11 @@ typedef struct {
 } DlmTensor;
 
 /* The in-memory ternary layout. A tile is DLM_TILE_OUT outputs by DLM_TILE_IN inputs in 64 bytes:
- * byte 4 o + k holds the codes of output o, inputs 4 l + k, in bits 2l..2l+1 (o < 16, k < 4, l < 4).
- * So one 64-byte load, shifted by 2 l and masked, is 16 outputs by 4 consecutive inputs: the operand of one
- * 8-bit dot-product instruction whose other operand is 4 activations, broadcast. Tiles of one group of 16
- * outputs are contiguous along the inputs. Codes are 0, 1, 2 (value + 1); padding holds code 1, a zero. */
+ * byte 4 o + k holds the codes of output o, inputs 4 l + k, in bits 2l..2l+1 (o < 16, k < 4, l <
+ * 4). So one 64-byte load, shifted by 2 l and masked, is 16 outputs by 4 consecutive inputs: the
+ * operand of one 8-bit dot-product instruction whose other operand is 4 activations, broadcast.
+ * Tiles of one group of 16 outputs are contiguous along the inputs. Codes are 0, 1, 2 (value + 1);
+ * padding holds code 1, a zero. */
 #define DLM_TILE_OUT 16
 #define DLM_TILE_IN 16
 #define DLM_TILE_BYTES 64
@@ -226,15 +234,15 @@ typedef struct {
     const float *scales; /* TERNARY with a scale per block of inputs, else NULL:
                             [n_out/16 rounded up][n_blocks][16] f32 */
     int32_t scale_block; /* inputs per entry of scales: 64 or 256 */
-    void *owned;         /* what mat_free gives back, or NULL when data lies in the file's mapping */
+    void *owned; /* what mat_free gives back, or NULL when data lies in the file's mapping */
     void *owned_scales;
 } DlmMat;
 
 /* ---- what a row of a forward pass is ---- */
 
-/* One row of a batch: one token at one place of one slot. It writes its key and value to `cell`, then
- * attends to the cells [kv_lo, kv_hi) of its slot: every mask the house knows (causal, block, full, window,
- * DualCache) is such a range. */
+/* One row of a batch: one token at one place of one slot. It writes its key and value to `cell`,
+ * then attends to the cells [kv_lo, kv_hi) of its slot: every mask the house knows (causal, block,
+ * full, window, DualCache) is such a range. */
 typedef struct {
     int32_t token;  /* vocabulary id */
     int32_t pos;    /* RoPE position */
@@ -254,33 +262,37 @@ typedef struct {
 } DlmKv;
 
 typedef enum {
-    DLM_ROPE_NORM, /* rotates elements 2i and 2i+1: GGUF `llama`, whose q and k rows are permuted to suit */
-    DLM_ROPE_NEOX  /* rotates elements i and i + n/2: qwen2, bitnet, every Hugging Face checkpoint */
+    DLM_ROPE_NORM, /* rotates elements 2i and 2i+1: GGUF `llama`, whose q and k rows are permuted to
+                      suit */
+    DLM_ROPE_NEOX /* rotates elements i and i + n/2: qwen2, bitnet, every Hugging Face checkpoint */
 } DlmRope;
 typedef enum { DLM_ACT_SILU /* x / (1 + exp(-x)) */, DLM_ACT_RELU2 /* max(x, 0)^2 */ } DlmAct;
 
 /* ---- the kernel table: one CPU level. Shapes are row-major; strides are in elements. ----
  *
- * Law: kern_ref.c. Integer parts equal it bit for bit at every level. The float kernels of this house add in a
- * fixed order of 16 lanes without fused multiply-add, so they equal it bit for bit too, and each output row
- * depends on its own input row alone: not on the batch, the level or the thread count. */
+ * Law: kern_ref.c. Integer parts equal it bit for bit at every level. The float kernels of this
+ * house add in a fixed order of 16 lanes without fused multiply-add, so they equal it bit for bit
+ * too, and each output row depends on its own input row alone: not on the batch, the level or the
+ * thread count. */
 typedef struct {
     const char *name;
-    /* q[n] = clamp(rint(x * s), -128, 127), s = 127 / max(max|x|, 1e-5); *inv_scale = 1 / s; *sum = sum of q */
+    /* q[n] = clamp(rint(x * s), -128, 127), s = 127 / max(max|x|, 1e-5); *inv_scale = 1 / s; *sum =
+     * sum of q */
     void (*quantize_row)(int8_t *q, float *inv_scale, int32_t *sum, const float *x, int32_t n);
-    /* y[m][o] for m < n_rows, o in [out_lo, out_hi) (out_lo a multiple of 16); q is [n_rows][q_stride] int8,
-     * zero-padded to q_stride, a multiple of 16 */
+    /* y[m][o] for m < n_rows, o in [out_lo, out_hi) (out_lo a multiple of 16); q is
+     * [n_rows][q_stride] int8, zero-padded to q_stride, a multiple of 16 */
     void (*ternary)(float *y, int64_t y_stride, const DlmMat *w, int32_t out_lo, int32_t out_hi,
                     const int8_t *q, int64_t q_stride, const float *inv_scale, const int32_t *sum,
                     int32_t n_rows);
-    /* Activations for DLM_MAT_BLOCKS, in blocks of `block` inputs (32 or 256): d = max|x| / 127, q = rint(x / d),
-     * sums[i] = sum of q over inputs 16 i .. 16 i + 15 */
-    void (*quantize_blocks)(int8_t *q, float *d, int16_t *sums, const float *x, int32_t n, int32_t block);
-    /* y[m][o] = sum over blocks b, rising, of dw_b * d[m][b] * (sum of scale * q_w * q) - dmin_b * d[m][b] * (sum of
-     * minimum * sums), both sums exact integers; q: [n_rows][n_in], d: [n_rows][n_in / block],
-     * sums: [n_rows][n_in / 16] */
-    void (*blocks)(float *y, int64_t y_stride, const DlmMat *w, int32_t out_lo, int32_t out_hi, const int8_t *q,
-                   const float *d, const int16_t *sums, int32_t n_rows);
+    /* Activations for DLM_MAT_BLOCKS, in blocks of `block` inputs (32 or 256): d = max|x| / 127, q
+     * = rint(x / d), sums[i] = sum of q over inputs 16 i .. 16 i + 15 */
+    void (*quantize_blocks)(int8_t *q, float *d, int16_t *sums, const float *x, int32_t n,
+                            int32_t block);
+    /* y[m][o] = sum over blocks b, rising, of dw_b * d[m][b] * (sum of scale * q_w * q) - dmin_b *
+     * d[m][b] * (sum of minimum * sums), both sums exact integers; q: [n_rows][n_in], d:
+     * [n_rows][n_in / block], sums: [n_rows][n_in / 16] */
+    void (*blocks)(float *y, int64_t y_stride, const DlmMat *w, int32_t out_lo, int32_t out_hi,
+                   const int8_t *q, const float *d, const int16_t *sums, int32_t n_rows);
     /* y[m][o] = dot(w row o, x row m) in f32, for w of kind F32, F16, BF16 */
     void (*dense)(float *y, int64_t y_stride, const DlmMat *w, int32_t out_lo, int32_t out_hi,
                   const float *x, int64_t x_stride, int32_t n_rows);
@@ -289,22 +301,23 @@ typedef struct {
     /* gate[i] = act(gate[i]) * up[i] */
     void (*gate)(float *gate, const float *up, int32_t n, DlmAct act);
     void (*to_f16)(uint16_t *h, const float *x, int32_t n);
-    /* out[head_dim] = softmax(q . k_c * scale for c in [lo, hi)) . v_c; k, v: cell 0 of this head, F16 or F32,
-     * `stride` elements between cells; scores: scratch for hi - lo floats */
-    void (*attend)(float *out, const float *q, const void *k, const void *v, DlmType type, int64_t stride,
-                   int32_t lo, int32_t hi, int32_t head_dim, float scale, float *scores);
+    /* out[head_dim] = softmax(q . k_c * scale for c in [lo, hi)) . v_c; k, v: cell 0 of this head,
+     * F16 or F32, `stride` elements between cells; scores: scratch for hi - lo floats */
+    void (*attend)(float *out, const float *q, const void *k, const void *v, DlmType type,
+                   int64_t stride, int32_t lo, int32_t hi, int32_t head_dim, float scale,
+                   float *scores);
     /* index of the largest logit (lowest on ties) and sum over i of exp(logit_i - that logit) */
     int32_t (*top1)(const float *logits, int32_t n, float *sum_exp);
-    /* The level's ceiling: runs n steps of nothing but its 8-bit multiply-adds, in registers. Returns the number of
-     * multiply-adds in one step. NULL where it was not written. */
+    /* The level's ceiling: runs n steps of nothing but its 8-bit multiply-adds, in registers.
+     * Returns the number of multiply-adds in one step. NULL where it was not written. */
     int64_t (*peak)(int64_t n);
 } DlmKernels;
 
 /* ---- the backend op table: what graph.c is written against. CPU: kern.c. CUDA: dlm_cuda.cu. ----
  *
- * Pointers named x, y, q, k, v, out are buffers of the backend (`alloc`), f32, [n_rows][n]. Calls are ordered:
- * each sees the results of the ones before. A call cannot fail once its buffers exist, except where it returns
- * an error text (static or owned by the backend; NULL means success). */
+ * Pointers named x, y, q, k, v, out are buffers of the backend (`alloc`), f32, [n_rows][n]. Calls
+ * are ordered: each sees the results of the ones before. A call cannot fail once its buffers exist,
+ * except where it returns an error text (static or owned by the backend; NULL means success). */
 typedef struct {
     const DlmMat *w;
     const float *bias; /* [w->n_out] or NULL */
@@ -324,24 +337,30 @@ typedef struct DlmOps {
     void (*mat_free)(void *self, DlmMat *m);
     /* y[r] = row rows[r].token of the embedding matrix, f32 */
     void (*embed)(void *self, float *y, const DlmMat *w, const DlmRow *rows, int32_t n_rows);
-    void (*rms_norm)(void *self, float *y, const float *x, const float *gain, int32_t n_rows, int32_t n, float eps);
-    /* all jobs share the input x [n_rows][n_in]; ternary weights see it quantized to int8, once for all jobs */
-    void (*linear)(void *self, const DlmLinear *jobs, int32_t n_jobs, const float *x, int32_t n_rows);
+    void (*rms_norm)(void *self, float *y, const float *x, const float *gain, int32_t n_rows,
+                     int32_t n, float eps);
+    /* all jobs share the input x [n_rows][n_in]; ternary weights see it quantized to int8, once for
+     * all jobs */
+    void (*linear)(void *self, const DlmLinear *jobs, int32_t n_jobs, const float *x,
+                   int32_t n_rows);
     void (*add)(void *self, float *y, const float *x, int64_t n); /* y += x */
     void (*gate)(void *self, float *gate, const float *up, int64_t n, DlmAct act);
-    /* rotates the first n_rot of each head in place by the row's position; turns: [n_pos][n_rot/2][2] f32, the
-     * cosine and sine of pos * inv_freq[i], a buffer of the backend */
-    void (*rope)(void *self, float *x, const DlmRow *rows, int32_t n_rows, int32_t n_head, int32_t head_dim,
-                 int32_t n_rot, const float *turns, DlmRope kind);
-    void (*kv_store)(void *self, DlmKv *kv, int32_t layer, const float *k, const float *v, const DlmRow *rows,
-                     int32_t n_rows);
-    void (*attend)(void *self, float *out, const float *q, const DlmKv *kv, int32_t layer, const DlmRow *rows,
-                   int32_t n_rows, int32_t n_head, float scale);
+    /* rotates the first n_rot of each head in place by the row's position; turns:
+     * [n_pos][n_rot/2][2] f32, the cosine and sine of pos * inv_freq[i], a buffer of the backend */
+    void (*rope)(void *self, float *x, const DlmRow *rows, int32_t n_rows, int32_t n_head,
+                 int32_t head_dim, int32_t n_rot, const float *turns, DlmRope kind);
+    void (*kv_store)(void *self, DlmKv *kv, int32_t layer, const float *k, const float *v,
+                     const DlmRow *rows, int32_t n_rows);
+    void (*attend)(void *self, float *out, const float *q, const DlmKv *kv, int32_t layer,
+                   const DlmRow *rows, int32_t n_rows, int32_t n_head, float scale);
     /* y[i] = x[r] for each row r with rows[r].logits == i */
-    void (*gather)(void *self, float *y, const float *x, const DlmRow *rows, int32_t n_rows, int32_t n);
-    /* per row of logits [n_rows][n]: the likeliest id and its softmax probability, to host memory. `banned` (or
-     * -1) never wins: its logit is overwritten with minus infinity, here and for whoever downloads the row */
-    void (*top1)(void *self, float *logits, int32_t n_rows, int32_t n, int32_t banned, int32_t *ids, float *probs);
+    void (*gather)(void *self, float *y, const float *x, const DlmRow *rows, int32_t n_rows,
+                   int32_t n);
+    /* per row of logits [n_rows][n]: the likeliest id and its softmax probability, to host memory.
+     * `banned` (or -1) never wins: its logit is overwritten with minus infinity, here and for
+     * whoever downloads the row */
+    void (*top1)(void *self, float *logits, int32_t n_rows, int32_t n, int32_t banned, int32_t *ids,
+                 float *probs);
 } DlmOps;
 
 #ifdef DLM_CUDA

@@ -2,13 +2,14 @@
  *
  * Owns:      nothing beyond one run.
  * Stands on: base mem os pool kern graph decode engine json
- * Promises:  ceilings and costs are measured in the same run; costs are medians, ceilings the best that was seen,
- *            so that noise makes the ratios worse, never better.
+ * Promises:  ceilings and costs are measured in the same run; costs are medians, ceilings the best
+ *            that was seen, so that noise makes the ratios worse, never better.
  *
- * The question that decides how to decode: T(M), the time of a forward over M rows. Autoregression pays T(1) a
- * token. Block diffusion pays T(sub-block or block) / (tokens revealed per forward) plus T(block) / block for
- * the commit. bound_ms is the larger of two times that no program can beat: reading the weights once at the
- * measured bandwidth, and the multiply-adds at the measured peak of the CPU level's own instructions. */
+ * The question that decides how to decode: T(M), the time of a forward over M rows. Autoregression
+ * pays T(1) a token. Block diffusion pays T(sub-block or block) / (tokens revealed per forward) plus
+ * T(block) / block for the commit. bound_ms is the larger of two times that no program can beat:
+ * reading the weights once at the measured bandwidth, and the multiply-adds at the measured peak of
+ * the CPU level's own instructions. */
 #ifndef DLM_BENCH_C
 #define DLM_BENCH_C
 
@@ -29,7 +30,8 @@
 typedef enum { BENCH_MD, BENCH_CSV, BENCH_JSON } BenchFormat;
 
 typedef struct {
-    i32 n_prompt, n_gen, reps; /* as llama-bench: tokens of prefill, tokens of ar decoding, repetitions */
+    i32 n_prompt, n_gen,
+        reps; /* as llama-bench: tokens of prefill, tokens of ar decoding, repetitions */
     BenchFormat format;
 } BenchOptions;
 
@@ -43,7 +45,7 @@ typedef struct {
 
 typedef struct {
     f64 read_gbs, peak_gmacs; /* ceilings, all threads */
-    u64 bytes;                /* of weights that a forward with logits reads, as they lie in memory */
+    u64 bytes; /* of weights that a forward with logits reads, as they lie in memory */
     u64 macs_row, macs_logits; /* multiply-adds per row, and per row of logits */
     BenchRow rows[32];
     i32 n_rows;
@@ -53,14 +55,16 @@ typedef struct {
 
 static u64 bench_mat_bytes_(const DlmMat *w) {
     if (w->kind == DLM_MAT_TERNARY)
-        return (u64)cpu_groups_(w) * (u64)((w->n_in + DLM_TILE_IN - 1) / DLM_TILE_IN) * DLM_TILE_BYTES;
+        return (u64)cpu_groups_(w) * (u64)((w->n_in + DLM_TILE_IN - 1) / DLM_TILE_IN) *
+               DLM_TILE_BYTES;
     return (u64)kern_row_bytes(w) * (u64)w->n_out;
 }
 
 static void bench_sizes_(const Model *m, BenchResult *r) {
     for (i32 l = 0; l < m->n_layer; l++)
         for (size_t i = 0; i < COUNT_OF(MODEL_MATRICES); i++) {
-            const DlmMat *w = (const DlmMat *)(const void *)((const u8 *)&m->layers[l] + MODEL_MATRICES[i].at);
+            const DlmMat *w =
+                (const DlmMat *)(const void *)((const u8 *)&m->layers[l] + MODEL_MATRICES[i].at);
             r->bytes += bench_mat_bytes_(w);
             r->macs_row += (u64)w->n_in * (u64)w->n_out;
         }
@@ -136,17 +140,22 @@ static bool bench_ceilings_(Engine *g, i32 reps, BenchResult *r, Err *e) {
 
 /* ---- forwards ---- */
 
-/* One forward over the first n positions of slot 0, causal; the last n_logits rows ask for logits. */
+/* One forward over the first n positions of slot 0, causal; the last n_logits rows ask for logits.
+ */
 static f64 bench_forward_(Engine *g, i32 n, i32 n_logits) {
     for (i32 i = 0; i < n; i++)
-        g->rows[i] = (DlmRow){.token = i % g->model.n_vocab, .pos = i, .cell = i, .kv_hi = i + 1,
+        g->rows[i] = (DlmRow){.token = i % g->model.n_vocab,
+                              .pos = i,
+                              .cell = i,
+                              .kv_hi = i + 1,
                               .logits = i < n - n_logits ? -1 : i - (n - n_logits)};
     f64 from = os_now_ms();
     graph_forward(&g->graph, g->rows, n, n_logits);
     return os_now_ms() - from;
 }
 
-/* Rows of logits that a step of n rows asks for: each row of a small step, a sub-block's of a block's. */
+/* Rows of logits that a step of n rows asks for: each row of a small step, a sub-block's of a
+ * block's. */
 static i32 bench_logits_(const Engine *g, i32 n) {
     i32 most = MIN_OF(g->model.decode.sub_block_size, g->graph.n_logits_max);
     return n > g->model.decode.block_size ? 1 : MIN_OF(n, most);
@@ -156,8 +165,12 @@ static void bench_add_(BenchResult *r, const char *test, i32 rows, f64 ms, u64 m
     f64 read_ms = (f64)r->bytes / r->read_gbs / 1e6, peak_ms = (f64)macs / r->peak_gmacs / 1e6;
     bool bound = strcmp(test, "rows") == 0;
     if (r->n_rows == (i32)COUNT_OF(r->rows)) return;
-    r->rows[r->n_rows++] = (BenchRow){.test = test, .rows = rows, .ms = ms, .bound_ms = bound ? MAX_OF(read_ms, peak_ms) : 0,
-                                      .gmacs = (f64)macs / ms / 1e6, .gbs = bound ? (f64)r->bytes / ms / 1e6 : 0,
+    r->rows[r->n_rows++] = (BenchRow){.test = test,
+                                      .rows = rows,
+                                      .ms = ms,
+                                      .bound_ms = bound ? MAX_OF(read_ms, peak_ms) : 0,
+                                      .gmacs = (f64)macs / ms / 1e6,
+                                      .gbs = bound ? (f64)r->bytes / ms / 1e6 : 0,
                                       .tokens_per_s = tokens * 1e3 / ms};
 }
 
@@ -169,7 +182,8 @@ static void bench_curve_(Engine *g, i32 reps, BenchResult *r) {
     i32 most = MIN_OF(g->graph.n_rows_max, g->graph.kv.n_cell), n_sizes = 0;
     while (n_sizes < (i32)COUNT_OF(BENCH_ROWS) && BENCH_ROWS[n_sizes] <= most) n_sizes++;
     for (i32 i = 0; i < reps; i++)
-        for (i32 s = 0; s < n_sizes; s++) ms[s][i] = bench_forward_(g, BENCH_ROWS[s], bench_logits_(g, BENCH_ROWS[s]));
+        for (i32 s = 0; s < n_sizes; s++)
+            ms[s][i] = bench_forward_(g, BENCH_ROWS[s], bench_logits_(g, BENCH_ROWS[s]));
     for (i32 s = 0; s < n_sizes; s++) {
         i32 n = BENCH_ROWS[s];
         u64 macs = r->macs_row * (u64)n + r->macs_logits * (u64)bench_logits_(g, n);
@@ -180,7 +194,8 @@ static void bench_curve_(Engine *g, i32 reps, BenchResult *r) {
 /* Prefill of n_prompt tokens and ar decoding of n_gen, through the engine as a user would. */
 static bool bench_generate_(Engine *g, const BenchOptions *o, BenchResult *r, Err *e) {
     f64 pp[BENCH_REPS_MAX], tg[BENCH_REPS_MAX];
-    i32 n_ctx = g->graph.kv.n_cell, n_prompt = MIN_OF(o->n_prompt, n_ctx - 2), n_gen = MIN_OF(o->n_gen, n_ctx - n_prompt);
+    i32 n_ctx = g->graph.kv.n_cell, n_prompt = MIN_OF(o->n_prompt, n_ctx - 2),
+        n_gen = MIN_OF(o->n_gen, n_ctx - n_prompt);
     i32 *prompt = mem_alloc_n((u64)n_ctx, sizeof *prompt, e);
     if (!prompt) return false;
     bool ok = true;
@@ -199,8 +214,11 @@ static bool bench_generate_(Engine *g, const BenchOptions *o, BenchResult *r, Er
     mem_free(prompt);
     if (!ok) return false;
     f64 each = bench_median_(tg, o->reps);
-    bench_add_(r, "pp", n_prompt, bench_median_(pp, o->reps), r->macs_row * (u64)n_prompt, n_prompt);
-    if (each > 0) bench_add_(r, "tg", n_gen, each * n_gen, (r->macs_row + r->macs_logits) * (u64)n_gen, n_gen);
+    bench_add_(r, "pp", n_prompt, bench_median_(pp, o->reps), r->macs_row * (u64)n_prompt,
+               n_prompt);
+    if (each > 0)
+        bench_add_(r, "tg", n_gen, each * n_gen, (r->macs_row + r->macs_logits) * (u64)n_gen,
+                   n_gen);
     return true;
 }
 
@@ -224,30 +242,50 @@ static f64 bench_ms_of_(const BenchResult *r, i32 rows) {
 }
 
 static void bench_print_md_(const Engine *g, const BenchResult *r, Buf *out) {
-    buf_printf(out, "level %s, %d threads; measured ceilings: read %.1f GB/s, %.0f G int8 multiply-adds/s; a forward reads "
-               "%.1f MB\n\n| test | rows | ms | bound ms | ratio | G mul-adds/s | GB/s | tok/s |\n|---|---|---|---|---|---|---|---|\n",
-               g->ops.name, pool_threads(g->pool), r->read_gbs, r->peak_gmacs, (f64)r->bytes / 1e6);
+    buf_printf(
+        out,
+        "level %s, %d threads; measured ceilings: read %.1f GB/s, %.0f G int8 multiply-adds/s; "
+        "a forward reads %.1f MB\n\n"
+        "| test | rows | ms | bound ms | ratio | G mul-adds/s | GB/s | tok/s |\n"
+        "|---|---|---|---|---|---|---|---|\n",
+        g->ops.name, pool_threads(g->pool), r->read_gbs, r->peak_gmacs, (f64)r->bytes / 1e6);
     for (i32 i = 0; i < r->n_rows; i++) {
         const BenchRow *b = &r->rows[i];
         buf_printf(out, "| %s | %d | %.2f | ", b->test, b->rows, b->ms);
-        if (b->bound_ms > 0) buf_printf(out, "%.2f | %.2f | %.1f | %.1f | |\n", b->bound_ms, b->ms / b->bound_ms, b->gmacs, b->gbs);
-        else buf_printf(out, "| | %.1f | | %.2f |\n", b->gmacs, b->tokens_per_s);
+        if (b->bound_ms > 0)
+            buf_printf(out, "%.2f | %.2f | %.1f | %.1f | |\n", b->bound_ms, b->ms / b->bound_ms,
+                       b->gmacs, b->gbs);
+        else
+            buf_printf(out, "| | %.1f | | %.2f |\n", b->gmacs, b->tokens_per_s);
     }
     const DecodeRecord *d = &g->model.decode;
-    f64 one = bench_ms_of_(r, 1), block = bench_ms_of_(r, d->block_size), sub = bench_ms_of_(r, d->sub_block_size);
-    f64 left = one - block / d->block_size; /* of a token's ar time, after its share of the commit */
+    f64 one = bench_ms_of_(r, 1), block = bench_ms_of_(r, d->block_size),
+        sub = bench_ms_of_(r, d->sub_block_size);
+    f64 left =
+        one - block / d->block_size; /* of a token's ar time, after its share of the commit */
     if (!(one > 0 && block > 0 && sub > 0)) return;
-    buf_printf(out, "\nT(%d)/T(1) = %.2f, T(%d)/T(1) = %.2f: ", d->block_size, block / one, d->sub_block_size, sub / one);
-    if (left <= 0) buf_str(out, STR("on this machine the commit of a block alone costs more than decoding it one token at a time.\n"));
-    else buf_printf(out, "block diffusion is faster than ar when a forward reveals more than %.1f tokens (whole block each "
-                    "step) or %.1f (sub-blocks), the commit included.\n", block / left, sub / left);
+    buf_printf(out, "\nT(%d)/T(1) = %.2f, T(%d)/T(1) = %.2f: ", d->block_size, block / one,
+               d->sub_block_size, sub / one);
+    if (left <= 0)
+        buf_str(
+            out,
+            STR("on this machine the commit of a block alone costs more than decoding it "
+                         "one token at a time.\n"));
+    else
+        buf_printf(
+            out,
+            "block diffusion is faster than ar when a forward reveals more than %.1f tokens "
+            "(whole block each "
+            "step) or %.1f (sub-blocks), the commit included.\n",
+            block / left, sub / left);
 }
 
 static void bench_print_csv_(const BenchResult *r, Buf *out) {
     buf_str(out, STR("test,rows,ms,bound_ms,gmacs,gbs,tokens_per_s\n"));
     for (i32 i = 0; i < r->n_rows; i++) {
         const BenchRow *b = &r->rows[i];
-        buf_printf(out, "%s,%d,%.4f,%.4f,%.2f,%.2f,%.3f\n", b->test, b->rows, b->ms, b->bound_ms, b->gmacs, b->gbs, b->tokens_per_s);
+        buf_printf(out, "%s,%d,%.4f,%.4f,%.2f,%.2f,%.3f\n", b->test, b->rows, b->ms, b->bound_ms,
+                   b->gmacs, b->gbs, b->tokens_per_s);
     }
 }
 
@@ -261,7 +299,8 @@ static void bench_print_json_(const Engine *g, const BenchResult *r, Buf *out) {
     json_put_str(out, g->model.name);
     buf_printf(out, ",\"level\":\"%s\",\"threads\":%d", g->ops.name, pool_threads(g->pool));
     bench_put_(out, ",\"load_ms\":", g->load_ms);
-    buf_printf(out, ",\"bytes\":%llu,\"peak_rss_bytes\":%llu", (unsigned long long)r->bytes, (unsigned long long)os_peak_rss());
+    buf_printf(out, ",\"bytes\":%llu,\"peak_rss_bytes\":%llu", (unsigned long long)r->bytes,
+               (unsigned long long)os_peak_rss());
     bench_put_(out, ",\"read_gbs\":", r->read_gbs);
     bench_put_(out, ",\"peak_gmacs\":", r->peak_gmacs);
     buf_str(out, STR(",\"rows\":["));
@@ -279,9 +318,12 @@ static void bench_print_json_(const Engine *g, const BenchResult *r, Buf *out) {
 }
 
 static void bench_print(const Engine *g, const BenchOptions *o, const BenchResult *r, Buf *out) {
-    if (o->format == BENCH_JSON) bench_print_json_(g, r, out);
-    else if (o->format == BENCH_CSV) bench_print_csv_(r, out);
-    else bench_print_md_(g, r, out);
+    if (o->format == BENCH_JSON)
+        bench_print_json_(g, r, out);
+    else if (o->format == BENCH_CSV)
+        bench_print_csv_(r, out);
+    else
+        bench_print_md_(g, r, out);
 }
 
 #endif

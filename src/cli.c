@@ -1,7 +1,7 @@
 /* cli.c - the command line: one table of options drives parsing, help, the manual and completions.
  *
  * Owns:      the process: what is printed where, and the exit status.
- * Stands on: base mem os pool gguf json utf8 tok tmpl quant kern model graph decode engine
+ * Stands on: base mem os pool gguf json utf8 tok tmpl quant kern model graph decode engine bench
  * Promises:  the answer and nothing else on stdout, everything else on stderr; every failure is one
  *            clear line; the only room that decides how the program ends. */
 #ifndef DLM_CLI_C

@@ -1,21 +1,25 @@
-/* decode.c - the block-diffusion decoder: which rows the next forward needs, and what its logits reveal.
+/* decode.c - the block-diffusion decoder: which rows the next forward needs, what its logits reveal.
  *
- * Owns:      one sequence: its tokens, mask bitmap, text and bookkeeping of which cache cells are final.
+ * Owns:      one sequence: its tokens, mask bitmap, text, and which cache cells are final.
  * Stands on: base mem gguf tok model sample
- * Promises:  progress at every step; the mask token never leaves; the streamed text is a prefix of the final text
- *            at every moment; never allocates in the loop, except for the text and ids it returns.
+ * Promises:  progress at every step; the mask token never leaves; the streamed text is a prefix of
+ *            the final text at every moment; never allocates in the loop, except for the text and
+ *            ids it returns.
  *
- * A decoder is a machine with two strokes. decode_plan writes the rows of the next forward; the caller runs
- * them, alone or together with other slots' rows; decode_absorb takes the logits. Phases:
+ * A decoder is a machine with two strokes. decode_plan writes the rows of the next forward; the
+ * caller runs them, alone or together with other slots' rows; decode_absorb takes the logits.
+ * Phases:
  *
  *     PREFILL  the prompt's whole blocks (all of the prompt for ar), in chunks
- *     DENOISE  one step: predict the masked positions of the active sub-block, reveal some (eqs. below)
- *     COMMIT   a finished block's rows once more with its final tokens: their keys and values become final and
- *              the last row predicts the next block's first token (shifted models)
+ *     DENOISE  one step: predict the masked positions of the active sub-block, reveal some
+ *     COMMIT   a finished block's rows once more with its final tokens: their keys and values
+ *              become final, and in shifted models the last row predicts the next block's first
+ *              token
  *     AR       one token per forward
  *
- * Reveal rule (Fast-dLLM, Wu et al. 2025, confidence-aware parallel decoding): every masked position of the
- * sub-block whose best token has softmax probability p > threshold, and always the most probable one. */
+ * Reveal rule (Fast-dLLM, Wu et al. 2025, confidence-aware parallel decoding): every masked position
+ * of the sub-block whose best token has softmax probability p > threshold, and always the most
+ * probable one. */
 #ifndef DLM_DECODE_C
 #define DLM_DECODE_C
 
@@ -42,16 +46,19 @@ typedef struct {
     DecodeMode mode;
     i32 block_size, sub_block_size; /* 0: the model's */
     f32 threshold;                  /* <= 0: the model's */
-    bool dual_cache; /* keep the block's keys and values while a sub-block is denoised, recompute only its rows */
-    bool early_stop; /* end at the stop token; false finishes denoising its block first, as the references do */
+    bool dual_cache; /* keep the block's keys and values while a sub-block is denoised, recompute
+                        only its rows */
+    bool early_stop; /* end at the stop token; false finishes denoising its block first, as the
+                        references do */
     i32 max_tokens;
     SampleParams sample;
     const Str *stops; /* [n_stops] the text ends before the first of these */
     i32 n_stops;
-    /* Changes to the model's own distribution, made before confidence, filters and temperature. The penalties count
-     * the tokens of the answer that were revealed in earlier forwards, wherever they stand: a block knows both
-     * sides. presence and frequency subtract from the logit once, and per occurrence (OpenAI); repetition divides
-     * a positive logit and multiplies a negative one (Keskar et al. 2019). Neutral: 0, 0, 1. */
+    /* Changes to the model's own distribution, made before confidence, filters and temperature. The
+     * penalties count the tokens of the answer that were revealed in earlier forwards, wherever
+     * they stand: a block knows both sides. presence and frequency subtract from the logit once,
+     * and per occurrence (OpenAI); repetition divides a positive logit and multiplies a negative
+     * one (Keskar et al. 2019). Neutral: 0, 0, 1. */
     f32 presence_penalty, frequency_penalty, repetition_penalty;
     const DecodeBias *biases; /* [n_biases] added to the logits of these tokens */
     i32 n_biases;
@@ -59,8 +66,13 @@ typedef struct {
 } DecodeParams;
 
 static DecodeParams decode_params_default(void) {
-    return (DecodeParams){.mode = DECODE_ITERATIVE, .dual_cache = true, .early_stop = true, .max_tokens = 256, .repetition_penalty = 1,
-                          .sample = {.temperature = 0, .top_k = 0, .top_p = 1, .min_p = 0, .seed = 0}};
+    return (DecodeParams){
+        .mode = DECODE_ITERATIVE,
+        .dual_cache = true,
+        .early_stop = true,
+        .max_tokens = 256,
+        .repetition_penalty = 1,
+        .sample = {.temperature = 0, .top_k = 0, .top_p = 1, .min_p = 0, .seed = 0}};
 }
 
 typedef struct {
@@ -90,8 +102,8 @@ typedef struct {
     f32 prob;
 } DecodeTop;
 
-/* A token that has become part of the answer, before its text is sent. Probabilities are of the forward that
- * revealed it. Valid during the callback. */
+/* A token that has become part of the answer, before its text is sent. Probabilities are of the
+ * forward that revealed it. Valid during the callback. */
 typedef struct {
     i32 index, token; /* index: 0 is the first of the answer */
     f32 prob;
@@ -101,16 +113,16 @@ typedef struct {
 
 typedef struct {
     void *arg;
-    void (*text)(void *arg, Str utf8);               /* the next piece of the answer */
-    void (*token)(void *arg, const DecodeToken *t);  /* its next token */
-    void (*step)(void *arg, const DecodeStep *s);    /* after each forward */
-    bool (*cancelled)(void *arg);                    /* asked before each forward */
+    void (*text)(void *arg, Str utf8);              /* the next piece of the answer */
+    void (*token)(void *arg, const DecodeToken *t); /* its next token */
+    void (*step)(void *arg, const DecodeStep *s);   /* after each forward */
+    bool (*cancelled)(void *arg);                   /* asked before each forward */
 } DecodeEvents;
 
 typedef struct {
     Buf text;
-    TokIds ids;         /* generated, up to and including the stop token */
-    const char *finish; /* "stop", "length" or "cancelled" */
+    TokIds ids;             /* generated, up to and including the stop token */
+    const char *finish;     /* "stop", "length" or "cancelled" */
     i32 n_prompt, n_cached; /* prompt tokens, and how many of them were in the cache */
     i32 n_forwards_prefill, n_forwards_denoise, n_forwards_commit, n_forwards_ar;
     f64 ms_prefill, ms_decode, ms_first_token;
@@ -136,15 +148,17 @@ typedef struct {
     i32 *best;             /* [n_ctx] */
     f32 *best_prob;        /* [n_ctx] */
     i32 *heap;             /* [n_vocab] sampling scratch */
-    f32 *row;              /* [n_vocab] one row of logits, when more than its best token is wanted */
-    u16 *counts;           /* [n_vocab] occurrences in the answer, for the penalties */
-    DecodeTop *tops;       /* [n_ctx][DECODE_TOP_MAX], by position; taken when a request first wants them */
+    f32 *row;    /* [n_vocab] one row of logits, when more than its best token is wanted */
+    u16 *counts; /* [n_vocab] occurrences in the answer, for the penalties */
+    DecodeTop
+        *tops; /* [n_ctx][DECODE_TOP_MAX], by position; taken when a request first wants them */
     i32 n_targets, n_reveals;
     /* this request */
     DecodeParams p; /* resolved: no zeros left */
     ModelAttention attention;
     i32 origin; /* blocks begin at origin + k * block_size (and at 0) */
-    i32 n_prompt, n_limit, n_total; /* positions: end of the prompt, of the answer, of the canvas (full attention) */
+    i32 n_prompt, n_limit,
+        n_total; /* positions: end of the prompt, of the answer, of the canvas (full attention) */
     DecodePhase phase;
     i32 prefill_to;             /* cells that the planned prefill chunk will make final */
     i32 n_cached;               /* cells [0, n_cached) are final for tokens [0, n_cached) */
@@ -179,13 +193,13 @@ static bool decode_open(Decode *d, const Model *m, i32 slot, i32 n_ctx, Err *e) 
     d->heap = mem_alloc_n((u64)m->n_vocab, sizeof *d->heap, e);
     d->row = mem_alloc_n((u64)m->n_vocab, sizeof *d->row, e);
     d->counts = mem_alloc_n((u64)m->n_vocab, sizeof *d->counts, e);
-    return d->tokens && d->masked && d->probs && d->reveals && d->targets && d->best && d->best_prob && d->heap &&
-           d->row && d->counts;
+    return d->tokens && d->masked && d->probs && d->reveals && d->targets && d->best &&
+           d->best_prob && d->heap && d->row && d->counts;
 }
 
 static void decode_close(Decode *d) {
-    void *all[] = {d->tokens, d->masked, d->probs, d->reveals, d->targets, d->best, d->best_prob, d->heap, d->row,
-                   d->counts, d->tops};
+    void *all[] = {d->tokens,    d->masked, d->probs, d->reveals, d->targets, d->best,
+                   d->best_prob, d->heap,   d->row,   d->counts,  d->tops};
     for (size_t i = 0; i < COUNT_OF(all); i++) mem_free(all[i]);
     buf_free(&d->text);
     *d = (Decode){0};
@@ -205,7 +219,8 @@ static i32 decode_block_begin_(const Decode *d, i32 pos) {
 
 static void decode_enter_block_(Decode *d, i32 begin) {
     d->block_begin = begin;
-    d->block_end = MIN_OF(decode_block_end_(d, begin), d->attention == ATTEND_FULL ? d->n_total : d->n_ctx);
+    d->block_end =
+        MIN_OF(decode_block_end_(d, begin), d->attention == ATTEND_FULL ? d->n_total : d->n_ctx);
     d->sub_begin = begin;
     d->step = 0;
     d->block_in_cache = false;
@@ -239,22 +254,29 @@ static bool decode_resolve_(Decode *d, const DecodeParams *p, Err *e) {
     if (!(d->p.threshold > 0)) d->p.threshold = r->threshold;
     if (d->p.mode == DECODE_GREEDY) d->p.sub_block_size = d->p.block_size, d->p.threshold = -1;
     if (d->p.block_size < 1 || d->p.block_size > MODEL_BLOCK_MAX)
-        return err_set(e, ERR_USAGE, "block size %d is outside 1 to %d", d->p.block_size, MODEL_BLOCK_MAX);
+        return err_set(e, ERR_USAGE, "block size %d is outside 1 to %d", d->p.block_size,
+                       MODEL_BLOCK_MAX);
     if (d->p.sub_block_size < 1 || d->p.block_size % d->p.sub_block_size)
-        return err_set(e, ERR_USAGE, "sub-block size %d does not divide block size %d", d->p.sub_block_size, d->p.block_size);
+        return err_set(e, ERR_USAGE, "sub-block size %d does not divide block size %d",
+                       d->p.sub_block_size, d->p.block_size);
     if (d->p.n_top < 0 || d->p.n_top > DECODE_TOP_MAX)
-        return err_set(e, ERR_USAGE, "%d alternatives per token were asked for; at most %d are kept", d->p.n_top, DECODE_TOP_MAX);
+        return err_set(e, ERR_USAGE,
+                       "%d alternatives per token were asked for; at most %d are kept", d->p.n_top,
+                       DECODE_TOP_MAX);
     for (i32 i = 0; i < d->p.n_biases; i++)
         if (d->p.biases[i].token < 0 || d->p.biases[i].token >= d->m->n_vocab)
-            return err_set(e, ERR_USAGE, "bias for token %d, outside the vocabulary of %d", d->p.biases[i].token, d->m->n_vocab);
-    if (d->p.n_top && !d->tops && !(d->tops = mem_alloc_n((u64)d->n_ctx * DECODE_TOP_MAX, sizeof *d->tops, e))) return false;
+            return err_set(e, ERR_USAGE, "bias for token %d, outside the vocabulary of %d",
+                           d->p.biases[i].token, d->m->n_vocab);
+    if (d->p.n_top && !d->tops &&
+        !(d->tops = mem_alloc_n((u64)d->n_ctx * DECODE_TOP_MAX, sizeof *d->tops, e)))
+        return false;
     d->attention = p->mode == DECODE_AR ? ATTEND_CAUSAL : r->attention;
     if (p->mode != DECODE_AR && !model_can_diffuse(d->m, e)) return false;
     return true;
 }
 
-/* How much of the cache the new prompt can keep: whole blocks under the block mask, and never so much that no row
- * is left to predict what follows the prompt. */
+/* How much of the cache the new prompt can keep: whole blocks under the block mask, and never so
+ * much that no row is left to predict what follows the prompt. */
 static i32 decode_reusable_(const Decode *d, const i32 *prompt, i32 n_prompt, i32 prefill_end) {
     bool same = d->attention == d->cached_attention && d->attention != ATTEND_FULL &&
                 (d->attention == ATTEND_CAUSAL ||
@@ -267,20 +289,27 @@ static i32 decode_reusable_(const Decode *d, const i32 *prompt, i32 n_prompt, i3
     return n;
 }
 
-/* Begins a request: prompt [n_prompt] token ids, 1 <= n_prompt < n_ctx. Reuses what the cache still holds. */
-static bool decode_begin(Decode *d, const i32 *prompt, i32 n_prompt, const DecodeParams *p, Err *e) {
+/* Begins a request: prompt [n_prompt] token ids, 1 <= n_prompt < n_ctx. Reuses what the cache still
+ * holds. */
+static bool decode_begin(Decode *d, const i32 *prompt, i32 n_prompt, const DecodeParams *p,
+                         Err *e) {
     if (n_prompt < 1) return err_set(e, ERR_USAGE, "the prompt is empty: give at least one token");
     if (n_prompt >= d->n_ctx)
-        return err_set(e, ERR_RUNTIME, "the prompt has %d tokens but the context holds %d; shorten it or raise -c",
+        return err_set(e, ERR_RUNTIME,
+                       "the prompt has %d tokens but the context holds %d; shorten it or raise -c",
                        n_prompt, d->n_ctx);
-    if (p->max_tokens < 1) return err_set(e, ERR_USAGE, "the number of tokens to generate must be at least 1");
+    if (p->max_tokens < 1)
+        return err_set(e, ERR_USAGE, "the number of tokens to generate must be at least 1");
     if (!decode_resolve_(d, p, e)) return false;
     bool ar = p->mode == DECODE_AR, full = d->attention == ATTEND_FULL;
     bool from_prompt = full || (!ar && d->m->decode.align_prompt);
     d->origin = from_prompt ? n_prompt % d->p.block_size : 0;
-    i32 prefill_end = full ? 0 : ar || from_prompt ? n_prompt : n_prompt / d->p.block_size * d->p.block_size;
+    i32 prefill_end = full                ? 0
+                      : ar || from_prompt ? n_prompt
+                                          : n_prompt / d->p.block_size * d->p.block_size;
     d->n_cached = decode_reusable_(d, prompt, n_prompt, prefill_end);
-    d->cached_attention = d->attention, d->cached_block = d->p.block_size, d->cached_origin = d->origin;
+    d->cached_attention = d->attention, d->cached_block = d->p.block_size,
+    d->cached_origin = d->origin;
     memcpy(d->tokens, prompt, (size_t)n_prompt * sizeof *prompt);
     memset(d->masked, 0, (size_t)n_prompt);
     memset(d->masked + n_prompt, 1, (size_t)(d->n_ctx - n_prompt));
@@ -318,7 +347,13 @@ static DlmRow decode_row_(const Decode *d, i32 pos) {
     if (d->attention == ATTEND_BLOCK) hi = MIN_OF(decode_block_end_(d, pos), d->n_ctx);
     if (d->attention == ATTEND_FULL) hi = d->n_total;
     i32 token = d->masked[pos] ? d->m->decode.mask_id : d->tokens[pos];
-    return (DlmRow){.token = token, .pos = pos, .slot = d->slot, .cell = pos, .kv_lo = 0, .kv_hi = hi, .logits = -1};
+    return (DlmRow){.token = token,
+                    .pos = pos,
+                    .slot = d->slot,
+                    .cell = pos,
+                    .kv_lo = 0,
+                    .kv_hi = hi,
+                    .logits = -1};
 }
 
 static i32 decode_plan_range_(const Decode *d, DlmRow *rows, i32 begin, i32 end) {
@@ -326,7 +361,8 @@ static i32 decode_plan_range_(const Decode *d, DlmRow *rows, i32 begin, i32 end)
     return end - begin;
 }
 
-/* The row of this plan that predicts position pos: its own, or the one before it in shifted models. */
+/* The row of this plan that predicts position pos: its own, or the one before it in shifted models.
+ */
 static void decode_want_(Decode *d, DlmRow *rows, i32 begin, i32 pos) {
     i32 at = (d->m->decode.shift || d->p.mode == DECODE_AR ? pos - 1 : pos) - begin;
     ASSERT(at >= 0);
@@ -338,13 +374,15 @@ static i32 decode_plan_prefill_(Decode *d, DlmRow *rows, i32 n_rows_max) {
     i32 begin = d->n_cached, end = d->block_begin;
     if (end - begin > n_rows_max) {
         end = begin + n_rows_max;
-        if (d->attention == ATTEND_BLOCK) end = decode_block_begin_(d, end); /* a block's rows see each other */
+        if (d->attention == ATTEND_BLOCK)
+            end = decode_block_begin_(d, end); /* a block's rows see each other */
     }
     ASSERT(end > begin);
     d->prefill_to = end;
     i32 n = decode_plan_range_(d, rows, begin, end);
     bool last = end == d->block_begin;
-    if (last && (d->p.mode == DECODE_AR || (d->m->decode.shift && end == d->n_prompt))) decode_want_(d, rows, begin, end);
+    if (last && (d->p.mode == DECODE_AR || (d->m->decode.shift && end == d->n_prompt)))
+        decode_want_(d, rows, begin, end);
     return n;
 }
 
@@ -354,18 +392,20 @@ static i32 decode_plan_denoise_(Decode *d, DlmRow *rows) {
     i32 sub_end = MIN_OF(d->sub_begin + d->p.sub_block_size, d->block_end);
     i32 begin = d->block_begin, end = d->block_end;
     if (d->attention == ATTEND_FULL) begin = 0, end = d->n_total;
-    /* DualCache: once the whole block is in the cache, the sub-block's rows suffice, unless its first token is
-     * still masked, which only the row before the sub-block can predict. */
-    else if (d->p.dual_cache && d->block_in_cache && !d->masked[d->sub_begin]) begin = d->sub_begin, end = sub_end;
+    /* DualCache: once the whole block is in the cache, the sub-block's rows suffice, unless its
+     * first token is still masked, which only the row before the sub-block can predict. */
+    else if (d->p.dual_cache && d->block_in_cache && !d->masked[d->sub_begin])
+        begin = d->sub_begin, end = sub_end;
     i32 n = decode_plan_range_(d, rows, begin, end);
     for (i32 pos = d->sub_begin; pos < sub_end; pos++)
-        if (d->masked[pos] && !(pos == d->block_begin && d->next_token >= 0)) decode_want_(d, rows, begin, pos);
+        if (d->masked[pos] && !(pos == d->block_begin && d->next_token >= 0))
+            decode_want_(d, rows, begin, pos);
     return n;
 }
 
-/* Writes the rows of the next forward; returns their number, 0 when the answer is complete. n_rows_max is at least
- * the block size (the canvas, under full attention). Rows that want logits are numbered from 0; *n_logits says how
- * many there are. */
+/* Writes the rows of the next forward; returns their number, 0 when the answer is complete.
+ * n_rows_max is at least the block size (the canvas, under full attention). Rows that want logits
+ * are numbered from 0; *n_logits says how many there are. */
 static i32 decode_plan(Decode *d, DlmRow *rows, i32 n_rows_max, i32 *n_logits) {
     i32 n = 0;
     d->n_targets = 0;
@@ -401,17 +441,20 @@ static size_t decode_held_back_(const Decode *d, Str text) {
     return held;
 }
 
-/* Cuts the text at the earliest stop string; true when there is one. Nothing sent can be part of it. */
+/* Cuts the text at the earliest stop string; true when there is one. Nothing sent can be part of
+ * it. */
 static bool decode_cut_at_stop_(Decode *d) {
     size_t at = SIZE_MAX;
     for (i32 s = 0; s < d->p.n_stops; s++) {
-        size_t found = d->p.stops[s].n ? str_find(buf_view(&d->text), d->p.stops[s], d->n_sent) : SIZE_MAX;
+        size_t found =
+            d->p.stops[s].n ? str_find(buf_view(&d->text), d->p.stops[s], d->n_sent) : SIZE_MAX;
         at = MIN_OF(at, found);
     }
     if (at == SIZE_MAX) return false;
     d->text.n = at;
     d->text.p[at] = 0;
-    d->utf8 = (TokUtf8){0}; /* the beginning of a character after the stop string is not wanted either */
+    d->utf8 =
+        (TokUtf8){0}; /* the beginning of a character after the stop string is not wanted either */
     return true;
 }
 
@@ -427,13 +470,20 @@ static bool decode_put_token_(Decode *d, i32 token, Err *e) {
 /* Takes every token that has become part of the contiguous revealed prefix. */
 static bool decode_advance_(Decode *d, const DecodeEvents *ev, Err *e) {
     for (i32 pos; !d->finish && (pos = d->n_prompt + d->n_out) < d->n_limit && !d->masked[pos];) {
-        DecodeToken token = {.index = d->n_out++, .token = d->tokens[pos], .prob = d->probs[pos], .n_top = d->p.n_top,
+        DecodeToken token = {.index = d->n_out++,
+                             .token = d->tokens[pos],
+                             .prob = d->probs[pos],
+                             .n_top = d->p.n_top,
                              .top = d->p.n_top ? d->tops + (i64)pos * DECODE_TOP_MAX : NULL};
         if (ev->token) ev->token(ev->arg, &token);
-        if (tok_is_eog(d->m->tok, d->tokens[pos])) d->finish = "stop";
-        else if (!decode_put_token_(d, d->tokens[pos], e)) return false;
-        else if (decode_cut_at_stop_(d)) d->finish = "stop";
-        else if (pos + 1 == d->n_limit) d->finish = "length";
+        if (tok_is_eog(d->m->tok, d->tokens[pos]))
+            d->finish = "stop";
+        else if (!decode_put_token_(d, d->tokens[pos], e))
+            return false;
+        else if (decode_cut_at_stop_(d))
+            d->finish = "stop";
+        else if (pos + 1 == d->n_limit)
+            d->finish = "length";
     }
     return true;
 }
@@ -457,21 +507,24 @@ static void decode_reveal_(Decode *d, i32 pos, i32 token, f32 prob) {
     d->reveals[d->n_reveals++] = (DecodeReveal){pos, token, prob};
 }
 
-/* The threshold of this step. Adaptive relaxes early, when a mistake can still be seen in context, and never goes
- * above the plain threshold. */
+/* The threshold of this step. Adaptive relaxes early, when a mistake can still be seen in context,
+ * and never goes above the plain threshold. */
 static f32 decode_threshold_(const Decode *d) {
     f32 t = d->p.threshold;
     if (d->p.mode != DECODE_ADAPTIVE || d->step > 1) return t;
     return MIN_OF(t, d->step == 0 ? MAX_OF(0.5f, t - 0.4f) : MAX_OF(0.7f, t - 0.2f));
 }
 
-/* The candidates of this step are next_token for the block's first position, where it is masked, and the targets. */
+/* The candidates of this step are next_token for the block's first position, where it is masked,
+ * and the targets. */
 static void decode_absorb_denoise_(Decode *d) {
     i32 n = 0;
-    DecodeReveal *c = d->reveals; /* candidates first, then the chosen ones, in place: both by rising position */
+    DecodeReveal *c =
+        d->reveals; /* candidates first, then the chosen ones, in place: both by rising position */
     if (d->sub_begin == d->block_begin && d->masked[d->block_begin] && d->next_token >= 0)
         c[n++] = (DecodeReveal){d->block_begin, d->next_token, d->next_prob};
-    for (i32 i = 0; i < d->n_targets; i++) c[n++] = (DecodeReveal){d->targets[i], d->best[i], d->best_prob[i]};
+    for (i32 i = 0; i < d->n_targets; i++)
+        c[n++] = (DecodeReveal){d->targets[i], d->best[i], d->best_prob[i]};
     ASSERT(n > 0);
     i32 best = 0;
     for (i32 i = 1; i < n; i++)
@@ -505,7 +558,8 @@ static void decode_after_denoise_(Decode *d) {
 }
 
 static bool decode_changes_logits_(const DecodeParams *p) {
-    return p->presence_penalty != 0 || p->frequency_penalty != 0 || p->repetition_penalty != 1 || p->n_biases > 0;
+    return p->presence_penalty != 0 || p->frequency_penalty != 0 || p->repetition_penalty != 1 ||
+           p->n_biases > 0;
 }
 
 /* Applies biases and penalties to d->row and finds its best token anew. */
@@ -514,12 +568,14 @@ static void decode_change_row_(Decode *d, i32 *best, f32 *prob) {
     i32 end = MIN_OF(MAX_OF(d->block_end, d->n_prompt), d->n_ctx);
     for (i32 i = 0; i < p->n_biases; i++) d->row[p->biases[i].token] += p->biases[i].bias;
     for (i32 i = d->n_prompt; i < end; i++)
-        if (!d->masked[i]) d->counts[d->tokens[i]] = (u16)MIN_OF(d->counts[d->tokens[i]] + 1, UINT16_MAX);
+        if (!d->masked[i])
+            d->counts[d->tokens[i]] = (u16)MIN_OF(d->counts[d->tokens[i]] + 1, UINT16_MAX);
     for (i32 i = d->n_prompt; i < end; i++) {
         i32 t = d->tokens[i];
         if (d->masked[i] || d->counts[t] == 0) continue;
         f32 l = d->row[t];
-        if (p->repetition_penalty != 1) l = l > 0 ? l / p->repetition_penalty : l * p->repetition_penalty;
+        if (p->repetition_penalty != 1)
+            l = l > 0 ? l / p->repetition_penalty : l * p->repetition_penalty;
         d->row[t] = l - p->presence_penalty - p->frequency_penalty * (f32)d->counts[t];
         d->counts[t] = 0; /* once per token, and the table is clean again */
     }
@@ -534,30 +590,37 @@ static void decode_keep_top_(Decode *d, i32 pos, i32 best, f32 best_prob) {
     i32 n = sample_filter_(d->row, d->m->n_vocab, &all, d->row[best], 1.0f / best_prob, d->heap);
     for (i32 i = 0; i < d->p.n_top; i++) {
         i32 id = i < n ? d->heap[d->m->n_vocab - 1 - i] : best;
-        d->tops[(i64)pos * DECODE_TOP_MAX + i] = (DecodeTop){id, kern_expf(d->row[id] - d->row[best]) * best_prob};
+        d->tops[(i64)pos * DECODE_TOP_MAX + i] =
+            (DecodeTop){id, kern_expf(d->row[id] - d->row[best]) * best_prob};
     }
 }
 
-/* Chooses a token for each target: best[], best_prob[]. logits: [n_targets][n_vocab], the backend's. */
+/* Chooses a token for each target: best[], best_prob[]. logits: [n_targets][n_vocab], the
+ * backend's. */
 static bool decode_choose_(Decode *d, f32 *logits, Err *e) {
     const Model *m = d->m;
-    i32 mask = m->decode.mask_id, banned = mask >= 0 && !tok_is_eog(m->tok, mask) ? mask : -1, forward = 0;
+    i32 mask = m->decode.mask_id, banned = mask >= 0 && !tok_is_eog(m->tok, mask) ? mask : -1,
+        forward = 0;
     if (d->n_targets == 0) return true;
     m->ops->top1(m->ops->self, logits, d->n_targets, m->n_vocab, banned, d->best, d->best_prob);
-    for (i32 i = 0; i < d->n_targets; i++) /* the best logit's own term makes the softmax sum at least 1 */
+    for (i32 i = 0; i < d->n_targets;
+         i++) /* the best logit's own term makes the softmax sum at least 1 */
         if (!(d->best_prob[i] > 0 && d->best_prob[i] <= 1))
-            return err_set(e, ERR_MODEL, "%s: the model's output at position %d is not a number; its weights are damaged",
-                           m->file->label, d->targets[i]);
+            return err_set(
+                e, ERR_MODEL,
+                "%s: the model's output at position %d is not a number; its weights are damaged",
+                m->file->label, d->targets[i]);
     bool changes = decode_changes_logits_(&d->p);
     if (d->p.sample.temperature <= 0 && !changes && d->p.n_top == 0) return true;
     for (i32 i = 0; i < PHASE_DONE; i++) forward += d->n_forwards[i];
     for (i32 i = 0; i < d->n_targets; i++) {
-        m->ops->download(m->ops->self, d->row, logits + (i64)i * m->n_vocab, (u64)m->n_vocab * sizeof(f32));
+        m->ops->download(m->ops->self, d->row, logits + (i64)i * m->n_vocab,
+                         (u64)m->n_vocab * sizeof(f32));
         if (changes) decode_change_row_(d, &d->best[i], &d->best_prob[i]);
         if (d->p.n_top) decode_keep_top_(d, d->targets[i], d->best[i], d->best_prob[i]);
         f64 u = sample_uniform(d->p.sample.seed, d->targets[i], forward);
-        d->best[i] = sample_token(d->row, m->n_vocab, &d->p.sample, d->best[i], d->best_prob[i], u, d->heap,
-                                  &d->best_prob[i]);
+        d->best[i] = sample_token(d->row, m->n_vocab, &d->p.sample, d->best[i], d->best_prob[i], u,
+                                  d->heap, &d->best_prob[i]);
     }
     return true;
 }

@@ -1,9 +1,10 @@
 /* engine.c - a loaded model and the slots that generate with it.
  *
- * Owns:      the file's mapping, tokenizer, model, thread pool, backend, graph and one decoder per slot.
+ * Owns:      the file's mapping, tokenizer, model, thread pool, backend, graph and one decoder per
+ *            slot.
  * Stands on: base mem os pool gguf tok tmpl kern model graph decode
- * Promises:  immutable after engine_open except for the slots; what a slot generates does not depend on what it
- *            or another slot generated before. */
+ * Promises:  immutable after engine_open except for the slots; what a slot generates does not depend
+ *            on what it or another slot generated before, or generates beside it. */
 #ifndef DLM_ENGINE_C
 #define DLM_ENGINE_C
 
@@ -23,7 +24,8 @@
 #define ENGINE_CTX_DEFAULT 4096
 #define ENGINE_ROWS_MAX 256   /* rows of one forward */
 #define ENGINE_LOGITS_MAX 128 /* rows of logits of one forward, unless one block needs more */
-#define ENGINE_PREFILL_SHARE 128 /* rows of prefill beside other slots' steps: a long prompt must not stall them */
+#define ENGINE_PREFILL_SHARE \
+    128 /* rows of prefill beside other slots' steps: a long prompt must not stall them */
 #define ENGINE_DEMO_LABEL "built-in demo model"
 
 typedef struct {
@@ -33,10 +35,10 @@ typedef struct {
     const char *cpu_level; /* NULL: the best this machine has */
     i32 mask_token_id;     /* -1: from the model */
     DlmI2sLayout i2s_layout;
-    const char *pre;       /* NULL, or a pre-tokenizer to use instead of the file's */
-    DlmType kv_type;       /* DLM_F16; DLM_F32 for comparisons */
-    i32 n_rows_max;        /* rows of one forward at least; 0: ENGINE_ROWS_MAX */
-    i32 block_size_max;    /* largest block that requests may ask for; 0: the model's */
+    const char *pre;    /* NULL, or a pre-tokenizer to use instead of the file's */
+    DlmType kv_type;    /* DLM_F16; DLM_F32 for comparisons */
+    i32 n_rows_max;     /* rows of one forward at least; 0: ENGINE_ROWS_MAX */
+    i32 block_size_max; /* largest block that requests may ask for; 0: the model's */
     i32 n_slots;
 } EngineOptions;
 
@@ -51,7 +53,8 @@ typedef struct {
     bool busy;           /* started and not finished */
     u64 used;            /* Engine.clock when it was last started */
     i32 n_cached;        /* prompt tokens found in the cache */
-    f64 from_ms, first_ms, prefill_ms; /* clock at the start; then durations, 0 until they are over */
+    f64 from_ms, first_ms,
+        prefill_ms; /* clock at the start; then durations, 0 until they are over */
 } EngineSlot;
 
 typedef struct {
@@ -75,8 +78,8 @@ typedef struct {
 /* ---- the built-in model: bytes that dlm.c places in the binary's read-only data ---- */
 
 #ifndef DLM_NO_DEMO
-/* Hidden, so that the compiler reaches these local labels directly: through the global offset table binutils 2.40
- * for aarch64 loses their offsets, and the model is empty. */
+/* Hidden, so that the compiler reaches these local labels directly: through the global offset table
+ * binutils 2.40 for aarch64 loses their offsets, and the model is empty. */
 #define HIDDEN __attribute__((visibility("hidden")))
 HIDDEN extern const u8 dlm_demo_begin[], dlm_demo_end[];
 static Str engine_demo(void) {
@@ -95,7 +98,8 @@ static bool engine_map_(Engine *g, const char *path, Err *e) {
     }
     Str demo = engine_demo();
     if (demo.n == 0)
-        return err_set(e, ERR_USAGE, "no model: this build has no built-in one; give a GGUF file with -m FILE");
+        return err_set(e, ERR_USAGE,
+                       "no model: this build has no built-in one; give a GGUF file with -m FILE");
     return gguf_open(&g->file, (const u8 *)demo.p, demo.n, ENGINE_DEMO_LABEL, e);
 }
 
@@ -120,20 +124,23 @@ static bool engine_context_(const Engine *g, const EngineOptions *o, i32 *n_ctx,
     i32 most = g->model.n_ctx_train;
     *n_ctx = o->n_ctx ? o->n_ctx : MIN_OF(most, ENGINE_CTX_DEFAULT);
     if (*n_ctx < 2 || *n_ctx > most)
-        return err_set(e, ERR_USAGE, "context of %d tokens: this model was trained for 2 to %d", *n_ctx, most);
+        return err_set(e, ERR_USAGE, "context of %d tokens: this model was trained for 2 to %d",
+                       *n_ctx, most);
     return true;
 }
 
 static bool engine_open_slots_(Engine *g, const EngineOptions *o, Err *e) {
     i32 n_ctx = 0;
     if (!engine_context_(g, o, &n_ctx, e)) return false;
-    /* under full attention every step runs the whole canvas; else the largest forward is a prefill chunk */
+    /* under full attention every step runs the whole canvas; else the largest forward is a prefill
+     * chunk */
     i32 rows = MAX_OF(o->n_rows_max, ENGINE_ROWS_MAX);
     if (g->model.decode.attention == ATTEND_FULL) rows = MAX_OF(rows, n_ctx);
-    g->graph_options = (GraphOptions){.n_slots = o->n_slots, .n_ctx = n_ctx, .n_rows_max = rows,
-                                      .kv_type = o->kv_type};
+    g->graph_options = (GraphOptions){
+        .n_slots = o->n_slots, .n_ctx = n_ctx, .n_rows_max = rows, .kv_type = o->kv_type};
     i32 block = MAX_OF(g->model.decode.block_size, o->block_size_max);
-    g->graph_options.n_logits_max = MAX_OF(block, MIN_OF(o->n_slots * g->model.decode.sub_block_size, ENGINE_LOGITS_MAX));
+    g->graph_options.n_logits_max =
+        MAX_OF(block, MIN_OF(o->n_slots * g->model.decode.sub_block_size, ENGINE_LOGITS_MAX));
     if (!graph_open(&g->graph, &g->model, &g->graph_options, e)) return false;
     g->rows = mem_alloc_n((u64)rows, sizeof *g->rows, e);
     g->slots = g->rows ? mem_alloc_n((u64)o->n_slots, sizeof *g->slots, e) : NULL;
@@ -147,7 +154,8 @@ static bool engine_open_slots_(Engine *g, const EngineOptions *o, Err *e) {
 }
 
 static bool engine_open_(Engine *g, const EngineOptions *o, Err *e) {
-    const ModelOptions mo = {.mask_id = o->mask_token_id, .i2s_layout = o->i2s_layout, .mapped = o->path != NULL};
+    const ModelOptions mo = {
+        .mask_id = o->mask_token_id, .i2s_layout = o->i2s_layout, .mapped = o->path != NULL};
     if (!engine_map_(g, o->path, e)) return false;
     if (!tok_open(&g->tok, &g->file, o->pre, e)) return false;
     g->tok_open = true;
@@ -187,15 +195,19 @@ static bool engine_can_diffuse(const Engine *g, Err *why) {
 
 /* ---- prompts ---- */
 
-/* Renders messages with the model's chat template and tokenizes the result; appends to out. Text that came from a
- * message never becomes a special token. */
-static bool engine_render(const Engine *g, const TmplMsg *msgs, size_t n_msgs, TokIds *out, Err *e) {
+/* Renders messages with the model's chat template and tokenizes the result; appends to out. Text
+ * that came from a message never becomes a special token. */
+static bool engine_render(const Engine *g, const TmplMsg *msgs, size_t n_msgs, TokIds *out,
+                          Err *e) {
     const Tok *t = &g->tok;
     if (t->chat_template.n == 0)
-        return err_set(e, ERR_MODEL, "%s has no chat template; use --raw to send the prompt as it is", g->file.label);
+        return err_set(e, ERR_MODEL,
+                       "%s has no chat template; use --raw to send the prompt as it is",
+                       g->file.label);
     TmplVars v = {.bos_token = t->bos >= 0 ? tok_text(t, t->bos) : STR(""),
                   .eos_token = t->eos >= 0 ? tok_text(t, t->eos) : STR(""),
-                  .add_generation_prompt = true, .now_unix = os_now_unix()};
+                  .add_generation_prompt = true,
+                  .now_unix = os_now_unix()};
     TmplOut r = {0};
     bool ok = tmpl_render(t->chat_template, msgs, n_msgs, &v, &r, e) &&
               tok_encode_prompt(t, buf_view(&r.text), (const u8 *)r.trust.p, out, e);
@@ -205,7 +217,8 @@ static bool engine_render(const Engine *g, const TmplMsg *msgs, size_t n_msgs, T
 
 /* ---- generating ----
  *
- * A step is one forward that carries the rows of every busy slot, so that the weights are read once for all. */
+ * A step is one forward that carries the rows of every busy slot, so that the weights are read once
+ * for all. */
 
 static void engine_on_text_(void *arg, Str text) {
     EngineSlot *s = arg;
@@ -218,19 +231,22 @@ static void engine_on_token_(void *arg, const DecodeToken *t) {
     if (s->events.token) s->events.token(s->events.arg, t);
 }
 
-/* Begins a request in a free slot. prompt: [n_prompt] ids; the stop strings and biases of p must live until the slot
- * is finished. events may be NULL. */
-static bool engine_start(Engine *g, i32 slot, const i32 *prompt, i32 n_prompt, const DecodeParams *p,
-                         const DecodeEvents *events, Err *e) {
+/* Begins a request in a free slot. prompt: [n_prompt] ids; the stop strings and biases of p must
+ * live until the slot is finished. events may be NULL. */
+static bool engine_start(Engine *g, i32 slot, const i32 *prompt, i32 n_prompt,
+                         const DecodeParams *p, const DecodeEvents *events, Err *e) {
     static const DecodeEvents none = {0};
     EngineSlot *s = &g->slots[slot];
     ASSERT(slot >= 0 && slot < g->n_slots && !s->busy);
     for (i32 i = 0; i < n_prompt; i++)
         if (prompt[i] < 0 || prompt[i] >= g->model.n_vocab)
-            return err_set(e, ERR_USAGE, "prompt token %d is %d, outside the vocabulary of %d", i, prompt[i], g->model.n_vocab);
+            return err_set(e, ERR_USAGE, "prompt token %d is %d, outside the vocabulary of %d", i,
+                           prompt[i], g->model.n_vocab);
     if (p->block_size > g->graph.n_logits_max)
-        return err_set(e, ERR_USAGE, "block size %d is larger than %d, for which memory was reserved when the model was loaded",
-                       p->block_size, g->graph.n_logits_max);
+        return err_set(
+            e, ERR_USAGE,
+            "block size %d is larger than %d, for which memory was reserved when the model was loaded",
+            p->block_size, g->graph.n_logits_max);
     s->from_ms = os_now_ms();
     if (!decode_begin(&s->decode, prompt, n_prompt, p, e)) return false;
     s->events = events ? *events : none;
@@ -241,7 +257,8 @@ static bool engine_start(Engine *g, i32 slot, const i32 *prompt, i32 n_prompt, c
     return true;
 }
 
-/* Is the slot still generating? False too for a finished answer that engine_finish has not collected. */
+/* Is the slot still generating? False too for a finished answer that engine_finish has not
+ * collected. */
 static bool engine_busy(const Engine *g, i32 slot) {
     return g->slots[slot].busy && g->slots[slot].decode.phase != PHASE_DONE;
 }
@@ -260,14 +277,18 @@ typedef struct {
 
 #define ENGINE_SLOTS_MAX 256
 
-/* Plans slot i into what is left of the forward; false when it does not fit or has nothing to do. */
-static bool engine_plan_slot_(Engine *g, i32 i, bool prefill, i32 *n_rows, i32 *n_logits, EnginePart_ *part) {
+/* Plans slot i into what is left of the forward; false when it does not fit or has nothing to do.
+ */
+static bool engine_plan_slot_(Engine *g, i32 i, bool prefill, i32 *n_rows, i32 *n_logits,
+                              EnginePart_ *part) {
     Decode *d = &g->slots[i].decode;
     i32 rows_left = g->graph.n_rows_max - *n_rows, logits_left = g->graph.n_logits_max - *n_logits;
     if (!engine_busy(g, i) || (d->phase == PHASE_PREFILL) != prefill) return false;
-    if (prefill && *n_rows > 0) rows_left = MIN_OF(rows_left, MAX_OF(ENGINE_PREFILL_SHARE - *n_rows, d->p.block_size));
+    if (prefill && *n_rows > 0)
+        rows_left = MIN_OF(rows_left, MAX_OF(ENGINE_PREFILL_SHARE - *n_rows, d->p.block_size));
     if (decode_rows_needed(d) > rows_left || decode_logits_needed(d) > logits_left) return false;
-    *part = (EnginePart_){.slot = i, .first_logits = *n_logits, .phase = d->phase, .block = d->block};
+    *part =
+        (EnginePart_){.slot = i, .first_logits = *n_logits, .phase = d->phase, .block = d->block};
     DlmRow *rows = g->rows + *n_rows;
     part->n_rows = decode_plan(d, rows, rows_left, &part->n_logits);
     part->begin = d->block_begin, part->end = d->block_end, part->step = d->step;
@@ -284,10 +305,19 @@ static void engine_tell_step_(EngineSlot *s, const EnginePart_ *part, f64 ms) {
     i32 begin = part->begin, end = part->end;
     bool one = part->phase == PHASE_AR || (part->phase == PHASE_PREFILL && d->n_reveals);
     if (one) begin = d->reveals[0].pos, end = begin + 1;
-    DecodeStep step = {.kind = DECODE_PHASE_NAMES[part->phase], .block = part->block, .step = part->step,
-                       .n_rows = part->n_rows, .ms = ms, .reveals = d->reveals, .n_reveals = d->n_reveals,
-                       .block_begin = begin, .block_end = end, .tokens = d->tokens + begin,
-                       .masked = d->masked + begin, .probs = d->probs + begin, .n_prompt = d->n_prompt};
+    DecodeStep step = {.kind = DECODE_PHASE_NAMES[part->phase],
+                       .block = part->block,
+                       .step = part->step,
+                       .n_rows = part->n_rows,
+                       .ms = ms,
+                       .reveals = d->reveals,
+                       .n_reveals = d->n_reveals,
+                       .block_begin = begin,
+                       .block_end = end,
+                       .tokens = d->tokens + begin,
+                       .masked = d->masked + begin,
+                       .probs = d->probs + begin,
+                       .n_prompt = d->n_prompt};
     s->events.step(s->events.arg, &step);
 }
 
@@ -302,16 +332,20 @@ static bool engine_absorb_(Engine *g, const EnginePart_ *part, f64 from_ms, Err 
     return true;
 }
 
-/* Runs one forward for all busy slots, as many as fit, and fires their events. True when nothing is busy. */
+/* Runs one forward for all busy slots, as many as fit, and fires their events. True when nothing is
+ * busy. */
 static bool engine_step(Engine *g, Err *e) {
     EnginePart_ parts[ENGINE_SLOTS_MAX];
     i32 n_parts = 0, n_rows = 0, n_logits = 0;
     f64 from_ms = os_now_ms();
-    for (int prefill = 0; prefill < 2; prefill++) /* short steps first, then prompts in what is left */
+    for (int prefill = 0; prefill < 2;
+         prefill++) /* short steps first, then prompts in what is left */
         for (i32 k = 0; k < g->n_slots; k++)
-            n_parts += engine_plan_slot_(g, (g->turn + k) % g->n_slots, prefill, &n_rows, &n_logits, &parts[n_parts]);
+            n_parts += engine_plan_slot_(g, (g->turn + k) % g->n_slots, prefill, &n_rows, &n_logits,
+                                         &parts[n_parts]);
     if (n_parts == 0) return true;
-    g->turn = (parts[n_parts - 1].slot + 1) % g->n_slots; /* whoever did not fit comes first next time */
+    g->turn =
+        (parts[n_parts - 1].slot + 1) % g->n_slots; /* whoever did not fit comes first next time */
     graph_forward(&g->graph, g->rows, n_rows, n_logits);
     for (i32 i = 0; i < n_parts; i++)
         if (!engine_absorb_(g, &parts[i], from_ms, e)) {
@@ -321,8 +355,8 @@ static bool engine_step(Engine *g, Err *e) {
     return true;
 }
 
-/* The free slot whose cache holds the longest prefix of the prompt, else the least recently used; -1 when all are
- * busy. */
+/* The free slot whose cache holds the longest prefix of the prompt, else the least recently used;
+ * -1 when all are busy. */
 static i32 engine_pick_slot(const Engine *g, const i32 *prompt, i32 n_prompt) {
     i32 best = -1, best_common = -1;
     for (i32 i = 0; i < g->n_slots; i++) {
@@ -331,24 +365,30 @@ static i32 engine_pick_slot(const Engine *g, const i32 *prompt, i32 n_prompt) {
         if (s->busy) continue;
         while (common < n && s->decode.tokens[common] == prompt[common]) common++;
         common -= common % MAX_OF(g->model.decode.block_size, 1);
-        if (common > best_common || (common == best_common && s->used < g->slots[best].used)) best = i, best_common = common;
+        if (common > best_common || (common == best_common && s->used < g->slots[best].used))
+            best = i, best_common = common;
     }
     return best;
 }
 
-/* Collects the answer of a slot that is no longer generating and frees the slot. *r is filled in any case; free it
- * with decode_result_free. */
+/* Collects the answer of a slot that is no longer generating and frees the slot. *r is filled in
+ * any case; free it with decode_result_free. */
 static bool engine_finish(Engine *g, i32 slot, DecodeResult *r, Err *e) {
     EngineSlot *s = &g->slots[slot];
     const Decode *d = &s->decode;
     const i32 *n = d->n_forwards;
     ASSERT(s->busy && d->phase == PHASE_DONE);
     s->busy = false;
-    *r = (DecodeResult){.text.max = DECODE_TEXT_MAX, .finish = d->finish ? d->finish : "cancelled",
-                        .n_prompt = d->n_prompt, .n_cached = s->n_cached,
-                        .n_forwards_prefill = n[PHASE_PREFILL], .n_forwards_denoise = n[PHASE_DENOISE],
-                        .n_forwards_commit = n[PHASE_COMMIT], .n_forwards_ar = n[PHASE_AR],
-                        .ms_prefill = s->prefill_ms, .ms_first_token = s->first_ms};
+    *r = (DecodeResult){.text.max = DECODE_TEXT_MAX,
+                        .finish = d->finish ? d->finish : "cancelled",
+                        .n_prompt = d->n_prompt,
+                        .n_cached = s->n_cached,
+                        .n_forwards_prefill = n[PHASE_PREFILL],
+                        .n_forwards_denoise = n[PHASE_DENOISE],
+                        .n_forwards_commit = n[PHASE_COMMIT],
+                        .n_forwards_ar = n[PHASE_AR],
+                        .ms_prefill = s->prefill_ms,
+                        .ms_first_token = s->first_ms};
     r->ms_decode = os_now_ms() - s->from_ms - s->prefill_ms;
     for (i32 i = 0; i < d->n_out; i++)
         if (!tok_ids_push(&r->ids, d->tokens[d->n_prompt + i], e)) return false;
@@ -356,16 +396,19 @@ static bool engine_finish(Engine *g, i32 slot, DecodeResult *r, Err *e) {
     return buf_ok(&r->text, "the answer", e);
 }
 
-/* Generates one answer in a free slot, alone. On success *r holds it (also when it was cancelled); the caller frees
- * *r with decode_result_free in any case. */
-static bool engine_generate(Engine *g, i32 slot, const i32 *prompt, i32 n_prompt, const DecodeParams *p,
-                            const DecodeEvents *events, DecodeResult *r, Err *e) {
+/* Generates one answer in a free slot, alone. On success *r holds it (also when it was cancelled);
+ * the caller frees *r with decode_result_free in any case. */
+static bool engine_generate(Engine *g, i32 slot, const i32 *prompt, i32 n_prompt,
+                            const DecodeParams *p, const DecodeEvents *events, DecodeResult *r,
+                            Err *e) {
     *r = (DecodeResult){0};
     if (!engine_start(g, slot, prompt, n_prompt, p, events, e)) return false;
     bool ok = true;
     while (ok && engine_busy(g, slot)) {
-        if (events && events->cancelled && events->cancelled(events->arg)) engine_cancel(g, slot);
-        else ok = engine_step(g, e);
+        if (events && events->cancelled && events->cancelled(events->arg))
+            engine_cancel(g, slot);
+        else
+            ok = engine_step(g, e);
     }
     if (!ok) {
         engine_cancel(g, slot);

@@ -1,9 +1,9 @@
-/* graph.c - one forward pass over a batch of rows, written once against DlmOps, and the KV cache it writes.
+/* graph.c - one forward pass over a batch of rows, written once against DlmOps, and its KV cache.
  *
  * Owns:      the activation buffers and the KV cache, in the backend's memory.
  * Stands on: base mem kern_ref model
- * Promises:  a row's result depends on its token, its position and the cells it sees: not on the other rows;
- *            never allocates after graph_open. */
+ * Promises:  a row's result depends on its token, its position and the cells it sees, not on the
+ *            other rows; never allocates after graph_open. */
 #ifndef DLM_GRAPH_C
 #define DLM_GRAPH_C
 
@@ -18,14 +18,14 @@ typedef struct {
     DlmOps *ops;
     DlmKv kv;
     i32 n_rows_max, n_logits_max;
-    f32 *x;              /* [n_rows_max][n_embd] the residual stream */
-    f32 *h;              /* [n_rows_max][max(n_embd, n_head * head_dim)] the input of a linear layer */
-    f32 *q, *att;        /* [n_rows_max][n_head * head_dim] */
-    f32 *k, *v;          /* [n_rows_max][n_head_kv * head_dim] */
-    f32 *gate, *up;      /* [n_rows_max][n_ff] */
-    f32 *rows;           /* [n_logits_max][n_embd] */
-    f32 *logits;         /* [n_logits_max][n_vocab] */
-    f32 *turns;          /* [n_ctx][n_rot/2][2] cosines and sines of the rotary embedding */
+    f32 *x;         /* [n_rows_max][n_embd] the residual stream */
+    f32 *h;         /* [n_rows_max][max(n_embd, n_head * head_dim)] the input of a linear layer */
+    f32 *q, *att;   /* [n_rows_max][n_head * head_dim] */
+    f32 *k, *v;     /* [n_rows_max][n_head_kv * head_dim] */
+    f32 *gate, *up; /* [n_rows_max][n_ff] */
+    f32 *rows;      /* [n_logits_max][n_embd] */
+    f32 *logits;    /* [n_logits_max][n_vocab] */
+    f32 *turns;     /* [n_ctx][n_rot/2][2] cosines and sines of the rotary embedding */
 } Graph;
 
 typedef struct {
@@ -36,13 +36,15 @@ typedef struct {
 
 /* Bytes of KV cache that graph_open will take. */
 static u64 graph_kv_bytes(const Model *m, const GraphOptions *o) {
-    u64 cell = (u64)m->n_layer * (u64)m->n_head_kv * (u64)m->head_dim * (o->kv_type == DLM_F32 ? 4 : 2) * 2;
+    u64 cell = (u64)m->n_layer * (u64)m->n_head_kv * (u64)m->head_dim *
+               (o->kv_type == DLM_F32 ? 4 : 2) * 2;
     return cell * (u64)o->n_ctx * (u64)o->n_slots;
 }
 
 /* Bytes of activations and tables that graph_open will take. */
 static u64 graph_scratch_bytes(const Model *m, const GraphOptions *o) {
-    u64 q = (u64)m->n_head * (u64)m->head_dim, kv = (u64)m->n_head_kv * (u64)m->head_dim, embd = (u64)m->n_embd;
+    u64 q = (u64)m->n_head * (u64)m->head_dim, kv = (u64)m->n_head_kv * (u64)m->head_dim,
+        embd = (u64)m->n_embd;
     u64 row = embd + MAX_OF(embd, q) + 2 * q + 2 * kv + 2 * (u64)m->n_ff;
     return 4 * (row * (u64)o->n_rows_max + (embd + (u64)m->n_vocab) * (u64)o->n_logits_max +
                 (u64)o->n_ctx * (u64)m->n_rot);
@@ -50,12 +52,14 @@ static u64 graph_scratch_bytes(const Model *m, const GraphOptions *o) {
 
 static f32 *graph_floats_(Graph *g, i64 n, i64 each, Err *e) {
     f32 *p = g->ops->alloc(g->ops->self, (u64)n * (u64)each * sizeof(f32));
-    if (!p) err_set(e, ERR_MEMORY, "out of memory for the activations: %.1f MiB were refused",
-                    (f64)n * (f64)each * sizeof(f32) / 1048576.0);
+    if (!p)
+        err_set(e, ERR_MEMORY, "out of memory for the activations: %.1f MiB were refused",
+                (f64)n * (f64)each * sizeof(f32) / 1048576.0);
     return p;
 }
 
-/* Rotation angles: pos * theta^(-2i/n_rot), the product rounded to f32 as the reference implementations do. */
+/* Rotation angles: pos * theta^(-2i/n_rot), the product rounded to f32 as the reference
+ * implementations do. */
 static bool graph_turns_(Graph *g, i32 n_ctx, Err *e) {
     const Model *m = g->m;
     i64 n = (i64)n_ctx * m->n_rot;
@@ -63,7 +67,8 @@ static bool graph_turns_(Graph *g, i32 n_ctx, Err *e) {
     if (!host) return false;
     f64 log_theta = kern_log(m->rope_theta);
     for (i32 i = 0; i < m->n_rot / 2; i++) {
-        f32 inv_freq = (f32)(1.0 / (f64)(f32)kern_exp(log_theta * (2.0 * i / m->n_rot))) / m->rope_scale;
+        f32 inv_freq =
+            (f32)(1.0 / (f64)(f32)kern_exp(log_theta * (2.0 * i / m->n_rot))) / m->rope_scale;
         if (m->rope_factors) inv_freq /= m->rope_factors[i];
         for (i32 pos = 0; pos < n_ctx; pos++) {
             f64 sin, cos;
@@ -79,37 +84,51 @@ static bool graph_turns_(Graph *g, i32 n_ctx, Err *e) {
 
 static void graph_close(Graph *g) {
     if (!g->ops) return;
-    void *all[] = {g->kv.k, g->kv.v, g->x, g->h, g->q, g->att, g->k, g->v, g->gate, g->up, g->rows, g->logits, g->turns};
+    void *all[] = {g->kv.k, g->kv.v, g->x,  g->h,    g->q,      g->att,  g->k,
+                   g->v,    g->gate, g->up, g->rows, g->logits, g->turns};
     for (size_t i = 0; i < COUNT_OF(all); i++) g->ops->free(g->ops->self, all[i]);
     *g = (Graph){0};
 }
 
 static bool graph_open(Graph *g, const Model *m, const GraphOptions *o, Err *e) {
-    *g = (Graph){.m = m, .ops = m->ops, .n_rows_max = o->n_rows_max, .n_logits_max = o->n_logits_max};
+    *g = (Graph){
+        .m = m, .ops = m->ops, .n_rows_max = o->n_rows_max, .n_logits_max = o->n_logits_max};
     i32 n_q = m->n_head * m->head_dim, n_kv = m->n_head_kv * m->head_dim;
-    g->kv = (DlmKv){.type = o->kv_type, .n_slot = o->n_slots, .n_layer = m->n_layer, .n_cell = o->n_ctx,
-                    .n_head_kv = m->n_head_kv, .head_dim = m->head_dim};
+    g->kv = (DlmKv){.type = o->kv_type,
+                    .n_slot = o->n_slots,
+                    .n_layer = m->n_layer,
+                    .n_cell = o->n_ctx,
+                    .n_head_kv = m->n_head_kv,
+                    .head_dim = m->head_dim};
     u64 half = graph_kv_bytes(m, o) / 2;
     g->kv.k = g->ops->alloc(g->ops->self, half);
     g->kv.v = g->kv.k ? g->ops->alloc(g->ops->self, half) : NULL;
     if (!g->kv.v)
-        err_set(e, ERR_MEMORY, "out of memory for the KV cache: %.1f MiB for %d tokens were refused; try a smaller -c",
-                (f64)(2 * half) / 1048576.0, o->n_ctx);
+        err_set(
+            e, ERR_MEMORY,
+            "out of memory for the KV cache: %.1f MiB for %d tokens were refused; try a smaller -c",
+            (f64)(2 * half) / 1048576.0, o->n_ctx);
     const struct {
         f32 **p;
         i64 n, each;
     } wants[] = {
-        {&g->x, o->n_rows_max, m->n_embd}, {&g->h, o->n_rows_max, MAX_OF(m->n_embd, n_q)},
-        {&g->q, o->n_rows_max, n_q},       {&g->att, o->n_rows_max, n_q},
-        {&g->k, o->n_rows_max, n_kv},      {&g->v, o->n_rows_max, n_kv},
-        {&g->gate, o->n_rows_max, m->n_ff}, {&g->up, o->n_rows_max, m->n_ff},
-        {&g->rows, o->n_logits_max, m->n_embd}, {&g->logits, o->n_logits_max, m->n_vocab},
+        {&g->x, o->n_rows_max, m->n_embd},
+        {&g->h, o->n_rows_max, MAX_OF(m->n_embd, n_q)},
+        {&g->q, o->n_rows_max, n_q},
+        {&g->att, o->n_rows_max, n_q},
+        {&g->k, o->n_rows_max, n_kv},
+        {&g->v, o->n_rows_max, n_kv},
+        {&g->gate, o->n_rows_max, m->n_ff},
+        {&g->up, o->n_rows_max, m->n_ff},
+        {&g->rows, o->n_logits_max, m->n_embd},
+        {&g->logits, o->n_logits_max, m->n_vocab},
         {&g->turns, o->n_ctx, m->n_rot},
     };
     for (size_t i = 0; i < COUNT_OF(wants) && (!e || e->code == ERR_NONE) && g->kv.v; i++)
         if (!(*wants[i].p = graph_floats_(g, wants[i].n, wants[i].each, e))) break;
     i32 n_in_max = MAX_OF(MAX_OF(m->n_embd, n_q), m->n_ff);
-    const char *why = g->turns ? g->ops->reserve(g->ops->self, o->n_rows_max, n_in_max, o->n_ctx) : NULL;
+    const char *why =
+        g->turns ? g->ops->reserve(g->ops->self, o->n_rows_max, n_in_max, o->n_ctx) : NULL;
     if (why) err_set(e, ERR_MEMORY, "%s", why);
     if (g->turns && !why && graph_turns_(g, o->n_ctx, e)) return true;
     graph_close(g);
@@ -122,12 +141,16 @@ static void graph_attention_(Graph *g, i32 index, const DlmRow *rows, i32 n_rows
     DlmOps *ops = g->ops;
     void *self = ops->self;
     ops->rms_norm(self, g->h, g->x, w->norm_attn, n_rows, m->n_embd, m->norm_eps);
-    const DlmLinear qkv[3] = {{&w->q, w->bias_q, g->q}, {&w->k, w->bias_k, g->k}, {&w->v, w->bias_v, g->v}};
+    const DlmLinear qkv[3] = {
+        {&w->q, w->bias_q, g->q}, {&w->k, w->bias_k, g->k}, {&w->v, w->bias_v, g->v}};
     ops->linear(self, qkv, 3, g->h, n_rows);
-    ops->rope(self, g->q, rows, n_rows, m->n_head, m->head_dim, m->n_rot, g->turns, m->family->rope);
-    ops->rope(self, g->k, rows, n_rows, m->n_head_kv, m->head_dim, m->n_rot, g->turns, m->family->rope);
+    ops->rope(self, g->q, rows, n_rows, m->n_head, m->head_dim, m->n_rot, g->turns,
+              m->family->rope);
+    ops->rope(self, g->k, rows, n_rows, m->n_head_kv, m->head_dim, m->n_rot, g->turns,
+              m->family->rope);
     ops->kv_store(self, &g->kv, index, g->k, g->v, rows, n_rows);
-    ops->attend(self, g->att, g->q, &g->kv, index, rows, n_rows, m->n_head, 1.0f / kern_sqrtf((f32)m->head_dim));
+    ops->attend(self, g->att, g->q, &g->kv, index, rows, n_rows, m->n_head,
+                1.0f / kern_sqrtf((f32)m->head_dim));
     i32 n_q = m->n_head * m->head_dim;
     const f32 *o_in = g->att;
     if (w->norm_attn_sub) {
@@ -158,8 +181,9 @@ static void graph_feed_forward_(Graph *g, i32 index, i32 n_rows) {
     ops->add(self, g->x, g->h, (i64)n_rows * m->n_embd);
 }
 
-/* Runs the rows through the model: writes their keys and values to the cache and the logits of the rows that ask
- * for them to g->logits [n_logits][n_vocab]. n_logits is the number of rows with logits >= 0, numbered from 0. */
+/* Runs the rows through the model: writes their keys and values to the cache and the logits of the
+ * rows that ask for them to g->logits [n_logits][n_vocab]. n_logits is the number of rows with
+ * logits >= 0, numbered from 0. */
 static void graph_forward(Graph *g, const DlmRow *rows, i32 n_rows, i32 n_logits) {
     const Model *m = g->m;
     DlmOps *ops = g->ops;

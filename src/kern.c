@@ -1,9 +1,9 @@
-/* kern.c - the CPU backend: picks a kernel level, brings weights into shape, runs ops over the thread pool.
+/* kern.c - the CPU backend: picks a kernel level, brings weights into shape, runs ops over the pool.
  *
  * Owns:      the backend's scratch buffers and the matrices it repacked.
- * Stands on: base mem pool quant kern_ref kern_x86 kern_arm
- * Promises:  threads split outputs, rows or heads, never one sum: results do not depend on the thread count;
- *            no op allocates once `reserve` has succeeded. */
+ * Stands on: base mem os pool quant kern_ref kern_x86 kern_arm
+ * Promises:  threads split outputs, rows or heads, never one sum: results do not depend on the
+ *            thread count; no op allocates once `reserve` has succeeded. */
 #ifndef DLM_KERN_C
 #define DLM_KERN_C
 
@@ -12,12 +12,14 @@
 #include "kern_ref.c"
 #include "kern_x86.c"
 #include "mem.c"
+#include "os.c"
 #include "pool.c"
 #include "quant.c"
 
 /* ---- levels ---- */
 
-static const DlmKernels *kern_simd_level_(int i) { /* on each machine one of the two rooms is empty */
+static const DlmKernels *
+kern_simd_level_(int i) { /* on each machine one of the two rooms is empty */
     const DlmKernels *level = kern_x86_level(i);
     return level ? level : kern_arm_level(i);
 }
@@ -37,7 +39,8 @@ static const DlmKernels *kern_choose(const char *name, Err *e) {
         size_t n = strlen(have);
         snprintf(have + n, sizeof have - n, "%s%s", i ? ", " : "", kern_level(i)->name);
     }
-    err_set(e, ERR_USAGE, "CPU level '%s' is unknown or not available on this machine; it has: %s", name, have);
+    err_set(e, ERR_USAGE, "CPU level '%s' is unknown or not available on this machine; it has: %s",
+            name, have);
     return NULL;
 }
 
@@ -47,16 +50,17 @@ typedef struct {
     Pool *pool;
     const DlmKernels *k;
     i32 n_rows_max, q_stride_max, n_cell_max;
-    i8 *q;          /* [n_rows_max][q_stride_max] quantized activations */
-    f32 *inv_scale; /* [n_rows_max] */
-    i32 *sum;       /* [n_rows_max] */
-    f32 *block_d;   /* [n_rows_max][q_stride_max / 32] scales of block activations */
+    i8 *q;           /* [n_rows_max][q_stride_max] quantized activations */
+    f32 *inv_scale;  /* [n_rows_max] */
+    i32 *sum;        /* [n_rows_max] */
+    f32 *block_d;    /* [n_rows_max][q_stride_max / 32] scales of block activations */
     i16 *block_sums; /* [n_rows_max][q_stride_max / 16] */
-    f32 *scores;    /* [threads][n_cell_max] */
+    f32 *scores;     /* [threads][n_cell_max] */
     char error[ERR_MSG_MAX];
 } Cpu;
 
-/* Work below this many multiply-adds is not worth waking a thread for (a wake costs a few microseconds). */
+/* Work below this many multiply-adds is not worth waking a thread for (a wake costs a few
+ * microseconds). */
 #define CPU_MACS_PER_SPLIT 200000
 
 static i32 cpu_grain_(i64 macs_per_item) {
@@ -101,17 +105,19 @@ static const char *cpu_reserve(void *self, i32 n_rows_max, i32 n_in_max, i32 n_c
 typedef struct {
     const DlmTensor *t;
     u8 *tiles;
-    f32 *scales;   /* [groups][n_blocks][16] */
-    u8 *codes;     /* [threads][padded n_in] */
+    f32 *scales;    /* [groups][n_blocks][16] */
+    u8 *codes;      /* [threads][padded n_in] */
     f32 *row_scale; /* [threads][n_blocks] */
     i32 n_blocks, n_tiles;
 } Repack;
 
-/* Spreads one row's codes over its tiles: input 16 t + 4 l + k goes to byte 4 o + k, bits 2l. Four at a time. */
+/* Spreads one row's codes over its tiles: input 16 t + 4 l + k goes to byte 4 o + k, bits 2l. Four
+ * at a time. */
 static void cpu_tile_row_(u8 *tiles, const u8 *codes, i32 n_tiles, i32 o) {
     for (i32 t = 0; t < n_tiles; t++) {
         const u8 *c = codes + 16 * t;
-        u32 four = load_u32(c) | load_u32(c + 4) << 2 | load_u32(c + 8) << 4 | load_u32(c + 12) << 6;
+        u32 four =
+            load_u32(c) | load_u32(c + 4) << 2 | load_u32(c + 8) << 4 | load_u32(c + 12) << 6;
         memcpy(tiles + (i64)t * DLM_TILE_BYTES + 4 * o, &four, sizeof four);
     }
 }
@@ -125,11 +131,14 @@ static void cpu_repack_groups_(void *arg, i32 begin, i32 end, i32 thread) {
         for (i32 o = 0; o < DLM_TILE_OUT; o++) {
             i64 row = (i64)g * DLM_TILE_OUT + o;
             memset(codes, 1, (size_t)padded);
-            if (row < r->t->n_out) quant_codes_row(r->t, row, codes, row_scale);
-            else memset(row_scale, 0, (size_t)r->n_blocks * sizeof *row_scale);
+            if (row < r->t->n_out)
+                quant_codes_row(r->t, row, codes, row_scale);
+            else
+                memset(row_scale, 0, (size_t)r->n_blocks * sizeof *row_scale);
             for (i32 b = 0; b < r->n_blocks; b++) {
                 f32 s = row_scale[b] * r->t->extra_scale;
-                if (s == 0) memset(codes + b * (n_in / r->n_blocks), 1, (size_t)(n_in / r->n_blocks));
+                if (s == 0)
+                    memset(codes + b * (n_in / r->n_blocks), 1, (size_t)(n_in / r->n_blocks));
                 r->scales[((i64)g * r->n_blocks + b) * DLM_TILE_OUT + o] = s;
             }
             cpu_tile_row_(r->tiles + (i64)g * r->n_tiles * DLM_TILE_BYTES, codes, r->n_tiles, o);
@@ -169,10 +178,19 @@ static bool cpu_repack_(Cpu *c, DlmMat *m, const DlmTensor *t, Err *e) {
     if (ok) {
         pool_for(c->pool, groups, cpu_grain_(16 * t->n_in * 8), cpu_repack_groups_, &r);
         if (!cpu_scales_finite_(r.scales, n_scales))
-            ok = err_set(e, ERR_MODEL, "tensor %s has a scale that is not a finite number: the file is damaged", t->name);
+            ok = err_set(e, ERR_MODEL,
+                         "tensor %s has a scale that is not a finite number: the file is damaged",
+                         t->name);
     }
-    *m = (DlmMat){.kind = DLM_MAT_TERNARY, .type = t->type, .n_in = (i32)t->n_in, .n_out = (i32)t->n_out, .data = r.tiles,
-                  .owned = r.tiles, .scales = r.scales, .owned_scales = r.scales, .scale_block = quant_scale_block(t)};
+    *m = (DlmMat){.kind = DLM_MAT_TERNARY,
+                  .type = t->type,
+                  .n_in = (i32)t->n_in,
+                  .n_out = (i32)t->n_out,
+                  .data = r.tiles,
+                  .owned = r.tiles,
+                  .scales = r.scales,
+                  .owned_scales = r.scales,
+                  .scale_block = quant_scale_block(t)};
     if (ok && cpu_one_scale_(r.scales, n_scales, &m->scale)) {
         mem_free(r.scales);
         m->scales = m->owned_scales = NULL;
@@ -186,15 +204,24 @@ static bool cpu_repack_(Cpu *c, DlmMat *m, const DlmTensor *t, Err *e) {
 static const char *cpu_mat_load(void *self, DlmMat *m, const DlmTensor *t) {
     Cpu *c = self;
     Err e = {0};
-    *m = (DlmMat){.type = t->type, .n_in = (i32)t->n_in, .n_out = (i32)t->n_out, .data = t->data, .scale = 1};
-    if (t->type == DLM_F32) m->kind = DLM_MAT_F32;
-    else if (t->type == DLM_F16) m->kind = DLM_MAT_F16;
-    else if (t->type == DLM_BF16) m->kind = DLM_MAT_BF16;
-    else if (quant_is_blocks(t->type)) m->kind = DLM_MAT_BLOCKS;
+    *m = (DlmMat){
+        .type = t->type, .n_in = (i32)t->n_in, .n_out = (i32)t->n_out, .data = t->data, .scale = 1};
+    if (t->type == DLM_F32)
+        m->kind = DLM_MAT_F32;
+    else if (t->type == DLM_F16)
+        m->kind = DLM_MAT_F16;
+    else if (t->type == DLM_BF16)
+        m->kind = DLM_MAT_BF16;
+    else if (quant_is_blocks(t->type))
+        m->kind = DLM_MAT_BLOCKS;
     else if (t->type == DLM_I2_S && !quant_i2s_fits(t))
-        err_set(&e, ERR_MODEL, "tensor %s has %lld x %lld weights, which do not fill whole groups of this I2_S layout; "
-                "try another --i2s-layout", t->name, (long long)t->n_out, (long long)t->n_in);
-    else if (!cpu_repack_(c, m, t, &e) && e.code == ERR_NONE) err_set(&e, ERR_MEMORY, "out of memory");
+        err_set(
+            &e, ERR_MODEL,
+            "tensor %s has %lld x %lld weights, which do not fill whole groups of this I2_S layout; "
+            "try another --i2s-layout",
+            t->name, (long long)t->n_out, (long long)t->n_in);
+    else if (!cpu_repack_(c, m, t, &e) && e.code == ERR_NONE)
+        err_set(&e, ERR_MEMORY, "out of memory");
     if (e.code == ERR_NONE) return NULL;
     memcpy(c->error, e.msg, sizeof c->error);
     return c->error;
@@ -242,7 +269,8 @@ static void cpu_rms_norm_rows_(void *arg, i32 begin, i32 end, i32 thread) {
         j->c->k->rms_norm(j->y + (i64)r * j->n, j->x + (i64)r * j->n, j->gain, j->n, j->eps);
 }
 
-static void cpu_rms_norm(void *self, f32 *y, const f32 *x, const f32 *gain, i32 n_rows, i32 n, f32 eps) {
+static void cpu_rms_norm(void *self, f32 *y, const f32 *x, const f32 *gain, i32 n_rows, i32 n,
+                         f32 eps) {
     RowsJob j = {.c = self, .y = y, .x = x, .gain = gain, .n = n, .eps = eps};
     pool_for(j.c->pool, n_rows, cpu_grain_(8 * (i64)n), cpu_rms_norm_rows_, &j);
 }
@@ -264,8 +292,8 @@ static void cpu_quantize_blocks_(void *arg, i32 begin, i32 end, i32 thread) {
     (void)thread;
     for (i32 r = begin; r < end; r++) {
         i64 at = (i64)r * j->n;
-        j->c->k->quantize_blocks(j->c->q + at, j->c->block_d + at / j->block, j->c->block_sums + at / 16, j->x + at, j->n,
-                                 j->block);
+        j->c->k->quantize_blocks(j->c->q + at, j->c->block_d + at / j->block,
+                                 j->c->block_sums + at / 16, j->x + at, j->n, j->block);
     }
 }
 
@@ -303,17 +331,20 @@ static void cpu_linear_groups_(void *arg, i32 begin, i32 end, i32 thread) {
         const DlmMat *w = l->jobs[j].w;
         i32 lo = MAX_OF(begin - first, 0), hi = MIN_OF(end - first, cpu_groups_(w));
         if (lo < hi)
-            cpu_linear_part_(l, &l->jobs[j], lo * DLM_TILE_OUT, MIN_OF(hi * DLM_TILE_OUT, w->n_out));
+            cpu_linear_part_(l, &l->jobs[j], lo * DLM_TILE_OUT,
+                             MIN_OF(hi * DLM_TILE_OUT, w->n_out));
     }
 }
 
-/* How a matrix wants its input: 0 as f32, 1 quantized by rows, else quantized in blocks of that many. */
+/* How a matrix wants its input: 0 as f32, 1 quantized by rows, else quantized in blocks of that
+ * many. */
 static i32 cpu_input_(const DlmMat *w) {
     if (w->kind == DLM_MAT_TERNARY) return 1;
     return w->kind == DLM_MAT_BLOCKS ? (i32)quant_info(w->type)->block : 0;
 }
 
-/* Jobs that want their input in the same form run as one parallel loop; a mixture runs as several. */
+/* Jobs that want their input in the same form run as one parallel loop; a mixture runs as several.
+ */
 static void cpu_linear(void *self, const DlmLinear *jobs, i32 n_jobs, const f32 *x, i32 n_rows) {
     Cpu *c = self;
     i32 n_in = jobs[0].w->n_in, same = 0, groups = 0, input = cpu_input_(jobs[0].w);
@@ -323,9 +354,12 @@ static void cpu_linear(void *self, const DlmLinear *jobs, i32 n_jobs, const f32 
     }
     ASSERT(n_rows <= c->n_rows_max && n_in <= c->q_stride_max);
     RowsJob q = {.c = c, .x = x, .n = n_in, .block = input};
-    if (input) pool_for(c->pool, n_rows, cpu_grain_(8 * (i64)n_in), input == 1 ? cpu_quantize_rows_ : cpu_quantize_blocks_, &q);
+    if (input)
+        pool_for(c->pool, n_rows, cpu_grain_(8 * (i64)n_in),
+                 input == 1 ? cpu_quantize_rows_ : cpu_quantize_blocks_, &q);
     LinearJob l = {c, jobs, x, same, n_rows};
-    pool_for(c->pool, groups, cpu_grain_((i64)n_in * DLM_TILE_OUT * n_rows), cpu_linear_groups_, &l);
+    pool_for(c->pool, groups, cpu_grain_((i64)n_in * DLM_TILE_OUT * n_rows), cpu_linear_groups_,
+             &l);
     if (same < n_jobs) cpu_linear(self, jobs + same, n_jobs - same, x, n_rows);
 }
 
@@ -341,16 +375,18 @@ static void cpu_gate(void *self, f32 *gate, const f32 *up, i64 n, DlmAct act) {
 }
 
 /* Su et al. 2021, eq. 34: each pair turns by pos * inv_freq. */
-static void cpu_rope(void *self, f32 *x, const DlmRow *rows, i32 n_rows, i32 n_head, i32 head_dim, i32 n_rot,
-                     const f32 *turns, DlmRope kind) {
+static void cpu_rope(void *self, f32 *x, const DlmRow *rows, i32 n_rows, i32 n_head, i32 head_dim,
+                     i32 n_rot, const f32 *turns, DlmRope kind) {
     (void)self;
-    i32 half = n_rot / 2, step = kind == DLM_ROPE_NORM ? 2 : 1, apart = kind == DLM_ROPE_NORM ? 1 : half;
+    i32 half = n_rot / 2, step = kind == DLM_ROPE_NORM ? 2 : 1,
+        apart = kind == DLM_ROPE_NORM ? 1 : half;
     for (i32 r = 0; r < n_rows; r++) {
         const f32 *turn = turns + (i64)rows[r].pos * n_rot;
         for (i32 h = 0; h < n_head; h++) {
             f32 *v = x + ((i64)r * n_head + h) * head_dim;
             for (i32 i = 0; i < half; i++) {
-                f32 a = v[i * step], b = v[i * step + apart], cos = turn[2 * i], sin = turn[2 * i + 1];
+                f32 a = v[i * step], b = v[i * step + apart], cos = turn[2 * i],
+                    sin = turn[2 * i + 1];
                 v[i * step] = a * cos - b * sin;
                 v[i * step + apart] = b * cos + a * sin;
             }
@@ -366,11 +402,14 @@ static i64 cpu_kv_at_(const DlmKv *kv, i32 slot, i32 layer) {
 }
 
 static void cpu_kv_put_(const Cpu *c, void *cells, DlmType type, i64 at, const f32 *x, i32 n) {
-    if (type == DLM_F32) memcpy((f32 *)cells + at, x, (size_t)n * sizeof *x);
-    else c->k->to_f16((u16 *)cells + at, x, n);
+    if (type == DLM_F32)
+        memcpy((f32 *)cells + at, x, (size_t)n * sizeof *x);
+    else
+        c->k->to_f16((u16 *)cells + at, x, n);
 }
 
-static void cpu_kv_store(void *self, DlmKv *kv, i32 layer, const f32 *k, const f32 *v, const DlmRow *rows, i32 n_rows) {
+static void cpu_kv_store(void *self, DlmKv *kv, i32 layer, const f32 *k, const f32 *v,
+                         const DlmRow *rows, i32 n_rows) {
     i32 n = kv->n_head_kv * kv->head_dim;
     for (i32 r = 0; r < n_rows; r++) {
         i64 at = cpu_kv_at_(kv, rows[r].slot, layer) + (i64)rows[r].cell * n;
@@ -399,26 +438,29 @@ static void cpu_attend_heads_(void *arg, i32 begin, i32 end, i32 thread) {
     for (i32 i = begin; i < end; i++) {
         const DlmRow *row = &j->rows[i / j->n_head];
         i32 head = i % j->n_head, head_kv = head / (j->n_head / kv->n_head_kv);
-        i64 at = (cpu_kv_at_(kv, row->slot, j->layer) + (i64)head_kv * kv->head_dim) * (kv->type == DLM_F32 ? 4 : 2);
+        i64 at = (cpu_kv_at_(kv, row->slot, j->layer) + (i64)head_kv * kv->head_dim) *
+                 (kv->type == DLM_F32 ? 4 : 2);
         ASSERT(row->kv_lo < row->kv_hi && row->kv_hi <= kv->n_cell);
-        j->c->k->attend(j->out + (i64)i * kv->head_dim, j->q + (i64)i * kv->head_dim, (const u8 *)kv->k + at,
-                        (const u8 *)kv->v + at, kv->type, stride, row->kv_lo, row->kv_hi, kv->head_dim, j->scale, scores);
+        j->c->k->attend(j->out + (i64)i * kv->head_dim, j->q + (i64)i * kv->head_dim,
+                        (const u8 *)kv->k + at, (const u8 *)kv->v + at, kv->type, stride,
+                        row->kv_lo, row->kv_hi, kv->head_dim, j->scale, scores);
     }
 }
 
-static void cpu_attend(void *self, f32 *out, const f32 *q, const DlmKv *kv, i32 layer, const DlmRow *rows, i32 n_rows,
-                       i32 n_head, f32 scale) {
+static void cpu_attend(void *self, f32 *out, const f32 *q, const DlmKv *kv, i32 layer,
+                       const DlmRow *rows, i32 n_rows, i32 n_head, f32 scale) {
     AttendJob j = {self, out, q, kv, rows, layer, n_head, scale};
     i64 cells = 0;
     for (i32 r = 0; r < n_rows; r++) cells += rows[r].kv_hi - rows[r].kv_lo;
-    pool_for(j.c->pool, n_rows * n_head, cpu_grain_(8 * cells / MAX_OF(n_rows, 1) * kv->head_dim), cpu_attend_heads_,
-             &j);
+    pool_for(j.c->pool, n_rows * n_head, cpu_grain_(8 * cells / MAX_OF(n_rows, 1) * kv->head_dim),
+             cpu_attend_heads_, &j);
 }
 
 static void cpu_gather(void *self, f32 *y, const f32 *x, const DlmRow *rows, i32 n_rows, i32 n) {
     (void)self;
     for (i32 r = 0; r < n_rows; r++)
-        if (rows[r].logits >= 0) memcpy(y + (i64)rows[r].logits * n, x + (i64)r * n, (size_t)n * sizeof *y);
+        if (rows[r].logits >= 0)
+            memcpy(y + (i64)rows[r].logits * n, x + (i64)r * n, (size_t)n * sizeof *y);
 }
 
 /* ---- choice ---- */
@@ -456,11 +498,25 @@ static bool kern_open_cpu(DlmOps *ops, Pool *pool, const char *level, Err *e) {
     if (!c) return false;
     c->pool = pool;
     c->k = k;
-    *ops = (DlmOps){.name = k->name, .self = c, .reserve = cpu_reserve, .alloc = cpu_alloc, .free = cpu_free,
-                    .upload = cpu_copy, .download = cpu_copy, .mat_load = cpu_mat_load, .mat_free = cpu_mat_free,
-                    .embed = cpu_embed, .rms_norm = cpu_rms_norm, .linear = cpu_linear, .add = cpu_add,
-                    .gate = cpu_gate, .rope = cpu_rope, .kv_store = cpu_kv_store, .attend = cpu_attend,
-                    .gather = cpu_gather, .top1 = cpu_top1};
+    *ops = (DlmOps){.name = k->name,
+                    .self = c,
+                    .reserve = cpu_reserve,
+                    .alloc = cpu_alloc,
+                    .free = cpu_free,
+                    .upload = cpu_copy,
+                    .download = cpu_copy,
+                    .mat_load = cpu_mat_load,
+                    .mat_free = cpu_mat_free,
+                    .embed = cpu_embed,
+                    .rms_norm = cpu_rms_norm,
+                    .linear = cpu_linear,
+                    .add = cpu_add,
+                    .gate = cpu_gate,
+                    .rope = cpu_rope,
+                    .kv_store = cpu_kv_store,
+                    .attend = cpu_attend,
+                    .gather = cpu_gather,
+                    .top1 = cpu_top1};
     return true;
 }
 

@@ -1,14 +1,15 @@
-/* kern_ref.c - the scalar kernels and the house's own math functions: the law that every SIMD level follows.
+/* kern_ref.c - the scalar kernels and the house's own math functions: the law of every SIMD level.
  *
  * Owns:      nothing.
  * Stands on: base quant
- * Promises:  the same bits on every machine: no libm, no fused multiply-add, one fixed order of additions.
+ * Promises:  the same bits on every machine: no libm, no fused multiply-add, one fixed order of
+ *            additions.
  *
- * The order: a sum over i runs in 16 lanes, lane i mod 16, each lane adding in rising i; the lanes are then
- * folded 16 -> 8 -> 4 -> 2 -> 1, lane j taking lane j + half. One AVX-512 register, two AVX2 registers or four
- * NEON registers hold the lanes, so every level can keep the law at full width. Multiplications are rounded
- * before they are added: -ffp-contract=off. A result therefore depends on its own inputs only, never on the
- * batch, the thread count or the CPU. */
+ * The order: a sum over i runs in 16 lanes, lane i mod 16, each lane adding in rising i; the lanes
+ * are then folded 16 -> 8 -> 4 -> 2 -> 1, lane j taking lane j + half. One AVX-512 register, two
+ * AVX2 registers or four NEON registers hold the lanes, so every level can keep the law at full
+ * width. Multiplications are rounded before they are added: -ffp-contract=off. A result therefore
+ * depends on its own inputs only, never on the batch, the thread count or the CPU. */
 #ifndef DLM_KERN_REF_C
 #define DLM_KERN_REF_C
 
@@ -18,14 +19,17 @@
 #define KERN_LANES 16
 #define KERN_MINUS_INF (-__builtin_inff())
 
-/* ---- math. Double versions are good to about 1e-14 relative; they feed tables, not inner loops. ---- */
+/* ---- math. Double versions are good to about 1e-14 relative; they feed tables, not inner loops.
+ * ---- */
 
 static f32 kern_sqrtf(f32 x) {
-    return __builtin_sqrtf(x); /* one correctly rounded instruction (the build passes -fno-math-errno) */
+    return __builtin_sqrtf(
+        x); /* one correctly rounded instruction (the build passes -fno-math-errno) */
 }
 
-/* exp(x) in f32, about 1 ulp; 0 below -87.3, saturates above 88.3. exp(x) = 2^n * exp(r), |r| <= ln2/2, the
- * polynomial is the degree-6 minimax of Cephes' expf. The SIMD versions do the same operations in this order. */
+/* exp(x) in f32, about 1 ulp; 0 below -87.3, saturates above 88.3. exp(x) = 2^n * exp(r), |r| <=
+ * ln2/2, the polynomial is the degree-6 minimax of Cephes' expf. The SIMD versions do the same
+ * operations in this order. */
 #define KERN_EXP_LO (-87.3f)
 #define KERN_EXP_HI 88.3f
 #define KERN_LOG2E 1.44269504088896341f
@@ -35,7 +39,8 @@ static const f32 KERN_EXP_C[6] = {1.9875691500e-4f, 1.3981999507e-3f, 8.33345190
                                   4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
 
 static f32 kern_expf(f32 x) {
-    if (!(x >= KERN_EXP_LO)) return 0; /* also NaN: a broken row must not poison a softmax silently twice */
+    if (!(x >= KERN_EXP_LO))
+        return 0; /* also NaN: a broken row must not poison a softmax silently twice */
     if (x > KERN_EXP_HI) x = KERN_EXP_HI;
     f32 n = f32_rint_(x * KERN_LOG2E);
     f32 r = (x - n * KERN_LN2_HI) - n * KERN_LN2_LO;
@@ -64,7 +69,8 @@ static f64 kern_exp(f64 x) {
     return sum * scale;
 }
 
-/* ln(x) for positive normal x: x = 2^e * m, ln m = 2 atanh((m - 1)/(m + 1)), m in [sqrt(1/2), sqrt(2)). */
+/* ln(x) for positive normal x: x = 2^e * m, ln m = 2 atanh((m - 1)/(m + 1)), m in [sqrt(1/2),
+ * sqrt(2)). */
 static f64 kern_log(f64 x) {
     u64 bits;
     memcpy(&bits, &x, sizeof bits);
@@ -117,7 +123,8 @@ static f32 ref_dot_(const f32 *a, const f32 *b, i32 n) {
  * s = 127 / max(max|x|, 1e-5), q = clamp(round_half_even(x s), -128, 127). */
 static void ref_quantize_row(i8 *q, f32 *inv_scale, i32 *sum, const f32 *x, i32 n) {
     f32 m = 1e-5f;
-    for (i32 i = 0; i < n; i++) m = MAX_OF(f32_abs_(x[i]), m); /* a NaN is passed over, as maxps does */
+    for (i32 i = 0; i < n; i++)
+        m = MAX_OF(f32_abs_(x[i]), m); /* a NaN is passed over, as maxps does */
     f32 s = 127.0f / m;
     i32 total = 0;
     for (i32 i = 0; i < n; i++) {
@@ -152,8 +159,8 @@ static f32 ref_tile_scale(const DlmMat *w, i32 o, i32 b) {
     return w->scales[((i64)(o / DLM_TILE_OUT) * n_blocks + b) * DLM_TILE_OUT + o % DLM_TILE_OUT];
 }
 
-static void ref_ternary(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi, const i8 *q, i64 q_stride,
-                        const f32 *inv_scale, const i32 *sum, i32 n_rows) {
+static void ref_ternary(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi, const i8 *q,
+                        i64 q_stride, const f32 *inv_scale, const i32 *sum, i32 n_rows) {
     (void)sum; /* the SIMD levels use it to turn codes 0..3 into values -1..2 */
     for (i32 m = 0; m < n_rows; m++)
         for (i32 o = out_lo; o < out_hi; o++) {
@@ -165,8 +172,9 @@ static void ref_ternary(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 o
             }
             f32 acc = 0; /* one scale per block: blocks add in rising order */
             for (i32 b = 0; b < w->n_in / w->scale_block; b++)
-                acc += (f32)ref_ternary_dot_(w, o, row, b * w->scale_block, (b + 1) * w->scale_block) *
-                       ref_tile_scale(w, o, b);
+                acc +=
+                    (f32)ref_ternary_dot_(w, o, row, b * w->scale_block, (b + 1) * w->scale_block) *
+                    ref_tile_scale(w, o, b);
             *out = acc * inv_scale[m];
         }
 }
@@ -185,8 +193,8 @@ static i64 kern_row_bytes(const DlmMat *w) {
     return (i64)quant_row_bytes(w->type, w->n_in);
 }
 
-static void ref_dense(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi, const f32 *x, i64 x_stride,
-                      i32 n_rows) {
+static void ref_dense(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi, const f32 *x,
+                      i64 x_stride, i32 n_rows) {
     i64 bytes = kern_row_bytes(w);
     for (i32 o = out_lo; o < out_hi; o++) {
         const u8 *row = (const u8 *)w->data + o * bytes;
@@ -199,7 +207,8 @@ static void ref_dense(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out
     }
 }
 
-/* As ref_quantize_row, block by block. llama.cpp's Q8_0 and Q8_K activations differ in details only. */
+/* As ref_quantize_row, block by block. llama.cpp's Q8_0 and Q8_K activations differ in details
+ * only. */
 static void ref_quantize_blocks(i8 *q, f32 *d, i16 *sums, const f32 *x, i32 n, i32 block) {
     for (i32 b = 0; b < n / block; b++) {
         f32 max = 0;
@@ -218,7 +227,8 @@ static void ref_quantize_blocks(i8 *q, f32 *d, i16 *sums, const f32 *x, i32 n, i
     }
 }
 
-/* The integer sums of one block: |scale * q_w * q| <= 128 * 128 * 127, 256 of them stay below 2^30. */
+/* The integer sums of one block: |scale * q_w * q| <= 128 * 128 * 127, 256 of them stay below 2^30.
+ */
 static f32 ref_block_dot_(const DlmUnpacked *u, const i8 *q, const i16 *sums, i32 block, f32 d) {
     i32 dot = 0, low = 0;
     for (i32 i = 0; i < block; i++) dot += u->scale[i / 16] * u->q[i] * q[i];
@@ -226,12 +236,14 @@ static f32 ref_block_dot_(const DlmUnpacked *u, const i8 *q, const i16 *sums, i3
     return (f32)dot * (u->d * d) - (f32)low * (u->dmin * d);
 }
 
-/* Blocks of 256 add in rising order; blocks of 32 in 8 lanes, block b in lane b mod 8, folded as above. */
+/* Blocks of 256 add in rising order; blocks of 32 in 8 lanes, block b in lane b mod 8, folded as
+ * above. */
 #define KERN_BLOCK_LANES 8
-static void ref_blocks(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi, const i8 *q, const f32 *d,
-                       const i16 *sums, i32 n_rows) {
+static void ref_blocks(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi, const i8 *q,
+                       const f32 *d, const i16 *sums, i32 n_rows) {
     const DlmTypeInfo *info = quant_info(w->type);
-    i32 block = (i32)info->block, n_blocks = w->n_in / block, n_lanes = block == 32 ? KERN_BLOCK_LANES : 1;
+    i32 block = (i32)info->block, n_blocks = w->n_in / block,
+        n_lanes = block == 32 ? KERN_BLOCK_LANES : 1;
     for (i32 o = out_lo; o < out_hi; o++) {
         const u8 *row = (const u8 *)w->data + o * kern_row_bytes(w);
         for (i32 m = 0; m < n_rows; m++) {
@@ -240,7 +252,8 @@ static void ref_blocks(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 ou
                 DlmUnpacked u;
                 i64 at = (i64)m * w->n_in + b * block;
                 quant_unpack(w->type, row + (i64)b * info->bytes, &u);
-                lane[b % n_lanes] += ref_block_dot_(&u, q + at, sums + at / 16, block, d[m * n_blocks + b]);
+                lane[b % n_lanes] +=
+                    ref_block_dot_(&u, q + at, sums + at / 16, block, d[m * n_blocks + b]);
             }
             for (i32 half = n_lanes / 2; half > 0; half /= 2)
                 for (i32 j = 0; j < half; j++) lane[j] += lane[j + half];
@@ -275,29 +288,34 @@ static f32 ref_kv_(const void *p, DlmType type, i64 i) {
     return type == DLM_F32 ? ((const f32 *)p)[i] : f16_to_f32(((const u16 *)p)[i]);
 }
 
-/* Softmax attention over one contiguous range of cells: Vaswani et al. 2017, eq. 1, with the maximum taken out. */
-static void ref_attend(f32 *out, const f32 *q, const void *k, const void *v, DlmType type, i64 stride, i32 lo, i32 hi,
-                       i32 head_dim, f32 scale, f32 *scores) {
+/* Softmax attention over one contiguous range of cells: Vaswani et al. 2017, eq. 1, with the
+ * maximum taken out. */
+static void ref_attend(f32 *out, const f32 *q, const void *k, const void *v, DlmType type,
+                       i64 stride, i32 lo, i32 hi, i32 head_dim, f32 scale, f32 *scores) {
     f32 max = KERN_MINUS_INF;
     for (i32 c = lo; c < hi; c++) {
         f32 lane[KERN_LANES] = {0};
-        for (i32 i = 0; i < head_dim; i++) lane[i % KERN_LANES] += q[i] * ref_kv_(k, type, c * stride + i);
+        for (i32 i = 0; i < head_dim; i++)
+            lane[i % KERN_LANES] += q[i] * ref_kv_(k, type, c * stride + i);
         scores[c - lo] = ref_fold_(lane) * scale;
         max = MAX_OF(scores[c - lo], max);
     }
     f32 lane[KERN_LANES] = {0};
-    for (i32 c = 0; c < hi - lo; c++) lane[c % KERN_LANES] += scores[c] = kern_expf(scores[c] - max);
+    for (i32 c = 0; c < hi - lo; c++)
+        lane[c % KERN_LANES] += scores[c] = kern_expf(scores[c] - max);
     f32 inv = 1.0f / ref_fold_(lane);
     for (i32 i = 0; i < head_dim; i++) out[i] = 0;
     for (i32 c = lo; c < hi; c++)
-        for (i32 i = 0; i < head_dim; i++) out[i] += scores[c - lo] * ref_kv_(v, type, c * stride + i);
+        for (i32 i = 0; i < head_dim; i++)
+            out[i] += scores[c - lo] * ref_kv_(v, type, c * stride + i);
     for (i32 i = 0; i < head_dim; i++) out[i] *= inv;
 }
 
 static i32 ref_top1(const f32 *logits, i32 n, f32 *sum_exp) {
     i32 best = 0;
     for (i32 i = 1; i < n; i++) /* a NaN never wins; one in first place is passed over */
-        if (logits[i] > logits[best] || (logits[best] != logits[best] && logits[i] == logits[i])) best = i;
+        if (logits[i] > logits[best] || (logits[best] != logits[best] && logits[i] == logits[i]))
+            best = i;
     f32 lane[KERN_LANES] = {0};
     for (i32 i = 0; i < n; i++) lane[i % KERN_LANES] += kern_expf(logits[i] - logits[best]);
     *sum_exp = ref_fold_(lane);
@@ -314,9 +332,8 @@ static i64 ref_peak(i64 n) {
 }
 
 static const DlmKernels KERN_REF = {
-    "ref",     ref_quantize_row, ref_ternary, ref_quantize_blocks, ref_blocks,
-    ref_dense, ref_rms_norm,     ref_gate,    ref_to_f16,          ref_attend,
-    ref_top1,  ref_peak,
+    "ref",        ref_quantize_row, ref_ternary, ref_quantize_blocks, ref_blocks, ref_dense,
+    ref_rms_norm, ref_gate,         ref_to_f16,  ref_attend,          ref_top1,   ref_peak,
 };
 
 #endif

@@ -1,12 +1,13 @@
-/* kern_x86.c - the x86-64 kernels: avx2 (with fma and f16c present), and its siblings avxvnni and avx512.
+/* kern_x86.c - the x86-64 kernels: avx2 (with fma and f16c), and its siblings avxvnni and avx512.
  *
  * Owns:      nothing.
  * Stands on: base quant kern_ref kern_tile
- * Promises:  equal to kern_ref bit for bit; runs an instruction only after kern_x86_probe saw the CPU and the
- *            operating system offer it.
+ * Promises:  equal to kern_ref bit for bit; runs an instruction only after kern_x86_probe saw the
+ *            CPU and the operating system offer it.
  *
- * The only room with immintrin.h. Each function carries its target attribute, so the one translation unit needs
- * no -m flags; helpers carry the attribute of a subset of their callers' and are therefore inlined. */
+ * The only room with immintrin.h. Each function carries its target attribute, so the one translation
+ * unit needs no -m flags; helpers carry the attribute of a subset of their callers' and are
+ * therefore inlined. */
 #ifndef DLM_KERN_X86_C
 #define DLM_KERN_X86_C
 
@@ -45,7 +46,8 @@ static KernX86 kern_x86_probe(void) {
     u64 xcr0 = x86_xcr0_();
     has.avx2 = (xcr0 & 6) == 6 && (b7 >> 5 & 1);
     bool zmm = (xcr0 & 0xe6) == 0xe6;
-    has.avx512 = has.avx2 && zmm && (b7 >> 16 & 1) && (b7 >> 30 & 1) && (b7 >> 31 & 1) && (c7 >> 11 & 1);
+    has.avx512 =
+        has.avx2 && zmm && (b7 >> 16 & 1) && (b7 >> 30 & 1) && (b7 >> 31 & 1) && (c7 >> 11 & 1);
     if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) has.avxvnni = has.avx2 && (a >> 4 & 1);
     return has;
 }
@@ -63,17 +65,22 @@ AVX2_FN INLINE __m256 avx2_exp_(__m256 x) { /* kern_expf, operation by operation
     __m256 keep = _mm256_cmp_ps(x, _mm256_set1_ps(KERN_EXP_LO), _CMP_GE_OQ);
     x = _mm256_min_ps(x, _mm256_set1_ps(KERN_EXP_HI));
     __m256 magic = _mm256_set1_ps(12582912.0f);
-    __m256 n = _mm256_sub_ps(_mm256_add_ps(_mm256_mul_ps(x, _mm256_set1_ps(KERN_LOG2E)), magic), magic);
+    __m256 n =
+        _mm256_sub_ps(_mm256_add_ps(_mm256_mul_ps(x, _mm256_set1_ps(KERN_LOG2E)), magic), magic);
     __m256 r = _mm256_sub_ps(_mm256_sub_ps(x, _mm256_mul_ps(n, _mm256_set1_ps(KERN_LN2_HI))),
                              _mm256_mul_ps(n, _mm256_set1_ps(KERN_LN2_LO)));
     __m256 p = _mm256_set1_ps(KERN_EXP_C[0]);
-    for (int i = 1; i < 6; i++) p = _mm256_add_ps(_mm256_mul_ps(p, r), _mm256_set1_ps(KERN_EXP_C[i]));
-    p = _mm256_add_ps(_mm256_mul_ps(p, _mm256_mul_ps(r, r)), _mm256_add_ps(r, _mm256_set1_ps(1.0f)));
-    __m256i bits = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    for (int i = 1; i < 6; i++)
+        p = _mm256_add_ps(_mm256_mul_ps(p, r), _mm256_set1_ps(KERN_EXP_C[i]));
+    p = _mm256_add_ps(_mm256_mul_ps(p, _mm256_mul_ps(r, r)),
+                      _mm256_add_ps(r, _mm256_set1_ps(1.0f)));
+    __m256i bits =
+        _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
     return _mm256_and_ps(_mm256_mul_ps(p, _mm256_castsi256_ps(bits)), keep);
 }
 
-/* Adds the tail terms i in [from, n), computed by the caller into t[i - from], to the lanes and folds. */
+/* Adds the tail terms i in [from, n), computed by the caller into t[i - from], to the lanes and
+ * folds. */
 AVX2_FN INLINE f32 avx2_fold_tail_(__m256 lo, __m256 hi, const f32 *t, i32 n_tail) {
     if (n_tail == 0) return avx2_fold_(lo, hi);
     f32 lane[KERN_LANES];
@@ -89,7 +96,8 @@ AVX2_FN static void avx2_quantize_row(i8 *q, f32 *inv_scale, i32 *sum, const f32
     const __m256 abs_mask = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
     __m256 max8 = _mm256_set1_ps(1e-5f);
     i32 i = 0;
-    for (; i + 8 <= n; i += 8) max8 = _mm256_max_ps(_mm256_and_ps(_mm256_loadu_ps(x + i), abs_mask), max8);
+    for (; i + 8 <= n; i += 8)
+        max8 = _mm256_max_ps(_mm256_and_ps(_mm256_loadu_ps(x + i), abs_mask), max8);
     f32 lane[8], m = 1e-5f;
     _mm256_storeu_ps(lane, max8);
     for (int j = 0; j < 8; j++) m = MAX_OF(lane[j], m);
@@ -130,7 +138,8 @@ AVX2_FN static void avx2_rms_norm(f32 *y, const f32 *x, const f32 *gain, i32 n, 
     f32 r = 1.0f / kern_sqrtf(avx2_fold_tail_(lo, hi, t, n - i) / (f32)n + eps);
     __m256 r8 = _mm256_set1_ps(r);
     for (i = 0; i + 8 <= n; i += 8)
-        _mm256_storeu_ps(y + i, _mm256_mul_ps(_mm256_mul_ps(_mm256_loadu_ps(x + i), r8), _mm256_loadu_ps(gain + i)));
+        _mm256_storeu_ps(y + i, _mm256_mul_ps(_mm256_mul_ps(_mm256_loadu_ps(x + i), r8),
+                                              _mm256_loadu_ps(gain + i)));
     for (; i < n; i++) y[i] = x[i] * r * gain[i];
 }
 
@@ -181,11 +190,13 @@ AVX2_FN static f32 avx2_exp_sum_(f32 *scores, i32 n, f32 max) {
 
 /* 8 elements of a key or value, from element i. */
 AVX2_FN INLINE __m256 avx2_load_kv_(const void *p, DlmType type, i64 i) {
-    return type == DLM_F32 ? _mm256_loadu_ps((const f32 *)p + i) : avx2_load_f16_((const u16 *)p + i);
+    return type == DLM_F32 ? _mm256_loadu_ps((const f32 *)p + i)
+                           : avx2_load_f16_((const u16 *)p + i);
 }
 
-AVX2_FN INLINE void avx2_attend_type_(f32 *out, const f32 *q, const void *k, const void *v, DlmType type, i64 stride,
-                                      i32 lo, i32 hi, i32 head_dim, f32 scale, f32 *scores) {
+AVX2_FN INLINE void avx2_attend_type_(f32 *out, const f32 *q, const void *k, const void *v,
+                                      DlmType type, i64 stride, i32 lo, i32 hi, i32 head_dim,
+                                      f32 scale, f32 *scores) {
     f32 max = KERN_MINUS_INF;
     i32 whole = head_dim / 16 * 16;
     for (i32 c = lo; c < hi; c++) {
@@ -193,10 +204,12 @@ AVX2_FN INLINE void avx2_attend_type_(f32 *out, const f32 *q, const void *k, con
         for (i32 i = 0; i < whole; i += 16) {
             i64 at = c * stride + i;
             a = _mm256_add_ps(a, _mm256_mul_ps(_mm256_loadu_ps(q + i), avx2_load_kv_(k, type, at)));
-            b = _mm256_add_ps(b, _mm256_mul_ps(_mm256_loadu_ps(q + i + 8), avx2_load_kv_(k, type, at + 8)));
+            b = _mm256_add_ps(
+                b, _mm256_mul_ps(_mm256_loadu_ps(q + i + 8), avx2_load_kv_(k, type, at + 8)));
         }
         f32 t[KERN_LANES];
-        for (i32 i = whole; i < head_dim; i++) t[i - whole] = q[i] * ref_kv_(k, type, c * stride + i);
+        for (i32 i = whole; i < head_dim; i++)
+            t[i - whole] = q[i] * ref_kv_(k, type, c * stride + i);
         f32 s = avx2_fold_tail_(a, b, t, head_dim - whole) * scale;
         scores[c - lo] = s;
         max = MAX_OF(s, max);
@@ -204,13 +217,16 @@ AVX2_FN INLINE void avx2_attend_type_(f32 *out, const f32 *q, const void *k, con
     f32 inv = 1.0f / avx2_exp_sum_(scores, hi - lo, max);
     i32 i = 0;
     for (; i + 32 <= head_dim; i += 32) {
-        __m256 acc[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+        __m256 acc[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(),
+                         _mm256_setzero_ps()};
         for (i32 c = lo; c < hi; c++) {
             __m256 s = _mm256_set1_ps(scores[c - lo]);
             for (int j = 0; j < 4; j++)
-                acc[j] = _mm256_add_ps(acc[j], _mm256_mul_ps(s, avx2_load_kv_(v, type, c * stride + i + 8 * j)));
+                acc[j] = _mm256_add_ps(
+                    acc[j], _mm256_mul_ps(s, avx2_load_kv_(v, type, c * stride + i + 8 * j)));
         }
-        for (int j = 0; j < 4; j++) _mm256_storeu_ps(out + i + 8 * j, _mm256_mul_ps(acc[j], _mm256_set1_ps(inv)));
+        for (int j = 0; j < 4; j++)
+            _mm256_storeu_ps(out + i + 8 * j, _mm256_mul_ps(acc[j], _mm256_set1_ps(inv)));
     }
     for (; i < head_dim; i++) {
         f32 acc = 0;
@@ -219,10 +235,12 @@ AVX2_FN INLINE void avx2_attend_type_(f32 *out, const f32 *q, const void *k, con
     }
 }
 
-AVX2_FN static void avx2_attend(f32 *out, const f32 *q, const void *k, const void *v, DlmType type, i64 stride, i32 lo,
-                                i32 hi, i32 head_dim, f32 scale, f32 *scores) {
-    if (type == DLM_F32) avx2_attend_type_(out, q, k, v, DLM_F32, stride, lo, hi, head_dim, scale, scores);
-    else avx2_attend_type_(out, q, k, v, DLM_F16, stride, lo, hi, head_dim, scale, scores);
+AVX2_FN static void avx2_attend(f32 *out, const f32 *q, const void *k, const void *v, DlmType type,
+                                i64 stride, i32 lo, i32 hi, i32 head_dim, f32 scale, f32 *scores) {
+    if (type == DLM_F32)
+        avx2_attend_type_(out, q, k, v, DLM_F32, stride, lo, hi, head_dim, scale, scores);
+    else
+        avx2_attend_type_(out, q, k, v, DLM_F16, stride, lo, hi, head_dim, scale, scores);
 }
 
 AVX2_FN static i32 avx2_top1(const f32 *logits, i32 n, f32 *sum_exp) {
@@ -249,7 +267,8 @@ AVX2_FN static i32 avx2_top1(const f32 *logits, i32 n, f32 *sum_exp) {
 
 /* ---- dense matrices: one conversion of 16 weights serves up to 4 rows ---- */
 
-AVX2_FN INLINE void avx2_load_weights_(DlmMatKind kind, const u8 *row, i32 i, __m256 *lo, __m256 *hi) {
+AVX2_FN INLINE void avx2_load_weights_(DlmMatKind kind, const u8 *row, i32 i, __m256 *lo,
+                                       __m256 *hi) {
     if (kind == DLM_MAT_F32) {
         *lo = _mm256_loadu_ps((const f32 *)(const void *)row + i);
         *hi = _mm256_loadu_ps((const f32 *)(const void *)row + i + 8);
@@ -259,12 +278,13 @@ AVX2_FN INLINE void avx2_load_weights_(DlmMatKind kind, const u8 *row, i32 i, __
     } else {
         const __m128i *p = (const __m128i *)(const void *)(row + 2 * (i64)i);
         *lo = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 16));
-        *hi = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p + 1)), 16));
+        *hi = _mm256_castsi256_ps(
+            _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p + 1)), 16));
     }
 }
 
-AVX2_FN INLINE void avx2_dense_rows_(DlmMatKind kind, f32 *y, i64 y_stride, const u8 *row, i32 n_in, const f32 *x,
-                                     i64 x_stride, int n_rows) {
+AVX2_FN INLINE void avx2_dense_rows_(DlmMatKind kind, f32 *y, i64 y_stride, const u8 *row, i32 n_in,
+                                     const f32 *x, i64 x_stride, int n_rows) {
     __m256 lo[4], hi[4];
     UNROLL
     for (int m = 0; m < n_rows; m++) lo[m] = hi[m] = _mm256_setzero_ps();
@@ -287,10 +307,12 @@ AVX2_FN INLINE void avx2_dense_rows_(DlmMatKind kind, f32 *y, i64 y_stride, cons
     }
 }
 
-AVX2_FN INLINE void avx2_dense_kind_(DlmMatKind kind, f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi,
-                                     const f32 *x, i64 x_stride, i32 n_rows) {
+AVX2_FN INLINE void avx2_dense_kind_(DlmMatKind kind, f32 *y, i64 y_stride, const DlmMat *w,
+                                     i32 out_lo, i32 out_hi, const f32 *x, i64 x_stride,
+                                     i32 n_rows) {
     i64 bytes = kern_row_bytes(w);
-    for (i32 m = 0; m < n_rows; m += 4) /* rows outside: 4 rows of x stay in the first cache level */
+    for (i32 m = 0; m < n_rows;
+         m += 4) /* rows outside: 4 rows of x stay in the first cache level */
         for (i32 o = out_lo; o < out_hi; o++) {
             const u8 *row = (const u8 *)w->data + o * bytes;
             f32 *out = y + m * y_stride + o;
@@ -304,12 +326,18 @@ AVX2_FN INLINE void avx2_dense_kind_(DlmMatKind kind, f32 *y, i64 y_stride, cons
         }
 }
 
-AVX2_FN static void avx2_dense(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi, const f32 *x,
-                               i64 x_stride, i32 n_rows) {
+AVX2_FN static void avx2_dense(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi,
+                               const f32 *x, i64 x_stride, i32 n_rows) {
     switch (w->kind) {
-    case DLM_MAT_F32: avx2_dense_kind_(DLM_MAT_F32, y, y_stride, w, out_lo, out_hi, x, x_stride, n_rows); return;
-    case DLM_MAT_F16: avx2_dense_kind_(DLM_MAT_F16, y, y_stride, w, out_lo, out_hi, x, x_stride, n_rows); return;
-    case DLM_MAT_BF16: avx2_dense_kind_(DLM_MAT_BF16, y, y_stride, w, out_lo, out_hi, x, x_stride, n_rows); return;
+    case DLM_MAT_F32:
+        avx2_dense_kind_(DLM_MAT_F32, y, y_stride, w, out_lo, out_hi, x, x_stride, n_rows);
+        return;
+    case DLM_MAT_F16:
+        avx2_dense_kind_(DLM_MAT_F16, y, y_stride, w, out_lo, out_hi, x, x_stride, n_rows);
+        return;
+    case DLM_MAT_BF16:
+        avx2_dense_kind_(DLM_MAT_BF16, y, y_stride, w, out_lo, out_hi, x, x_stride, n_rows);
+        return;
     default: ASSERT(!"an integer matrix reached the dense kernel");
     }
 }
@@ -321,7 +349,8 @@ AVX2_FN static void avx2_quantize_blocks(i8 *q, f32 *d, i16 *sums, const f32 *x,
     for (i32 b = 0; b < n / block; b++) {
         const f32 *xb = x + b * block;
         __m256 max8 = _mm256_setzero_ps();
-        for (i32 i = 0; i < block; i += 8) max8 = _mm256_max_ps(_mm256_and_ps(_mm256_loadu_ps(xb + i), abs_mask), max8);
+        for (i32 i = 0; i < block; i += 8)
+            max8 = _mm256_max_ps(_mm256_and_ps(_mm256_loadu_ps(xb + i), abs_mask), max8);
         f32 lane[8], max = 0;
         _mm256_storeu_ps(lane, max8);
         for (int j = 0; j < 8; j++) max = MAX_OF(lane[j], max);
@@ -330,7 +359,8 @@ AVX2_FN static void avx2_quantize_blocks(i8 *q, f32 *d, i16 *sums, const f32 *x,
         for (i32 i = 0; i < block; i += 16) {
             __m256i c[2];
             for (int j = 0; j < 2; j++) {
-                __m256 v = _mm256_max_ps(_mm256_mul_ps(_mm256_loadu_ps(xb + i + 8 * j), inv), _mm256_set1_ps(-127.0f));
+                __m256 v = _mm256_max_ps(_mm256_mul_ps(_mm256_loadu_ps(xb + i + 8 * j), inv),
+                                         _mm256_set1_ps(-127.0f));
                 c[j] = _mm256_cvtps_epi32(_mm256_min_ps(v, _mm256_set1_ps(127.0f)));
             }
             __m256i w = _mm256_permute4x64_epi64(_mm256_packs_epi32(c[0], c[1]), 0xd8);
@@ -354,8 +384,8 @@ AVX2_FN INLINE i32 avx2_sum_i32_(__m256i v) {
     return _mm_cvtsi128_si32(_mm_add_epi32(t, _mm_shuffle_epi32(t, 0xb1)));
 }
 
-/* What the rows share: |w|, w for its signs, and each 16 weights' scale spread over 8 16-bit lanes. 16-bit range:
- * |w| <= 128 and |a| <= 127, so a vpmaddubsw lane stays within 2 * 16256 = 32512. */
+/* What the rows share: |w|, w for its signs, and each 16 weights' scale spread over 8 16-bit lanes.
+ * 16-bit range: |w| <= 128 and |a| <= 127, so a vpmaddubsw lane stays within 2 * 16256 = 32512. */
 typedef struct {
     __m256i abs[8], w[8], scale[8], minimum;
     f32 d, dmin;
@@ -365,28 +395,36 @@ AVX2_FN INLINE void avx2_spread_(const DlmUnpacked *u, int n_runs, Avx2Block *s)
     for (int k = 0; k < n_runs; k++) {
         s->w[k] = avx2_load_(u->q + 32 * k);
         s->abs[k] = _mm256_abs_epi8(s->w[k]);
-        s->scale[k] = _mm256_set_m128i(_mm_set1_epi16(u->scale[2 * k + 1]), _mm_set1_epi16(u->scale[2 * k]));
+        s->scale[k] =
+            _mm256_set_m128i(_mm_set1_epi16(u->scale[2 * k + 1]), _mm_set1_epi16(u->scale[2 * k]));
     }
-    s->minimum = n_runs == 8 ? avx2_load_(u->minimum) : _mm256_set_epi16(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-                                                                         u->minimum[1], u->minimum[0]);
+    s->minimum = n_runs == 8 ? avx2_load_(u->minimum)
+                             : _mm256_set_epi16(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+                                                u->minimum[1], u->minimum[0]);
     s->d = u->d, s->dmin = u->dmin;
 }
 
-AVX2_FN INLINE f32 avx2_block_dot_(const Avx2Block *s, const i8 *q, const i16 *sums, int n_runs, f32 d) {
+AVX2_FN INLINE f32 avx2_block_dot_(const Avx2Block *s, const i8 *q, const i16 *sums, int n_runs,
+                                   f32 d) {
     __m256i acc = _mm256_setzero_si256();
     UNROLL
     for (int k = 0; k < n_runs; k++) {
-        __m256i p = _mm256_maddubs_epi16(s->abs[k], _mm256_sign_epi8(avx2_load_(q + 32 * k), s->w[k]));
+        __m256i p =
+            _mm256_maddubs_epi16(s->abs[k], _mm256_sign_epi8(avx2_load_(q + 32 * k), s->w[k]));
         acc = _mm256_add_epi32(acc, _mm256_madd_epi16(p, s->scale[k]));
     }
     i32 low = 0;
-    if (s->dmin != 0 && n_runs == 8) low = avx2_sum_i32_(_mm256_madd_epi16(s->minimum, avx2_load_(sums)));
-    else if (s->dmin != 0) low = _mm256_extract_epi16(s->minimum, 0) * sums[0] + _mm256_extract_epi16(s->minimum, 1) * sums[1];
+    if (s->dmin != 0 && n_runs == 8)
+        low = avx2_sum_i32_(_mm256_madd_epi16(s->minimum, avx2_load_(sums)));
+    else if (s->dmin != 0)
+        low = _mm256_extract_epi16(s->minimum, 0) * sums[0] +
+              _mm256_extract_epi16(s->minimum, 1) * sums[1];
     return (f32)avx2_sum_i32_(acc) * (s->d * d) - (f32)low * (s->dmin * d);
 }
 
-AVX2_FN INLINE void avx2_blocks_runs_(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi, const i8 *q,
-                                      const f32 *d, const i16 *sums, i32 n_rows, int n_runs) {
+AVX2_FN INLINE void avx2_blocks_runs_(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi,
+                                      const i8 *q, const f32 *d, const i16 *sums, i32 n_rows,
+                                      int n_runs) {
     const DlmTypeInfo *info = quant_info(w->type);
     i32 block = 32 * n_runs, n_blocks = w->n_in / block;
     for (i32 o = out_lo; o < out_hi; o++)
@@ -401,7 +439,8 @@ AVX2_FN INLINE void avx2_blocks_runs_(f32 *y, i64 y_stride, const DlmMat *w, i32
                 avx2_spread_(&u, n_runs, &s);
                 for (i32 m = 0; m < n; m++) {
                     i64 at = (i64)(m0 + m) * w->n_in + b * block;
-                    acc[m][n_runs == 1 ? b % KERN_BLOCK_LANES : 0] += avx2_block_dot_(&s, q + at, sums + at / 16, n_runs, d[(i64)(m0 + m) * n_blocks + b]);
+                    acc[m][n_runs == 1 ? b % KERN_BLOCK_LANES : 0] += avx2_block_dot_(
+                        &s, q + at, sums + at / 16, n_runs, d[(i64)(m0 + m) * n_blocks + b]);
                 }
             }
             for (i32 m = 0; m < n; m++) {
@@ -414,48 +453,57 @@ AVX2_FN INLINE void avx2_blocks_runs_(f32 *y, i64 y_stride, const DlmMat *w, i32
 
 /* ---- Q6_K and Q4_K: unpacked in registers, a run at a time, for up to 8 rows ----
  *
- * Codes stay unsigned (at most 63), so that one vpmaddubsw multiplies them by the activations without overflow
- * (2 * 63 * 127 = 16002); a vpmaddwd with the run's scales sums them. Q6_K's offset of 32 is taken off by the
- * activations' sums: the integer results are those of the law. */
+ * Codes stay unsigned (at most 63), so that one vpmaddubsw multiplies them by the activations
+ * without overflow (2 * 63 * 127 = 16002); a vpmaddwd with the run's scales sums them. Q6_K's
+ * offset of 32 is taken off by the activations' sums: the integer results are those of the law. */
 
 /* Sums of 8 registers of 8 lanes, as the 8 lanes of one. */
 AVX2_FN INLINE __m256i avx2_sum8_(const __m256i v[8]) {
     __m256i a = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
     __m256i b = _mm256_hadd_epi32(_mm256_hadd_epi32(v[4], v[5]), _mm256_hadd_epi32(v[6], v[7]));
-    return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+    return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20),
+                            _mm256_permute2x128_si256(a, b, 0x31));
 }
 
 /* acc[m] += (f32)dot[m] * (d * d_row[m]) - (f32)low[m] * (dmin * d_row[m]), each row by the law. */
-AVX2_FN INLINE __m256 avx2_block_end_(__m256 acc, const __m256i dot[8], const __m256i low[8], f32 d, f32 dmin, __m256 d_row) {
-    __m256 v = _mm256_mul_ps(_mm256_cvtepi32_ps(avx2_sum8_(dot)), _mm256_mul_ps(_mm256_set1_ps(d), d_row));
-    __m256 l = _mm256_mul_ps(_mm256_cvtepi32_ps(avx2_sum8_(low)), _mm256_mul_ps(_mm256_set1_ps(dmin), d_row));
+AVX2_FN INLINE __m256 avx2_block_end_(__m256 acc, const __m256i dot[8], const __m256i low[8], f32 d,
+                                      f32 dmin, __m256 d_row) {
+    __m256 v =
+        _mm256_mul_ps(_mm256_cvtepi32_ps(avx2_sum8_(dot)), _mm256_mul_ps(_mm256_set1_ps(d), d_row));
+    __m256 l = _mm256_mul_ps(_mm256_cvtepi32_ps(avx2_sum8_(low)),
+                             _mm256_mul_ps(_mm256_set1_ps(dmin), d_row));
     return _mm256_add_ps(acc, _mm256_sub_ps(v, l));
 }
 
 /* The scales of 16 runs of 16 weights as 16-bit lanes: those of even runs low, of odd runs high. */
 AVX2_FN INLINE __m256i avx2_even_odd_(const i8 *scales) {
     const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
-    return _mm256_cvtepi8_epi16(_mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)(const void *)scales), order));
+    return _mm256_cvtepi8_epi16(
+        _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)(const void *)scales), order));
 }
 
 /* Codes and scales of run k (32 weights) of a Q6_K block. */
-AVX2_FN INLINE void avx2_run_q6_K_(const DlmBlockQ6_K *b, __m256i scales, int k, __m256i *w, __m256i *scale) {
+AVX2_FN INLINE void avx2_run_q6_K_(const DlmBlockQ6_K *b, __m256i scales, int k, __m256i *w,
+                                   __m256i *scale) {
     int half = k / 4, quarter = k % 4;
-    __m256i low = avx2_load_(b->ql + 64 * half + 32 * (quarter % 2)), high = avx2_load_(b->qh + 32 * half);
+    __m256i low = avx2_load_(b->ql + 64 * half + 32 * (quarter % 2)),
+            high = avx2_load_(b->qh + 32 * half);
     low = _mm256_and_si256(quarter / 2 ? _mm256_srli_epi16(low, 4) : low, _mm256_set1_epi8(15));
-    high = quarter < 2 ? _mm256_slli_epi16(high, 4 - 2 * quarter) : _mm256_srli_epi16(high, 2 * quarter - 4);
+    high = quarter < 2 ? _mm256_slli_epi16(high, 4 - 2 * quarter)
+                       : _mm256_srli_epi16(high, 2 * quarter - 4);
     *w = _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi8(48)));
     *scale = _mm256_shuffle_epi8(scales, _mm256_set1_epi16((i16)((2 * k + 1) << 8 | 2 * k)));
 }
 
-AVX2_FN INLINE void avx2_q6_K_rows_(f32 *y, i64 y_stride, const DlmMat *w, const u8 *row, const i8 *q, const f32 *d,
-                                    const i16 *sums, int n_rows) {
+AVX2_FN INLINE void avx2_q6_K_rows_(f32 *y, i64 y_stride, const DlmMat *w, const u8 *row,
+                                    const i8 *q, const f32 *d, const i16 *sums, int n_rows) {
     i32 n_blocks = w->n_in / DLM_QK_K;
     __m256 acc = _mm256_setzero_ps();
     for (i32 i = 0; i < n_blocks; i++) {
         const DlmBlockQ6_K *b = (const DlmBlockQ6_K *)(const void *)row + i;
         __m256i dot[8], none[8], scales = avx2_even_odd_(b->scales);
-        __m256i offset = _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)b->scales)), 5);
+        __m256i offset = _mm256_slli_epi16(
+            _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)b->scales)), 5);
         f32 d_row[8] = {0};
         UNROLL
         for (int m = 0; m < 8; m++) dot[m] = none[m] = _mm256_setzero_si256();
@@ -465,13 +513,16 @@ AVX2_FN INLINE void avx2_q6_K_rows_(f32 *y, i64 y_stride, const DlmMat *w, const
             avx2_run_q6_K_(b, scales, k, &v, &scale);
             UNROLL
             for (int m = 0; m < n_rows; m++) {
-                __m256i p = _mm256_maddubs_epi16(v, avx2_load_(q + (i64)m * w->n_in + i * DLM_QK_K + 32 * k));
+                __m256i p = _mm256_maddubs_epi16(
+                    v, avx2_load_(q + (i64)m * w->n_in + i * DLM_QK_K + 32 * k));
                 dot[m] = _mm256_add_epi32(dot[m], _mm256_madd_epi16(p, scale));
             }
         }
         UNROLL
         for (int m = 0; m < n_rows; m++) {
-            dot[m] = _mm256_sub_epi32(dot[m], _mm256_madd_epi16(offset, avx2_load_(sums + ((i64)m * w->n_in + i * DLM_QK_K) / 16)));
+            dot[m] = _mm256_sub_epi32(
+                dot[m], _mm256_madd_epi16(
+                            offset, avx2_load_(sums + ((i64)m * w->n_in + i * DLM_QK_K) / 16)));
             d_row[m] = d[(i64)m * n_blocks + i];
         }
         acc = avx2_block_end_(acc, dot, none, _cvtsh_ss(b->d), 0, _mm256_loadu_ps(d_row));
@@ -481,8 +532,8 @@ AVX2_FN INLINE void avx2_q6_K_rows_(f32 *y, i64 y_stride, const DlmMat *w, const
     for (int m = 0; m < n_rows; m++) y[m * y_stride] = out[m];
 }
 
-AVX2_FN INLINE void avx2_q4_K_rows_(f32 *y, i64 y_stride, const DlmMat *w, const u8 *row, const i8 *q, const f32 *d,
-                                    const i16 *sums, int n_rows) {
+AVX2_FN INLINE void avx2_q4_K_rows_(f32 *y, i64 y_stride, const DlmMat *w, const u8 *row,
+                                    const i8 *q, const f32 *d, const i16 *sums, int n_rows) {
     i32 n_blocks = w->n_in / DLM_QK_K;
     __m256 acc = _mm256_setzero_ps();
     for (i32 i = 0; i < n_blocks; i++) {
@@ -499,16 +550,19 @@ AVX2_FN INLINE void avx2_q4_K_rows_(f32 *y, i64 y_stride, const DlmMat *w, const
             v = _mm256_and_si256(k % 2 ? _mm256_srli_epi16(v, 4) : v, _mm256_set1_epi8(15));
             UNROLL
             for (int m = 0; m < n_rows; m++) {
-                __m256i p = _mm256_maddubs_epi16(v, avx2_load_(q + (i64)m * w->n_in + i * DLM_QK_K + 32 * k));
+                __m256i p = _mm256_maddubs_epi16(
+                    v, avx2_load_(q + (i64)m * w->n_in + i * DLM_QK_K + 32 * k));
                 dot[m] = _mm256_add_epi32(dot[m], _mm256_madd_epi16(p, scale));
             }
         }
         UNROLL
         for (int m = 0; m < n_rows; m++) {
-            low[m] = _mm256_madd_epi16(avx2_load_(u.minimum), avx2_load_(sums + ((i64)m * w->n_in + i * DLM_QK_K) / 16));
+            low[m] = _mm256_madd_epi16(avx2_load_(u.minimum),
+                                       avx2_load_(sums + ((i64)m * w->n_in + i * DLM_QK_K) / 16));
             d_row[m] = d[(i64)m * n_blocks + i];
         }
-        acc = avx2_block_end_(acc, dot, low, _cvtsh_ss(b->d), _cvtsh_ss(b->dmin), _mm256_loadu_ps(d_row));
+        acc = avx2_block_end_(acc, dot, low, _cvtsh_ss(b->d), _cvtsh_ss(b->dmin),
+                              _mm256_loadu_ps(d_row));
     }
     f32 out[8];
     _mm256_storeu_ps(out, acc);
@@ -520,7 +574,8 @@ AVX2_FN INLINE void avx2_q4_K_rows_(f32 *y, i64 y_stride, const DlmMat *w, const
 /* The weights of a block as signed bytes. */
 AVX2_FN INLINE __m256i avx2_bytes_(DlmType type, const u8 *block) {
     if (type == DLM_Q8_0) return avx2_load_(block + 2);
-    __m128i qs = _mm_loadu_si128((const __m128i *)(const void *)(block + (type == DLM_Q5_0 ? 6 : 2)));
+    __m128i qs =
+        _mm_loadu_si128((const __m128i *)(const void *)(block + (type == DLM_Q5_0 ? 6 : 2)));
     __m256i v = _mm256_set_m128i(_mm_srli_epi16(qs, 4), qs);
     v = _mm256_and_si256(v, _mm256_set1_epi8(15));
     if (type == DLM_Q4_0) return _mm256_sub_epi8(v, _mm256_set1_epi8(8));
@@ -529,15 +584,16 @@ AVX2_FN INLINE __m256i avx2_bytes_(DlmType type, const u8 *block) {
         return _mm256_shuffle_epi8(_mm256_set_m128i(table, table), v);
     }
     /* Q5_0: bit j of qh selects 16 for byte j; those without it are lowered by 16 */
-    const __m256i which = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    const __m256i which =
+        _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
     __m256i bits = _mm256_shuffle_epi8(_mm256_set1_epi32((i32)load_u32(block + 2)), which);
     bits = _mm256_or_si256(bits, _mm256_set1_epi64x(0x7fbfdfeff7fbfdfe));
     __m256i set = _mm256_cmpeq_epi8(bits, _mm256_set1_epi8(-1));
     return _mm256_or_si256(v, _mm256_andnot_si256(set, _mm256_set1_epi8((char)0xf0)));
 }
 
-AVX2_FN INLINE void avx2_block32_rows_(DlmType type, f32 *y, i64 y_stride, const DlmMat *w, const u8 *row, const i8 *q,
-                                       const f32 *d, int n_rows) {
+AVX2_FN INLINE void avx2_block32_rows_(DlmType type, f32 *y, i64 y_stride, const DlmMat *w,
+                                       const u8 *row, const i8 *q, const f32 *d, int n_rows) {
     i32 n_blocks = w->n_in / 32, bytes = type == DLM_Q8_0 ? 34 : type == DLM_Q5_0 ? 22 : 18;
     __m256 acc[4];
     UNROLL
@@ -548,72 +604,84 @@ AVX2_FN INLINE void avx2_block32_rows_(DlmType type, f32 *y, i64 y_stride, const
         f32 d_w[8] = {0}, d_row[4][8] = {{0}};
         for (i32 k = 0; k < 8; k++) {
             const u8 *block = row + (i64)(b + k) * bytes;
-            __m256i v = k < n ? avx2_bytes_(type, block) : _mm256_setzero_si256(), abs = _mm256_abs_epi8(v);
+            __m256i v = k < n ? avx2_bytes_(type, block) : _mm256_setzero_si256(),
+                    abs = _mm256_abs_epi8(v);
             if (k < n) d_w[k] = _cvtsh_ss(load_u16(block));
             UNROLL
             for (int m = 0; m < n_rows; m++) {
                 __m256i a = k < n ? avx2_load_(q + (i64)m * w->n_in + 32 * (b + k)) : v;
                 if (k < n) d_row[m][k] = d[(i64)m * n_blocks + b + k];
-                part[m][k] = _mm256_madd_epi16(_mm256_maddubs_epi16(abs, _mm256_sign_epi8(a, v)), _mm256_set1_epi16(1));
+                part[m][k] = _mm256_madd_epi16(_mm256_maddubs_epi16(abs, _mm256_sign_epi8(a, v)),
+                                               _mm256_set1_epi16(1));
             }
         }
         UNROLL
         for (int m = 0; m < n_rows; m++) {
             __m256 scale = _mm256_mul_ps(_mm256_loadu_ps(d_w), _mm256_loadu_ps(d_row[m]));
-            acc[m] = _mm256_add_ps(acc[m], _mm256_mul_ps(_mm256_cvtepi32_ps(avx2_sum8_(part[m])), scale));
+            acc[m] = _mm256_add_ps(acc[m],
+                                   _mm256_mul_ps(_mm256_cvtepi32_ps(avx2_sum8_(part[m])), scale));
         }
     }
     UNROLL
     for (int m = 0; m < n_rows; m++) y[m * y_stride] = avx2_fold_(acc[m], _mm256_setzero_ps());
 }
 
-AVX2_FN INLINE void avx2_block32_(DlmType type, f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi, const i8 *q,
-                                  const f32 *d, i32 n_rows) {
+AVX2_FN INLINE void avx2_block32_(DlmType type, f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo,
+                                  i32 out_hi, const i8 *q, const f32 *d, i32 n_rows) {
     i64 n_in = w->n_in, n_blocks = n_in / 32, bytes = kern_row_bytes(w);
     for (i32 m = 0, step; m < n_rows; m += step) {
         step = n_rows - m >= 4 ? 4 : 1;
         for (i32 o = out_lo; o < out_hi; o++) {
             const u8 *row = (const u8 *)w->data + o * bytes;
             f32 *out = y + m * y_stride + o;
-            if (step == 4) avx2_block32_rows_(type, out, y_stride, w, row, q + m * n_in, d + m * n_blocks, 4);
-            else avx2_block32_rows_(type, out, y_stride, w, row, q + m * n_in, d + m * n_blocks, 1);
+            if (step == 4)
+                avx2_block32_rows_(type, out, y_stride, w, row, q + m * n_in, d + m * n_blocks, 4);
+            else
+                avx2_block32_rows_(type, out, y_stride, w, row, q + m * n_in, d + m * n_blocks, 1);
         }
     }
 }
 
 /* The loops around X_rows_: outputs, then rows by 8, 4, 2, 1. */
-#define DEFINE_K_TYPE(level, FN, type)                                                                                \
-    FN static void level##_##type##_(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi, const i8 *q,      \
-                                     const f32 *d, const i16 *sums, i32 n_rows) {                                     \
-        i64 n_in = w->n_in, n_blocks = n_in / DLM_QK_K, bytes = kern_row_bytes(w);                                    \
-        for (i32 m = 0, step; m < n_rows; m += step) {                                                                \
-            const i8 *qm = q + m * n_in;                                                                              \
-            const f32 *dm = d + m * n_blocks;                                                                         \
-            const i16 *sm = sums + m * n_in / 16;                                                                     \
-            step = n_rows - m >= 8 ? 8 : n_rows - m >= 4 ? 4 : n_rows - m >= 2 ? 2 : 1;                               \
-            for (i32 o = out_lo; o < out_hi; o++) {                                                                   \
-                const u8 *row = (const u8 *)w->data + o * bytes;                                                      \
-                f32 *out = y + m * y_stride + o;                                                                      \
-                if (step == 8) level##_##type##_rows_(out, y_stride, w, row, qm, dm, sm, 8);                          \
-                else if (step == 4) level##_##type##_rows_(out, y_stride, w, row, qm, dm, sm, 4);                     \
-                else if (step == 2) level##_##type##_rows_(out, y_stride, w, row, qm, dm, sm, 2);                     \
-                else level##_##type##_rows_(out, y_stride, w, row, qm, dm, sm, 1);                                    \
-            }                                                                                                         \
-        }                                                                                                             \
+#define DEFINE_K_TYPE(level, FN, type)                                                       \
+    FN static void level##_##type##_(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo,      \
+                                     i32 out_hi, const i8 *q, const f32 *d, const i16 *sums, \
+                                     i32 n_rows) {                                           \
+        i64 n_in = w->n_in, n_blocks = n_in / DLM_QK_K, bytes = kern_row_bytes(w);           \
+        for (i32 m = 0, step; m < n_rows; m += step) {                                       \
+            const i8 *qm = q + m * n_in;                                                     \
+            const f32 *dm = d + m * n_blocks;                                                \
+            const i16 *sm = sums + m * n_in / 16;                                            \
+            step = n_rows - m >= 8 ? 8 : n_rows - m >= 4 ? 4 : n_rows - m >= 2 ? 2 : 1;      \
+            for (i32 o = out_lo; o < out_hi; o++) {                                          \
+                const u8 *row = (const u8 *)w->data + o * bytes;                             \
+                f32 *out = y + m * y_stride + o;                                             \
+                if (step == 8)                                                               \
+                    level##_##type##_rows_(out, y_stride, w, row, qm, dm, sm, 8);            \
+                else if (step == 4)                                                          \
+                    level##_##type##_rows_(out, y_stride, w, row, qm, dm, sm, 4);            \
+                else if (step == 2)                                                          \
+                    level##_##type##_rows_(out, y_stride, w, row, qm, dm, sm, 2);            \
+                else                                                                         \
+                    level##_##type##_rows_(out, y_stride, w, row, qm, dm, sm, 1);            \
+            }                                                                                \
+        }                                                                                    \
     }
 
 DEFINE_K_TYPE(avx2, AVX2_FN, q6_K)
 DEFINE_K_TYPE(avx2, AVX2_FN, q4_K)
 
-AVX2_FN static void avx2_blocks(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi, const i8 *q, const f32 *d,
-                                const i16 *sums, i32 n_rows) {
+AVX2_FN static void avx2_blocks(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi,
+                                const i8 *q, const f32 *d, const i16 *sums, i32 n_rows) {
     switch (w->type) {
     case DLM_Q6_K: avx2_q6_K_(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows); return;
     case DLM_Q4_K: avx2_q4_K_(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows); return;
     case DLM_Q8_0: avx2_block32_(DLM_Q8_0, y, y_stride, w, out_lo, out_hi, q, d, n_rows); return;
     case DLM_Q4_0: avx2_block32_(DLM_Q4_0, y, y_stride, w, out_lo, out_hi, q, d, n_rows); return;
     case DLM_Q5_0: avx2_block32_(DLM_Q5_0, y, y_stride, w, out_lo, out_hi, q, d, n_rows); return;
-    case DLM_IQ4_NL: avx2_block32_(DLM_IQ4_NL, y, y_stride, w, out_lo, out_hi, q, d, n_rows); return;
+    case DLM_IQ4_NL:
+        avx2_block32_(DLM_IQ4_NL, y, y_stride, w, out_lo, out_hi, q, d, n_rows);
+        return;
     case DLM_Q4_1:
     case DLM_Q5_1: avx2_blocks_runs_(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows, 1); return;
     default: avx2_blocks_runs_(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows, 8); return;
@@ -621,42 +689,53 @@ AVX2_FN static void avx2_blocks(f32 *y, i64 y_stride, const DlmMat *w, i32 out_l
 }
 
 /* AVX-512: runs of 64 weights; vpdpwssd multiplies by the scales and adds in one instruction. */
-AVX512_FN INLINE void avx512_q6_K_rows_(f32 *y, i64 y_stride, const DlmMat *w, const u8 *row, const i8 *q, const f32 *d,
-                                        const i16 *sums, int n_rows) {
+AVX512_FN INLINE void avx512_q6_K_rows_(f32 *y, i64 y_stride, const DlmMat *w, const u8 *row,
+                                        const i8 *q, const f32 *d, const i16 *sums, int n_rows) {
     i32 n_blocks = w->n_in / DLM_QK_K;
     const __m512i low4 = _mm512_set1_epi8(15), mid2 = _mm512_set1_epi8(48);
-    const __m512i left = _mm512_inserti64x4(_mm512_set1_epi16(4), _mm256_set1_epi16(2), 1); /* bits 0-1 and 2-3 to 4-5 */
-    const __m512i right = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(2), 1); /* 4-5 stay, 6-7 to 4-5 */
-    __m512i spread = _mm512_setzero_si512(); /* which of 4 scales each of 32 lanes takes */
-    for (int j = 0; j < 4; j++) spread = _mm512_mask_set1_epi16(spread, (__mmask32)0xffu << 8 * j, (i16)j);
+    const __m512i left = _mm512_inserti64x4(_mm512_set1_epi16(4), _mm256_set1_epi16(2),
+                                            1); /* bits 0-1 and 2-3 to 4-5 */
+    const __m512i right = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(2),
+                                             1); /* 4-5 stay, 6-7 to 4-5 */
+    __m512i spread = _mm512_setzero_si512();     /* which of 4 scales each of 32 lanes takes */
+    for (int j = 0; j < 4; j++)
+        spread = _mm512_mask_set1_epi16(spread, (__mmask32)0xffu << 8 * j, (i16)j);
     __m256 acc = _mm256_setzero_ps();
     for (i32 i = 0; i < n_blocks; i++) {
         const DlmBlockQ6_K *b = (const DlmBlockQ6_K *)(const void *)row + i;
         __m512i wide[8];
         __m256i dot[8], none[8];
-        __m256i scales = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)b->scales));
+        __m256i scales =
+            _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)b->scales));
         __m256i offset = _mm256_slli_epi16(scales, 5);
         f32 d_row[8] = {0};
         UNROLL
-        for (int m = 0; m < 8; m++) wide[m] = _mm512_setzero_si512(), none[m] = dot[m] = _mm256_setzero_si256();
+        for (int m = 0; m < 8; m++)
+            wide[m] = _mm512_setzero_si512(), none[m] = dot[m] = _mm256_setzero_si256();
         UNROLL
         for (int k = 0; k < 4; k++) {
-            __m512i low = _mm512_loadu_si512(b->ql + 64 * (k / 2)), high = _mm512_broadcast_i64x4(avx2_load_(b->qh + 32 * (k / 2)));
+            __m512i low = _mm512_loadu_si512(b->ql + 64 * (k / 2)),
+                    high = _mm512_broadcast_i64x4(avx2_load_(b->qh + 32 * (k / 2)));
             low = _mm512_and_si512(k % 2 ? _mm512_srli_epi16(low, 4) : low, low4);
             high = k % 2 ? _mm512_srlv_epi16(high, right) : _mm512_sllv_epi16(high, left);
             __m512i v = _mm512_or_si512(low, _mm512_and_si512(high, mid2));
-            __m512i scale = _mm512_permutexvar_epi16(_mm512_add_epi16(spread, _mm512_set1_epi16((i16)(4 * k))),
-                                                     _mm512_castsi256_si512(scales));
+            __m512i scale =
+                _mm512_permutexvar_epi16(_mm512_add_epi16(spread, _mm512_set1_epi16((i16)(4 * k))),
+                                         _mm512_castsi256_si512(scales));
             UNROLL
             for (int m = 0; m < n_rows; m++) {
-                __m512i p = _mm512_maddubs_epi16(v, _mm512_loadu_si512(q + (i64)m * w->n_in + i * DLM_QK_K + 64 * k));
+                __m512i p = _mm512_maddubs_epi16(
+                    v, _mm512_loadu_si512(q + (i64)m * w->n_in + i * DLM_QK_K + 64 * k));
                 wide[m] = _mm512_dpwssd_epi32(wide[m], p, scale);
             }
         }
         UNROLL
         for (int m = 0; m < n_rows; m++) {
-            __m256i low = _mm256_madd_epi16(offset, avx2_load_(sums + ((i64)m * w->n_in + i * DLM_QK_K) / 16));
-            dot[m] = _mm256_sub_epi32(_mm256_add_epi32(_mm512_castsi512_si256(wide[m]), _mm512_extracti64x4_epi64(wide[m], 1)), low);
+            __m256i low = _mm256_madd_epi16(
+                offset, avx2_load_(sums + ((i64)m * w->n_in + i * DLM_QK_K) / 16));
+            dot[m] = _mm256_sub_epi32(_mm256_add_epi32(_mm512_castsi512_si256(wide[m]),
+                                                       _mm512_extracti64x4_epi64(wide[m], 1)),
+                                      low);
             d_row[m] = d[(i64)m * n_blocks + i];
         }
         acc = avx2_block_end_(acc, dot, none, _cvtsh_ss(b->d), 0, _mm256_loadu_ps(d_row));
@@ -668,10 +747,12 @@ AVX512_FN INLINE void avx512_q6_K_rows_(f32 *y, i64 y_stride, const DlmMat *w, c
 
 DEFINE_K_TYPE(avx512, AVX512_FN, q6_K)
 
-AVX512_FN static void avx512_blocks(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi, const i8 *q, const f32 *d,
-                                    const i16 *sums, i32 n_rows) {
-    if (w->type == DLM_Q6_K) avx512_q6_K_(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows);
-    else avx2_blocks(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows);
+AVX512_FN static void avx512_blocks(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi,
+                                    const i8 *q, const f32 *d, const i16 *sums, i32 n_rows) {
+    if (w->type == DLM_Q6_K)
+        avx512_q6_K_(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows);
+    else
+        avx2_blocks(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows);
 }
 
 /* ---- ternary tiles: the loops around them are in kern_tile.c ---- */
@@ -686,7 +767,8 @@ AVX2_FN static i32 avx2_sum(const i8 *q, i32 n) {
 }
 
 /* 16-bit range proof: |code * q| <= 3 * 128, so one vpmaddubsw lane (two products) is within 768 in
- * magnitude. A lane takes 4 of them per tile; AVX2_FLUSH = 10 tiles make 40 * 768 = 30720 < 32768. */
+ * magnitude. A lane takes 4 of them per tile; AVX2_FLUSH = 10 tiles make 40 * 768 = 30720 < 32768.
+ */
 #define AVX2_FLUSH 10
 
 AVX2_FN INLINE void avx2_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, const i8 *q, i64 q_stride,
@@ -701,7 +783,8 @@ AVX2_FN INLINE void avx2_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, const i
         for (int j = 0; j < 2 * n_rows; j++) part[j] = _mm256_setzero_si256();
         for (i32 end = MIN_OF(t + AVX2_FLUSH, n_tiles); t < end; t++) {
             __m256i w0 = _mm256_load_si256((const __m256i *)(const void *)(tiles + 64 * (i64)t));
-            __m256i w1 = _mm256_load_si256((const __m256i *)(const void *)(tiles + 64 * (i64)t + 32));
+            __m256i w1 =
+                _mm256_load_si256((const __m256i *)(const void *)(tiles + 64 * (i64)t + 32));
             UNROLL
             for (int l = 0; l < 4; l++) {
                 __m256i c0 = _mm256_and_si256(_mm256_srli_epi16(w0, 2 * l), mask);
@@ -712,19 +795,20 @@ AVX2_FN INLINE void avx2_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, const i
                     memcpy(&four, q + m * q_stride + 16 * (i64)t + 4 * l, sizeof four);
                     __m256i a = _mm256_set1_epi32(four);
                     part[2 * m] = _mm256_add_epi16(part[2 * m], _mm256_maddubs_epi16(c0, a));
-                    part[2 * m + 1] = _mm256_add_epi16(part[2 * m + 1], _mm256_maddubs_epi16(c1, a));
+                    part[2 * m + 1] =
+                        _mm256_add_epi16(part[2 * m + 1], _mm256_maddubs_epi16(c1, a));
                 }
             }
         }
         UNROLL
         for (int j = 0; j < 2 * n_rows; j++)
-            _mm256_store_si256(wide + j,
-                               _mm256_add_epi32(_mm256_load_si256(wide + j), _mm256_madd_epi16(part[j], one16)));
+            _mm256_store_si256(wide + j, _mm256_add_epi32(_mm256_load_si256(wide + j),
+                                                          _mm256_madd_epi16(part[j], one16)));
     }
 }
 
-AVXVNNI_FN INLINE void avxvnni_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, const i8 *q, i64 q_stride,
-                                    int n_rows) {
+AVXVNNI_FN INLINE void avxvnni_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, const i8 *q,
+                                    i64 q_stride, int n_rows) {
     const __m256i mask = _mm256_set1_epi8(3);
     __m256i part[8];
     UNROLL
@@ -750,8 +834,8 @@ AVXVNNI_FN INLINE void avxvnni_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, c
     for (int j = 0; j < 2 * n_rows; j++) _mm256_store_si256((__m256i *)(void *)acc + j, part[j]);
 }
 
-AVX512_FN INLINE void avx512_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, const i8 *q, i64 q_stride,
-                                  int n_rows) {
+AVX512_FN INLINE void avx512_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, const i8 *q,
+                                  i64 q_stride, int n_rows) {
     const __m512i mask = _mm512_set1_epi8(3);
     __m512i part[8][2]; /* two chains a row: vpdpbusd has a latency of 4 to 5 */
     UNROLL
@@ -771,7 +855,8 @@ AVX512_FN INLINE void avx512_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, con
         }
     }
     UNROLL
-    for (int m = 0; m < n_rows; m++) _mm512_store_si512(acc[m], _mm512_add_epi32(part[m][0], part[m][1]));
+    for (int m = 0; m < n_rows; m++)
+        _mm512_store_si512(acc[m], _mm512_add_epi32(part[m][0], part[m][1]));
 }
 
 TILE_ROWS(avx2, AVX2_FN, 1)
@@ -831,12 +916,16 @@ AVX512_FN static i64 avx512_peak(i64 n) {
     return 16 * 64;
 }
 
-#define X86_LEVEL(name, ternary, blocks, peak)                                                                        \
-    {name,          avx2_quantize_row, ternary,     avx2_quantize_blocks, blocks,     avx2_dense, \
-     avx2_rms_norm, avx2_gate,         avx2_to_f16, avx2_attend,          avx2_top1,  peak}
+#define X86_LEVEL(name, ternary, blocks, peak)                                                     \
+    {                                                                                              \
+        name, avx2_quantize_row, ternary, avx2_quantize_blocks, blocks, avx2_dense, avx2_rms_norm, \
+            avx2_gate, avx2_to_f16, avx2_attend, avx2_top1, peak                                   \
+    }
 static const DlmKernels KERN_AVX2 = X86_LEVEL("avx2", avx2_ternary, avx2_blocks, avx2_peak);
-static const DlmKernels KERN_AVXVNNI = X86_LEVEL("avxvnni", avxvnni_ternary, avx2_blocks, avxvnni_peak);
-static const DlmKernels KERN_AVX512 = X86_LEVEL("avx512", avx512_ternary, avx512_blocks, avx512_peak);
+static const DlmKernels KERN_AVXVNNI =
+    X86_LEVEL("avxvnni", avxvnni_ternary, avx2_blocks, avxvnni_peak);
+static const DlmKernels KERN_AVX512 =
+    X86_LEVEL("avx512", avx512_ternary, avx512_blocks, avx512_peak);
 
 /* The levels that this machine can run, best first; NULL past the last. */
 static const DlmKernels *kern_x86_level(int i) {

@@ -30,8 +30,8 @@ static void *mem_alloc(u64 n, Err *e) {
 #ifdef DLM_TEST_ALLOC
     if (++mem_test_calls == mem_test_fail_at) size = 0;
 #endif
-    /* calloc, not aligned_alloc and memset: large blocks come as zero pages that cost nothing until touched. What
-     * calloc returned is kept right before the block. */
+    /* calloc, not aligned_alloc and memset: large blocks come as zero pages that cost nothing until
+     * they are touched. What calloc returned is kept right before the block. */
     u8 *raw = size ? calloc(1, size + MEM_ALIGN) : NULL;
     if (!raw) {
         err_set(e, ERR_MEMORY, "out of memory: %llu bytes (%.1f MiB) were refused by the system",
@@ -41,7 +41,7 @@ static void *mem_alloc(u64 n, Err *e) {
 #ifdef DLM_TEST_ALLOC
     mem_test_live++;
 #endif
-    u8 *p = raw + (MEM_ALIGN - (uintptr_t)raw % MEM_ALIGN); /* calloc aligns to 16: the gap is at least that */
+    u8 *p = raw + (MEM_ALIGN - (uintptr_t)raw % MEM_ALIGN); /* calloc aligns to 16: room for raw */
     memcpy(p - sizeof raw, &raw, sizeof raw);
     return p;
 }

@@ -1,9 +1,10 @@
 /* model.c - what a model is: its family, its sizes, its decode record, its weights bound and checked.
  *
- * Owns:      the repacked matrices and norm vectors; not the file's mapping, which must outlive the model.
+ * Owns:      the repacked matrices and norm vectors; not the file's mapping, which must outlive it.
  * Stands on: base mem os gguf tok quant kern_ref
- * Promises:  every shape is checked against the metadata before a forward pass can run; a tensor or setting that
- *            would change the function and is not understood is an error, never dropped. */
+ * Promises:  every shape is checked against the metadata before a forward pass can run; a tensor or
+ *            setting that would change the function and is not understood is an error, never
+ *            dropped. */
 #ifndef DLM_MODEL_C
 #define DLM_MODEL_C
 
@@ -22,10 +23,11 @@
 #define MODEL_HEAD_MAX 1024
 #define MODEL_HEAD_DIM_MAX 1024
 #define MODEL_CTX_MAX (1 << 24)
-#define MODEL_BLOCK_MAX 256 /* tokens in a diffusion block: also the most rows of one denoise step */
+#define MODEL_BLOCK_MAX \
+    256 /* tokens in a diffusion block: also the most rows of one denoise step */
 
-/* ---- families: each a row of data. Sources: the GGUF architecture names and tensor lists of llama.cpp and of
- * the BitNet fork, and the published model code. ---- */
+/* ---- families: each a row of data. Sources: the GGUF architecture names and tensor lists of
+ * llama.cpp and of the BitNet fork, and the published model code. ---- */
 
 typedef enum { NEED_NO, NEED_MAYBE, NEED_YES } ModelNeed;
 
@@ -60,25 +62,26 @@ typedef struct {
     i32 block_size, sub_block_size;
     f32 threshold;
     ModelAttention attention;
-    bool shift;          /* logits row i predicts token i + 1 */
-    bool align_prompt;   /* blocks begin at the end of the prompt, not at multiples from position 0 */
-    bool first_by_commit; /* a block's first token is taken outright from the commit of the block before
-                             (Fast-dLLM v2); else it is a candidate like any other, from the same logits */
-    ModelSource from_mask, from_block, from_sub_block, from_threshold, from_attention, from_shift, from_align,
-        from_first;
+    bool shift;        /* logits row i predicts token i + 1 */
+    bool align_prompt; /* blocks begin at the end of the prompt, not at multiples from position 0 */
+    bool first_by_commit; /* a block's first token is taken outright from the commit of the block
+                             before (Fast-dLLM v2); else it is a candidate like any other, from the
+                             same logits */
+    ModelSource from_mask, from_block, from_sub_block, from_threshold, from_attention, from_shift,
+        from_align, from_first;
 } DecodeRecord;
 
 /* ---- the model ---- */
 
 typedef struct {
     DlmMat q, k, v, o, gate, up, down;
-    f32 *norm_attn;     /* [n_embd] */
-    f32 *norm_attn_sub; /* [n_head * head_dim] or NULL */
-    f32 *norm_ffn;      /* [n_embd] */
-    f32 *norm_ffn_sub;  /* [n_ff] or NULL */
-    f32 *bias_q;        /* [n_head * head_dim] or NULL */
+    f32 *norm_attn;       /* [n_embd] */
+    f32 *norm_attn_sub;   /* [n_head * head_dim] or NULL */
+    f32 *norm_ffn;        /* [n_embd] */
+    f32 *norm_ffn_sub;    /* [n_ff] or NULL */
+    f32 *bias_q;          /* [n_head * head_dim] or NULL */
     f32 *bias_k, *bias_v; /* [n_head_kv * head_dim] or NULL */
-    f32 *bias_o;        /* [n_embd] or NULL */
+    f32 *bias_o;          /* [n_embd] or NULL */
 } ModelLayer;
 
 typedef struct {
@@ -104,7 +107,8 @@ typedef struct {
 typedef struct {
     i32 mask_id;
     DlmI2sLayout i2s_layout;
-    bool mapped; /* the file is a mapping: pages of repacked tensors may be given back to the system */
+    bool mapped; /* the file is a mapping: pages of repacked tensors may be given back to the system
+                  */
 } ModelOptions;
 
 /* ---- metadata ---- */
@@ -115,16 +119,18 @@ static const char *model_key_(const Model *m, char buf[128], const char *suffix)
     return buf;
 }
 
-/* Reads {arch}.{suffix} into *out and checks lo <= value <= hi. `*out` holds the default; a default below lo
- * makes the key mandatory. */
+/* Reads {arch}.{suffix} into *out and checks lo <= value <= hi. `*out` holds the default; a default
+ * below lo makes the key mandatory. */
 static bool model_dim_(const Model *m, const char *suffix, i32 lo, i32 hi, i32 *out, Err *e) {
     char key[128];
     u32 v = *out < 0 ? UINT32_MAX : (u32)*out;
     if (!gguf_get_u32(m->file, model_key_(m, key, suffix), &v, e)) return false;
     if (v == UINT32_MAX && *out < 0)
-        return err_set(e, ERR_MODEL, "%s: the key %s is missing; the file cannot be run without it", m->file->label, key);
+        return err_set(e, ERR_MODEL, "%s: the key %s is missing; the file cannot be run without it",
+                       m->file->label, key);
     if (v < (u32)lo || v > (u32)hi)
-        return err_set(e, ERR_MODEL, "%s: %s is %u; dlm accepts %d to %d", m->file->label, key, v, lo, hi);
+        return err_set(e, ERR_MODEL, "%s: %s is %u; dlm accepts %d to %d", m->file->label, key, v,
+                       lo, hi);
     *out = (i32)v;
     return true;
 }
@@ -133,9 +139,11 @@ static bool model_positive_(const Model *m, const char *suffix, f32 *out, Err *e
     char key[128];
     if (!gguf_get_f32(m->file, model_key_(m, key, suffix), out, e)) return false;
     if (*out < 0 && !gguf_find(m->file, str_of(key)))
-        return err_set(e, ERR_MODEL, "%s: the key %s is missing; the file cannot be run without it", m->file->label, key);
+        return err_set(e, ERR_MODEL, "%s: the key %s is missing; the file cannot be run without it",
+                       m->file->label, key);
     if (!(*out > 0 && *out < 1e12f))
-        return err_set(e, ERR_MODEL, "%s: %s must be a positive finite number, found %g", m->file->label, key, (f64)*out);
+        return err_set(e, ERR_MODEL, "%s: %s must be a positive finite number, found %g",
+                       m->file->label, key, (f64)*out);
     return true;
 }
 
@@ -153,8 +161,8 @@ static bool model_family_(Model *m, Err *e) {
     char known[128] = "";
     for (size_t i = 0, n = 0; i < COUNT_OF(MODEL_FAMILIES); i++, n = strlen(known))
         snprintf(known + n, sizeof known - n, "%s%s", i ? ", " : "", MODEL_FAMILIES[i].arch);
-    return err_set(e, ERR_MODEL, "%s: architecture '%.*s' is not one that dlm runs (%s)", m->file->label,
-                   STR_ARG(arch), known);
+    return err_set(e, ERR_MODEL, "%s: architecture '%.*s' is not one that dlm runs (%s)",
+                   m->file->label, STR_ARG(arch), known);
 }
 
 static bool model_activation_(Model *m, Err *e) {
@@ -164,22 +172,29 @@ static bool model_activation_(Model *m, Err *e) {
     if (!m->family->act_key) return true;
     if (!gguf_get_str(m->file, model_key_(m, key, "hidden_act"), &act, e)) return false;
     if (act.n == 0) return true;
-    if (str_eq(act, STR("relu2"))) m->act = DLM_ACT_RELU2;
-    else if (str_eq(act, STR("silu"))) m->act = DLM_ACT_SILU;
-    else return err_set(e, ERR_MODEL, "%s: %s is '%.*s'; dlm knows relu2 and silu", m->file->label, key, STR_ARG(act));
+    if (str_eq(act, STR("relu2")))
+        m->act = DLM_ACT_RELU2;
+    else if (str_eq(act, STR("silu")))
+        m->act = DLM_ACT_SILU;
+    else
+        return err_set(e, ERR_MODEL, "%s: %s is '%.*s'; dlm knows relu2 and silu", m->file->label,
+                       key, STR_ARG(act));
     return true;
 }
 
-/* RoPE scaling: linear is a division; Llama 3's arrives as the tensor rope_freqs.weight; others are refused. */
+/* RoPE scaling: linear is a division; Llama 3's arrives as the tensor rope_freqs.weight; others are
+ * refused. */
 static bool model_rope_(Model *m, Err *e) {
     char key[128];
     Str type = {0};
     m->rope_theta = 10000, m->rope_scale = 1;
     if (!model_positive_(m, "rope.freq_base", &m->rope_theta, e)) return false;
     if (!gguf_get_str(m->file, model_key_(m, key, "rope.scaling.type"), &type, e)) return false;
-    if (str_eq(type, STR("linear"))) return model_positive_(m, "rope.scaling.factor", &m->rope_scale, e);
+    if (str_eq(type, STR("linear")))
+        return model_positive_(m, "rope.scaling.factor", &m->rope_scale, e);
     if (type.n && !str_eq(type, STR("none")))
-        return err_set(e, ERR_MODEL, "%s: %s is '%.*s'; dlm knows none and linear", m->file->label, key, STR_ARG(type));
+        return err_set(e, ERR_MODEL, "%s: %s is '%.*s'; dlm knows none and linear", m->file->label,
+                       key, STR_ARG(type));
     return true;
 }
 
@@ -193,24 +208,29 @@ static bool model_sizes_(Model *m, Err *e) {
     m->n_head_kv = m->n_head;
     if (!model_dim_(m, "attention.head_count_kv", 1, m->n_head, &m->n_head_kv, e)) return false;
     if (m->n_head % m->n_head_kv)
-        return err_set(e, ERR_MODEL, "%s: %d key/value heads do not divide %d query heads", m->file->label, m->n_head_kv,
-                       m->n_head);
+        return err_set(e, ERR_MODEL, "%s: %d key/value heads do not divide %d query heads",
+                       m->file->label, m->n_head_kv, m->n_head);
     m->head_dim = m->n_embd / m->n_head;
-    if (!model_dim_(m, "attention.key_length", 2, MODEL_HEAD_DIM_MAX, &m->head_dim, e)) return false;
+    if (!model_dim_(m, "attention.key_length", 2, MODEL_HEAD_DIM_MAX, &m->head_dim, e))
+        return false;
     i32 v_dim = m->head_dim;
     if (!model_dim_(m, "attention.value_length", m->head_dim, m->head_dim, &v_dim, e)) return false;
     m->n_rot = m->head_dim;
     if (!model_dim_(m, "rope.dimension_count", 2, m->head_dim, &m->n_rot, e)) return false;
     if (m->n_rot % 2)
-        return err_set(e, ERR_MODEL, "%s: rope.dimension_count is %d; rotation turns pairs, so it must be even",
+        return err_set(e, ERR_MODEL,
+                       "%s: rope.dimension_count is %d; rotation turns pairs, so it must be even",
                        m->file->label, m->n_rot);
     m->norm_eps = -1;
     if (!model_positive_(m, "attention.layer_norm_rms_epsilon", &m->norm_eps, e)) return false;
     i32 window = 0;
     if (!model_dim_(m, "attention.sliding_window", 0, INT_MAX, &window, e)) return false;
     if (window && window < m->n_ctx_train) {
-        log_line(LOG_WARN, "this model uses a sliding window of %d tokens, which dlm does not slide: the context is "
-                 "limited to the window", window);
+        log_line(
+            LOG_WARN,
+            "this model uses a sliding window of %d tokens, which dlm does not slide: the context is "
+            "limited to the window",
+            window);
         m->n_ctx_train = window;
     }
     return true;
@@ -219,14 +239,17 @@ static bool model_sizes_(Model *m, Err *e) {
 /* ---- the decode record ---- */
 
 /* Spellings under which published checkpoints carry their mask token, as one vocabulary entry. */
-static const char *const MODEL_MASK_SPELLINGS[] = {"|<MASK>|", "<|mask|>", "<|MASK|>", "[MASK]", "<mask>", "<|mdm_mask|>"};
+static const char *const MODEL_MASK_SPELLINGS[] = {"|<MASK>|", "<|mask|>", "<|MASK|>",
+                                                   "[MASK]",   "<mask>",   "<|mdm_mask|>"};
 
 static bool model_mask_(Model *m, const ModelOptions *o, Err *e) {
     DecodeRecord *d = &m->decode;
     d->mask_id = -1;
     if (o->mask_id >= 0) {
         if (o->mask_id >= m->n_vocab)
-            return err_set(e, ERR_USAGE, "--mask-token-id %d is outside the vocabulary of %d tokens", o->mask_id, m->n_vocab);
+            return err_set(e, ERR_USAGE,
+                           "--mask-token-id %d is outside the vocabulary of %d tokens", o->mask_id,
+                           m->n_vocab);
         d->mask_id = o->mask_id, d->from_mask = FROM_FLAG;
     } else if (m->tok->mask >= 0) {
         d->mask_id = m->tok->mask, d->from_mask = FROM_FILE;
@@ -239,19 +262,21 @@ static bool model_mask_(Model *m, const ModelOptions *o, Err *e) {
 }
 
 /* A u32 key of the record: *out keeps its default when the key is absent. */
-static bool model_record_u32_(const Model *m, const char *key, u32 lo, u32 hi, i32 *out, ModelSource *from, Err *e) {
+static bool model_record_u32_(const Model *m, const char *key, u32 lo, u32 hi, i32 *out,
+                              ModelSource *from, Err *e) {
     u32 v = UINT32_MAX;
     if (!gguf_get_u32(m->file, key, &v, e)) return false;
     if (v == UINT32_MAX) return true;
     if (v < lo || v > hi)
-        return err_set(e, ERR_MODEL, "%s: %s is %u; dlm accepts %u to %u", m->file->label, key, v, lo, hi);
+        return err_set(e, ERR_MODEL, "%s: %s is %u; dlm accepts %u to %u", m->file->label, key, v,
+                       lo, hi);
     *out = (i32)v, *from = FROM_FILE;
     return true;
 }
 
 /* A string key of the record, one of n names; *out keeps its default when the key is absent. */
-static bool model_record_name_(const Model *m, const char *key, const char *const *names, int n, int *out,
-                               ModelSource *from, Err *e) {
+static bool model_record_name_(const Model *m, const char *key, const char *const *names, int n,
+                               int *out, ModelSource *from, Err *e) {
     Str v = {0};
     if (!gguf_get_str(m->file, key, &v, e)) return false;
     if (v.n == 0) return true;
@@ -260,42 +285,52 @@ static bool model_record_name_(const Model *m, const char *key, const char *cons
             *out = i, *from = FROM_FILE;
             return true;
         }
-    return err_set(e, ERR_MODEL, "%s: %s is '%.*s', which dlm does not know", m->file->label, key, STR_ARG(v));
+    return err_set(e, ERR_MODEL, "%s: %s is '%.*s', which dlm does not know", m->file->label, key,
+                   STR_ARG(v));
 }
 
 static bool model_record_(Model *m, const ModelOptions *o, Err *e) {
-    static const char *const aligns[] = {"absolute", "prompt_end"}, *const firsts[] = {"masked", "commit"},
-                      *const rules[] = {"threshold"};
+    static const char *const aligns[] = {"absolute", "prompt_end"},
+                             *const firsts[] = {"masked", "commit"}, *const rules[] = {"threshold"};
     DecodeRecord *d = &m->decode;
     char key[128];
     int attention = ATTEND_CAUSAL, align = 0, first = 0, rule = 0;
     ModelSource from_rule = FROM_DEFAULT;
     *d = (DecodeRecord){.block_size = 32, .sub_block_size = 8, .threshold = 0.9f, .shift = true};
-    bool causal = true, has_causal = gguf_find(m->file, str_of(model_key_(m, key, "attention.causal")));
+    bool causal = true,
+         has_causal = gguf_find(m->file, str_of(model_key_(m, key, "attention.causal")));
     if (!gguf_get_bool(m->file, key, &causal, e)) return false;
     if (has_causal && !causal) attention = ATTEND_FULL, d->from_attention = FROM_FILE;
-    if (!model_record_name_(m, "diffusion.attention", MODEL_ATTENTION_NAMES, 3, &attention, &d->from_attention, e))
+    if (!model_record_name_(m, "diffusion.attention", MODEL_ATTENTION_NAMES, 3, &attention,
+                            &d->from_attention, e))
         return false;
     align = attention != ATTEND_BLOCK; /* only the block mask ties blocks to absolute positions */
-    if (!model_record_name_(m, "diffusion.align", aligns, 2, &align, &d->from_align, e)) return false;
-    if (!model_record_name_(m, "diffusion.first_token", firsts, 2, &first, &d->from_first, e)) return false;
+    if (!model_record_name_(m, "diffusion.align", aligns, 2, &align, &d->from_align, e))
+        return false;
+    if (!model_record_name_(m, "diffusion.first_token", firsts, 2, &first, &d->from_first, e))
+        return false;
     if (!model_record_name_(m, "diffusion.rule", rules, 1, &rule, &from_rule, e)) return false;
     d->attention = (ModelAttention)attention;
     d->align_prompt = align, d->first_by_commit = first;
     if (gguf_find(m->file, STR("diffusion.shift_logits"))) d->from_shift = FROM_FILE;
     if (!gguf_get_bool(m->file, "diffusion.shift_logits", &d->shift, e)) return false;
-    if (!model_record_u32_(m, "diffusion.block_size", 1, MODEL_BLOCK_MAX, &d->block_size, &d->from_block, e)) return false;
+    if (!model_record_u32_(m, "diffusion.block_size", 1, MODEL_BLOCK_MAX, &d->block_size,
+                           &d->from_block, e))
+        return false;
     d->sub_block_size = d->block_size % 8 ? d->block_size : 8;
-    if (!model_record_u32_(m, "diffusion.sub_block_size", 1, (u32)d->block_size, &d->sub_block_size, &d->from_sub_block, e))
+    if (!model_record_u32_(m, "diffusion.sub_block_size", 1, (u32)d->block_size, &d->sub_block_size,
+                           &d->from_sub_block, e))
         return false;
     if (d->block_size % d->sub_block_size)
-        return err_set(e, ERR_MODEL, "%s: diffusion.sub_block_size %d does not divide diffusion.block_size %d",
+        return err_set(e, ERR_MODEL,
+                       "%s: diffusion.sub_block_size %d does not divide diffusion.block_size %d",
                        m->file->label, d->sub_block_size, d->block_size);
     if (gguf_find(m->file, STR("diffusion.threshold"))) d->from_threshold = FROM_FILE;
     if (!gguf_get_f32(m->file, "diffusion.threshold", &d->threshold, e)) return false;
     if (!(d->threshold > 0 && d->threshold <= 1))
-        return err_set(e, ERR_MODEL, "%s: diffusion.threshold is %g; it must be above 0 and at most 1", m->file->label,
-                       (f64)d->threshold);
+        return err_set(e, ERR_MODEL,
+                       "%s: diffusion.threshold is %g; it must be above 0 and at most 1",
+                       m->file->label, (f64)d->threshold);
     return model_mask_(m, o, e);
 }
 
@@ -303,16 +338,19 @@ static bool model_record_(Model *m, const ModelOptions *o, Err *e) {
 static bool model_read(Model *m, const Gguf *file, const Tok *tok, const ModelOptions *o, Err *e) {
     *m = (Model){.file = file, .tok = tok, .n_vocab = (i32)tok->n_vocab};
     if (!gguf_get_str(file, "general.name", &m->name, e)) return false;
-    return model_family_(m, e) && model_sizes_(m, e) && model_activation_(m, e) && model_rope_(m, e) &&
-           model_record_(m, o, e);
+    return model_family_(m, e) && model_sizes_(m, e) && model_activation_(m, e) &&
+           model_rope_(m, e) && model_record_(m, o, e);
 }
 
 /* Can this model fill masks at all? If not, *why says what is missing and what to do. */
 static bool model_can_diffuse(const Model *m, Err *why) {
     if (m->decode.mask_id >= 0) return true;
-    return err_set(why, ERR_MODEL, "Model does not appear to be DLM-trained: %s has no tokenizer.ggml.mask_token_id and no "
-                   "mask token in its vocabulary; give its id with --mask-token-id ID, or decode one token at a time "
-                   "with --decode-mode ar", m->file->label);
+    return err_set(
+        why, ERR_MODEL,
+        "Model does not appear to be DLM-trained: %s has no tokenizer.ggml.mask_token_id and no "
+        "mask token in its vocabulary; give its id with --mask-token-id ID, or decode one token at a time "
+        "with --decode-mode ar",
+        m->file->label);
 }
 
 /* ---- weights ---- */
@@ -332,16 +370,19 @@ static const GgufTensor *model_find_(ModelBinder *b, const char *name) {
 
 static bool model_shape_(ModelBinder *b, const GgufTensor *t, const char *name, u64 ne0, u64 ne1) {
     if (t->ne[0] == ne0 && t->ne[1] == ne1 && t->ne[2] == 1 && t->ne[3] == 1) return true;
-    return err_set(b->e, ERR_MODEL,
-                   "%s: tensor %s is [%llu, %llu, %llu, %llu] but the metadata says [%llu, %llu]; the file was written "
-                   "wrongly, convert it again", b->m->file->label, name, (unsigned long long)t->ne[0],
-                   (unsigned long long)t->ne[1], (unsigned long long)t->ne[2], (unsigned long long)t->ne[3],
-                   (unsigned long long)ne0, (unsigned long long)ne1);
+    return err_set(
+        b->e, ERR_MODEL,
+        "%s: tensor %s is [%llu, %llu, %llu, %llu] but the metadata says [%llu, %llu]; the file was written "
+        "wrongly, convert it again",
+        b->m->file->label, name, (unsigned long long)t->ne[0], (unsigned long long)t->ne[1],
+        (unsigned long long)t->ne[2], (unsigned long long)t->ne[3], (unsigned long long)ne0,
+        (unsigned long long)ne1);
 }
 
 static bool model_absent_(ModelBinder *b, const char *name, ModelNeed need) {
     if (need != NEED_YES) return true;
-    return err_set(b->e, ERR_MODEL, "%s: tensor %s is missing; architecture %s cannot run without it",
+    return err_set(b->e, ERR_MODEL,
+                   "%s: tensor %s is missing; architecture %s cannot run without it",
                    b->m->file->label, name, b->m->family->arch);
 }
 
@@ -351,15 +392,19 @@ static bool model_vector_(ModelBinder *b, const char *name, i32 n, ModelNeed nee
     if (!t) return model_absent_(b, name, need);
     if (!model_shape_(b, t, name, (u64)n, 1)) return false;
     if (quant_is_ternary(t->type))
-        return err_set(b->e, ERR_MODEL, "%s: tensor %s is a vector in a ternary type; it must be F32 or F16",
+        return err_set(b->e, ERR_MODEL,
+                       "%s: tensor %s is a vector in a ternary type; it must be F32 or F16",
                        b->m->file->label, name);
     f32 *host = mem_alloc_n((u64)n, sizeof(f32), b->e);
     if (host) quant_values(t->type, t->data, n, host);
     for (i32 i = 0; host && i < n; i++)
         if (!(f32_abs_(host[i]) < 1e30f)) {
             mem_free(host);
-            return err_set(b->e, ERR_MODEL, "%s: tensor %s holds a value that is not a finite number, at element %d: the file "
-                           "is damaged", b->m->file->label, name, i);
+            return err_set(
+                b->e, ERR_MODEL,
+                "%s: tensor %s holds a value that is not a finite number, at element %d: the file "
+                "is damaged",
+                b->m->file->label, name, i);
         }
     *out = host ? b->m->ops->alloc(b->m->ops->self, (u64)n * sizeof(f32)) : NULL;
     if (!*out) err_set(b->e, ERR_MEMORY, "out of memory for tensor %s", name);
@@ -371,7 +416,8 @@ static bool model_vector_(ModelBinder *b, const char *name, i32 n, ModelNeed nee
     return *out != NULL;
 }
 
-/* The optional scalar beside a matrix: BitNet files of the `bitnet` family may keep the weight scale there. */
+/* The optional scalar beside a matrix: BitNet files of the `bitnet` family may keep the weight
+ * scale there. */
 static bool model_extra_scale_(ModelBinder *b, const char *name, f32 *scale) {
     char full[128];
     snprintf(full, sizeof full, "%s.scale", name);
@@ -380,35 +426,47 @@ static bool model_extra_scale_(ModelBinder *b, const char *name, f32 *scale) {
     if (!t) return true;
     if (!model_shape_(b, t, full, 1, 1)) return false;
     if (t->type != DLM_F32)
-        return err_set(b->e, ERR_MODEL, "%s: tensor %s must be F32, found %s", b->m->file->label, full,
-                       gguf_type_name((u32)t->type));
+        return err_set(b->e, ERR_MODEL, "%s: tensor %s must be F32, found %s", b->m->file->label,
+                       full, gguf_type_name((u32)t->type));
     *scale = load_f32(t->data);
     return true;
 }
 
 /* `{base}.weight` as [n_out][n_in], scaled by `{base}.scale` where there is one. */
-static bool model_matrix_(ModelBinder *b, const char *base, i32 n_in, i32 n_out, ModelNeed need, DlmMat *out) {
+static bool model_matrix_(ModelBinder *b, const char *base, i32 n_in, i32 n_out, ModelNeed need,
+                          DlmMat *out) {
     char name[128];
     snprintf(name, sizeof name, "%s.weight", base);
     const GgufTensor *g = model_find_(b, name);
     if (!g) return model_absent_(b, name, need);
     if (!model_shape_(b, g, name, (u64)n_in, (u64)n_out)) return false;
-    DlmTensor t = {.name = name, .type = g->type, .i2s_layout = b->o->i2s_layout, .n_in = n_in, .n_out = n_out,
-                   .data = g->data, .n_bytes = g->n_bytes, .extra_scale = 1};
+    DlmTensor t = {.name = name,
+                   .type = g->type,
+                   .i2s_layout = b->o->i2s_layout,
+                   .n_in = n_in,
+                   .n_out = n_out,
+                   .data = g->data,
+                   .n_bytes = g->n_bytes,
+                   .extra_scale = 1};
     if (!model_extra_scale_(b, base, &t.extra_scale)) return false;
     if (t.extra_scale != 1 && !quant_is_ternary(t.type))
-        return err_set(b->e, ERR_MODEL, "%s: tensor %s has a .scale beside it but is %s; dlm scales ternary weights only",
-                       b->m->file->label, name, gguf_type_name((u32)t.type));
+        return err_set(
+            b->e, ERR_MODEL,
+            "%s: tensor %s has a .scale beside it but is %s; dlm scales ternary weights only",
+            b->m->file->label, name, gguf_type_name((u32)t.type));
     DlmOps *ops = b->m->ops;
     const char *why = ops->mat_load(ops->self, out, &t);
-    if (why) return err_set(b->e, strncmp(why, "out of memory", 13) ? ERR_MODEL : ERR_MEMORY, "%s: %s", b->m->file->label, why);
+    if (why)
+        return err_set(b->e, strncmp(why, "out of memory", 13) ? ERR_MODEL : ERR_MEMORY, "%s: %s",
+                       b->m->file->label, why);
     if (out->owned && b->o->mapped) os_forget(g->data, g->n_bytes);
     if (out->owned)
         b->m->weight_bytes += (u64)(out->n_out + 15) / 16 * 16 * (u64)((out->n_in + 15) / 16) * 4;
     return true;
 }
 
-/* The tensors of a layer, as data: name, where it goes, and which of the model's sizes it must have. */
+/* The tensors of a layer, as data: name, where it goes, and which of the model's sizes it must
+ * have. */
 typedef enum { SIZE_EMBD, SIZE_Q, SIZE_KV, SIZE_FF } ModelSize;
 
 static i32 model_size_(const Model *m, ModelSize s) {
@@ -426,9 +484,12 @@ static const struct {
     size_t at;
     ModelSize n_in, n_out;
 } MODEL_MATRICES[] = {
-    {"attn_q", offsetof(ModelLayer, q), SIZE_EMBD, SIZE_Q},       {"attn_k", offsetof(ModelLayer, k), SIZE_EMBD, SIZE_KV},
-    {"attn_v", offsetof(ModelLayer, v), SIZE_EMBD, SIZE_KV},      {"attn_output", offsetof(ModelLayer, o), SIZE_Q, SIZE_EMBD},
-    {"ffn_gate", offsetof(ModelLayer, gate), SIZE_EMBD, SIZE_FF}, {"ffn_up", offsetof(ModelLayer, up), SIZE_EMBD, SIZE_FF},
+    {"attn_q", offsetof(ModelLayer, q), SIZE_EMBD, SIZE_Q},
+    {"attn_k", offsetof(ModelLayer, k), SIZE_EMBD, SIZE_KV},
+    {"attn_v", offsetof(ModelLayer, v), SIZE_EMBD, SIZE_KV},
+    {"attn_output", offsetof(ModelLayer, o), SIZE_Q, SIZE_EMBD},
+    {"ffn_gate", offsetof(ModelLayer, gate), SIZE_EMBD, SIZE_FF},
+    {"ffn_up", offsetof(ModelLayer, up), SIZE_EMBD, SIZE_FF},
     {"ffn_down", offsetof(ModelLayer, down), SIZE_FF, SIZE_EMBD},
 };
 
@@ -452,26 +513,31 @@ static const struct {
 static bool model_layer_(ModelBinder *b, i32 index) {
     const Model *m = b->m;
     ModelLayer *layer = &m->layers[index];
-    const ModelNeed needs[] = {[WHEN_ALWAYS] = NEED_YES, [WHEN_SUB_NORM] = m->family->sub_norm,
+    const ModelNeed needs[] = {[WHEN_ALWAYS] = NEED_YES,
+                               [WHEN_SUB_NORM] = m->family->sub_norm,
                                [WHEN_QKV_BIAS] = m->family->qkv_bias};
     char name[96];
     for (size_t i = 0; i < COUNT_OF(MODEL_MATRICES); i++) {
         snprintf(name, sizeof name, "blk.%d.%s", index, MODEL_MATRICES[i].name);
-        if (!model_matrix_(b, name, model_size_(m, MODEL_MATRICES[i].n_in), model_size_(m, MODEL_MATRICES[i].n_out), NEED_YES,
+        if (!model_matrix_(b, name, model_size_(m, MODEL_MATRICES[i].n_in),
+                           model_size_(m, MODEL_MATRICES[i].n_out), NEED_YES,
                            (DlmMat *)(void *)((u8 *)layer + MODEL_MATRICES[i].at)))
             return false;
     }
     for (size_t i = 0; i < COUNT_OF(MODEL_VECTORS); i++) {
         snprintf(name, sizeof name, "blk.%d.%s", index, MODEL_VECTORS[i].name);
-        if (!model_vector_(b, name, model_size_(m, MODEL_VECTORS[i].n), needs[MODEL_VECTORS[i].when],
+        if (!model_vector_(b, name, model_size_(m, MODEL_VECTORS[i].n),
+                           needs[MODEL_VECTORS[i].when],
                            (f32 **)(void *)((u8 *)layer + MODEL_VECTORS[i].at)))
             return false;
     }
     snprintf(name, sizeof name, "blk.%d.attn_output.bias", index);
-    if (!model_vector_(b, name, m->n_embd, m->family->qkv_bias == NEED_MAYBE ? NEED_MAYBE : NEED_NO, &layer->bias_o))
+    if (!model_vector_(b, name, m->n_embd, m->family->qkv_bias == NEED_MAYBE ? NEED_MAYBE : NEED_NO,
+                       &layer->bias_o))
         return false;
     if ((layer->norm_attn_sub == NULL) == (layer->norm_ffn_sub == NULL)) return true;
-    return err_set(b->e, ERR_MODEL, "%s: blk.%d has only one of attn_sub_norm and ffn_sub_norm; SubLN needs both",
+    return err_set(b->e, ERR_MODEL,
+                   "%s: blk.%d has only one of attn_sub_norm and ffn_sub_norm; SubLN needs both",
                    m->file->label, index);
 }
 
@@ -480,12 +546,13 @@ static bool model_rope_factors_(ModelBinder *b) {
     if (!t) return true;
     if (!model_shape_(b, t, "rope_freqs.weight", (u64)b->m->n_rot / 2, 1)) return false;
     if (t->type != DLM_F32)
-        return err_set(b->e, ERR_MODEL, "%s: rope_freqs.weight must be F32, found %s", b->m->file->label,
-                       gguf_type_name((u32)t->type));
+        return err_set(b->e, ERR_MODEL, "%s: rope_freqs.weight must be F32, found %s",
+                       b->m->file->label, gguf_type_name((u32)t->type));
     b->m->rope_factors = (const f32 *)(const void *)t->data;
     for (i32 i = 0; i < b->m->n_rot / 2; i++)
         if (!(b->m->rope_factors[i] > 0))
-            return err_set(b->e, ERR_MODEL, "%s: rope_freqs.weight[%d] is not a positive number", b->m->file->label, i);
+            return err_set(b->e, ERR_MODEL, "%s: rope_freqs.weight[%d] is not a positive number",
+                           b->m->file->label, i);
     return true;
 }
 
@@ -494,9 +561,12 @@ static bool model_all_used_(ModelBinder *b) {
     const Gguf *f = b->m->file;
     for (u32 i = 0; i < f->n_tensors; i++)
         if (!b->used[i])
-            return err_set(b->e, ERR_MODEL,
-                           "%s: tensor %.*s is not part of architecture %s as dlm knows it; running without it would give "
-                           "wrong text", f->label, STR_ARG(f->tensors[i].name), b->m->family->arch);
+            return err_set(
+                b->e, ERR_MODEL,
+                "%s: tensor %.*s is not part of architecture %s as dlm knows it; running "
+                "without it would give "
+                "wrong text",
+                f->label, STR_ARG(f->tensors[i].name), b->m->family->arch);
     return true;
 }
 
@@ -505,8 +575,10 @@ static bool model_bind_(ModelBinder *b) {
     if (!model_matrix_(b, "token_embd", m->n_embd, m->n_vocab, NEED_YES, &m->embed)) return false;
     if (!model_vector_(b, "output_norm.weight", m->n_embd, NEED_YES, &m->norm_out)) return false;
     m->tied = gguf_tensor(m->file, STR("output.weight")) == NULL;
-    if (m->tied) m->output = m->embed;
-    else if (!model_matrix_(b, "output", m->n_embd, m->n_vocab, NEED_YES, &m->output)) return false;
+    if (m->tied)
+        m->output = m->embed;
+    else if (!model_matrix_(b, "output", m->n_embd, m->n_vocab, NEED_YES, &m->output))
+        return false;
     for (i32 i = 0; i < m->n_layer; i++)
         if (!model_layer_(b, i)) return false;
     return model_rope_factors_(b) && model_all_used_(b);
@@ -520,7 +592,8 @@ static void model_unload(Model *m) {
         u8 *layer = (u8 *)&m->layers[i];
         for (size_t j = 0; j < COUNT_OF(MODEL_MATRICES); j++)
             ops->mat_free(ops->self, (DlmMat *)(void *)(layer + MODEL_MATRICES[j].at));
-        for (size_t j = 0; j < COUNT_OF(MODEL_VECTORS); j++) ops->free(ops->self, *(f32 **)(void *)(layer + MODEL_VECTORS[j].at));
+        for (size_t j = 0; j < COUNT_OF(MODEL_VECTORS); j++)
+            ops->free(ops->self, *(f32 **)(void *)(layer + MODEL_VECTORS[j].at));
         ops->free(ops->self, m->layers[i].bias_o);
     }
     if (!m->tied) ops->mat_free(ops->self, &m->output);
@@ -547,7 +620,11 @@ static bool model_load(Model *m, const ModelOptions *o, DlmOps *ops, Err *e) {
 
 /* How often each 2-bit code occurs in a ternary tensor: counts[0..3] are values -1, 0, +1, +2. */
 static bool model_count_codes(const GgufTensor *t, DlmI2sLayout layout, u64 counts[4], Err *e) {
-    DlmTensor d = {.type = t->type, .i2s_layout = layout, .n_in = (i64)t->ne[0], .n_out = (i64)t->ne[1], .data = t->data};
+    DlmTensor d = {.type = t->type,
+                   .i2s_layout = layout,
+                   .n_in = (i64)t->ne[0],
+                   .n_out = (i64)t->ne[1],
+                   .data = t->data};
     memset(counts, 0, 4 * sizeof *counts);
     u8 *codes = mem_alloc(t->ne[0], e);
     f32 *scales = codes ? mem_alloc_n(t->ne[0], sizeof(f32), e) : NULL;

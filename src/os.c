@@ -152,16 +152,16 @@ static void os_unmap(OsMap *m) {
     *m = (OsMap){0};
 }
 
-/* Asks for large pages under a block that will be filled and then read over and over: fewer page faults while it
- * is filled, fewer misses of the address cache after. A hint; refused silently. */
+/* Asks for large pages under a block that will be filled and then read over and over: fewer page
+ * faults while it is filled, fewer misses of the address cache after. A hint; refused silently. */
 static void os_want_huge_pages(void *p, u64 n) {
     const uintptr_t huge = 2u << 20;
     uintptr_t from = ((uintptr_t)p + huge - 1) / huge * huge, to = ((uintptr_t)p + n) / huge * huge;
     if (from < to) madvise((void *)from, to - from, MADV_HUGEPAGE);
 }
 
-/* Gives back the pages that lie wholly inside [p, p + n) of a file mapping; touched again, they are read again.
- * Never for memory that was written to: its contents would be lost. */
+/* Gives back the pages that lie wholly inside [p, p + n) of a file mapping; touched again, they are
+ * read again. Never for memory that was written to: its contents would be lost. */
 static void os_forget(const void *p, u64 n) {
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = ((uintptr_t)p + page - 1) / page * page;
     uintptr_t to = ((uintptr_t)p + n) / page * page;

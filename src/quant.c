@@ -2,10 +2,11 @@
  *
  * Owns:      nothing.
  * Stands on: base, dlm_kernels.h
- * Promises:  reads and writes only the row asked for; never allocates; the same bits on every machine.
+ * Promises:  reads and writes only the row asked for; never allocates; the same bits on every
+ *            machine.
  *
- * Block layouts: dlm_kernels.h. Rounding in the encoders follows ggml's reference quantizers, so that a file
- * written here equals one written there. */
+ * Block layouts: dlm_kernels.h. Rounding in the encoders follows ggml's reference quantizers, so
+ * that a file written here equals one written there. */
 #ifndef DLM_QUANT_C
 #define DLM_QUANT_C
 
@@ -36,8 +37,9 @@ static u16 f32_to_f16(f32 x) {
     u32 bits;
     memcpy(&bits, &x, sizeof bits);
     u32 sign = bits >> 16 & 0x8000u, mag = bits & 0x7fffffffu;
-    if (mag > 0x7f800000u) return (u16)(sign | 0x7e00u | (mag >> 13 & 0x3ffu)); /* NaN, made quiet */
-    if (mag >= 0x477ff000u) return (u16)(sign | 0x7c00u);                       /* 65520 and above */
+    if (mag > 0x7f800000u)
+        return (u16)(sign | 0x7e00u | (mag >> 13 & 0x3ffu)); /* NaN, made quiet */
+    if (mag >= 0x477ff000u) return (u16)(sign | 0x7c00u);    /* 65520 and above */
     if (mag < 0x38800000u) { /* below 2^-14: the result is a multiple of 2^-24 */
         f32 a;
         memcpy(&a, &mag, sizeof a);
@@ -67,7 +69,8 @@ static f32 f32_abs_(f32 x) {
     return x < 0 ? -x : x;
 }
 
-/* Round half to even for |x| < 2^22. The sum forces the rounding; volatile is not needed without -ffast-math. */
+/* Round half to even for |x| < 2^22. The sum forces the rounding; volatile is not needed without
+ * -ffast-math. */
 static f32 f32_rint_(f32 x) {
     const f32 magic = 12582912.0f; /* 1.5 * 2^23 */
     return (x + magic) - magic;
@@ -93,7 +96,8 @@ static const DlmTypeInfo *quant_info(DlmType type) {
     return NULL;
 }
 
-/* Bytes of one row of n weights; n must divide by the block size. Not for I2_S, whose rows share bytes. */
+/* Bytes of one row of n weights; n must divide by the block size. Not for I2_S, whose rows share
+ * bytes. */
 static u64 quant_row_bytes(DlmType type, i64 n) {
     const DlmTypeInfo *info = quant_info(type);
     ASSERT(info && type != DLM_I2_S && n > 0 && n % info->block == 0);
@@ -102,10 +106,12 @@ static u64 quant_row_bytes(DlmType type, i64 n) {
 
 /* ---- ternary codes: value = (code - 1) * scale ---- */
 
-/* Loading a model decodes every weight once, so the two common formats decode several codes in one u64. */
+/* Loading a model decodes every weight once, so the two common formats decode several codes in one
+ * u64. */
 
-/* Trit n of four TQ1_0 bytes, which lie in the 16-bit lanes of x, to four codes. A byte is ceil(value * 256 / 3^5):
- * multiplying by 3^n shifts trit n to the top of its low 8 bits, and times 3, over 256, it is the trit. */
+/* Trit n of four TQ1_0 bytes, which lie in the 16-bit lanes of x, to four codes. A byte is
+ * ceil(value * 256 / 3^5): multiplying by 3^n shifts trit n to the top of its low 8 bits, and times
+ * 3, over 256, it is the trit. */
 static void tq1_four_(u64 x, int n, u8 *codes) {
     static const u8 pow3[5] = {1, 3, 9, 27, 81};
     u64 t = (x * pow3[n] & 0x00ff00ff00ff00ffu) * 3 >> 8 & 0x0003000300030003u;
@@ -113,10 +119,12 @@ static void tq1_four_(u64 x, int n, u8 *codes) {
     memcpy(codes, &four, sizeof four);
 }
 
-/* The n_trits trits of n bytes (a multiple of 4): trit j of byte m goes to codes[stride * j + m]. */
+/* The n_trits trits of n bytes (a multiple of 4): trit j of byte m goes to codes[stride * j + m].
+ */
 static void tq1_run_(const u8 *bytes, int n, int n_trits, int stride, u8 *codes) {
     for (int m = 0; m < n; m += 4) {
-        u64 x = bytes[m] | (u64)bytes[m + 1] << 16 | (u64)bytes[m + 2] << 32 | (u64)bytes[m + 3] << 48;
+        u64 x =
+            bytes[m] | (u64)bytes[m + 1] << 16 | (u64)bytes[m + 2] << 32 | (u64)bytes[m + 3] << 48;
         for (int j = 0; j < n_trits; j++) tq1_four_(x, j, codes + stride * j + m);
     }
 }
@@ -127,7 +135,8 @@ static void tq1_codes_(const DlmBlockTQ1_0 *b, u8 *codes /* [256] */) {
     tq1_run_(b->qh, 4, 4, 4, codes + 240);
 }
 
-/* 32 bytes of 2-bit codes to 128 codes: field l (shift[l] bits up) of byte m goes to codes[32 l + m]. */
+/* 32 bytes of 2-bit codes to 128 codes: field l (shift[l] bits up) of byte m goes to codes[32 l +
+ * m]. */
 static void four_fields_(const u8 *bytes, const u8 shift[4], u8 *codes) {
     for (int m = 0; m < 32; m += 8) {
         u64 x = load_u64(bytes + m);
@@ -148,11 +157,14 @@ static void q2_codes_(const DlmBlockQ2_0 *b, u8 *codes /* [64] */) {
     for (int j = 0; j < DLM_QK2_0; j++) codes[j] = b->qs[j / 4] >> 2 * (j % 4) & 3;
 }
 
-/* Codes of row `row` of an I2_S tensor. The flat layouts run over row ends, so elements are found one by one. */
+/* Codes of row `row` of an I2_S tensor. The flat layouts run over row ends, so elements are found
+ * one by one. */
 static void i2s_codes_(const DlmTensor *t, i64 row, u8 *codes /* [n_in] */) {
     static const u8 falling[4] = {6, 4, 2, 0};
-    if (t->i2s_layout == DLM_I2S_128 && t->n_in % 128 == 0) { /* rows of whole groups: every official file */
-        for (i64 i = 0; i < t->n_in; i += 128) four_fields_(t->data + (row * t->n_in + i) / 4, falling, codes + i);
+    if (t->i2s_layout == DLM_I2S_128 &&
+        t->n_in % 128 == 0) { /* rows of whole groups: every official file */
+        for (i64 i = 0; i < t->n_in; i += 128)
+            four_fields_(t->data + (row * t->n_in + i) / 4, falling, codes + i);
         return;
     }
     for (i64 i = 0; i < t->n_in; i++) {
@@ -168,7 +180,8 @@ static void i2s_codes_(const DlmTensor *t, i64 row, u8 *codes /* [n_in] */) {
     }
 }
 
-/* True when the whole tensor fills whole groups of its I2_S layout; else the layout cannot be the right one. */
+/* True when the whole tensor fills whole groups of its I2_S layout; else the layout cannot be the
+ * right one. */
 static bool quant_i2s_fits(const DlmTensor *t) {
     i64 n = t->n_in * t->n_out;
     switch (t->i2s_layout) {
@@ -219,7 +232,8 @@ static bool quant_is_blocks(DlmType type) {
 }
 
 /* The 16 levels of IQ4_NL and IQ4_XS: ggml's non-linear 4-bit table. */
-static const i8 QUANT_IQ4_LEVELS[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+static const i8 QUANT_IQ4_LEVELS[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                        1,    13,   25,  38,  53,  69,  89,  113};
 
 static void nibbles_(i8 *q, const u8 *qs) { /* 32 codes: the low halves, then the high ones */
     for (int j = 0; j < 16; j++) q[j] = qs[j] & 15, q[j + 16] = qs[j] >> 4;
@@ -302,8 +316,9 @@ static void q3_K_unpack_(const u8 *p, DlmUnpacked *u) {
     u->d = f16_to_f32(b->d), u->dmin = 0;
 }
 
-/* The 8 scales and 8 minima of Q4_K and Q5_K, 6 bits each in 12 bytes: the first four of both lie in the low bits of
- * bytes 0..7, the last four's low halves in bytes 8..11, their high 2 bits on top of bytes 0..7. */
+/* The 8 scales and 8 minima of Q4_K and Q5_K, 6 bits each in 12 bytes: the first four of both lie
+ * in the low bits of bytes 0..7, the last four's low halves in bytes 8..11, their high 2 bits on
+ * top of bytes 0..7. */
 static void k_scales_(const u8 s[12], DlmUnpacked *u) {
     u32 a = load_u32(s), b = load_u32(s + 4), c = load_u32(s + 8);
     const u32 scale[2] = {a & 0x3f3f3f3fu, (c & 0x0f0f0f0fu) | (a >> 2 & 0x30303030u)};
@@ -316,7 +331,8 @@ static void k_scales_(const u8 s[12], DlmUnpacked *u) {
 
 static void k_nibbles_(i8 *q, const u8 qs[128]) {
     for (int k = 0; k < 4; k++)
-        for (int l = 0; l < 32; l++) q[64 * k + l] = qs[32 * k + l] & 15, q[64 * k + 32 + l] = qs[32 * k + l] >> 4;
+        for (int l = 0; l < 32; l++)
+            q[64 * k + l] = qs[32 * k + l] & 15, q[64 * k + 32 + l] = qs[32 * k + l] >> 4;
 }
 
 static void q4_K_unpack_(const u8 *p, DlmUnpacked *u) {
@@ -428,7 +444,8 @@ static void ternary_codes_of_(const f32 *x, int n, u8 *codes, u16 *d16, int code
 static u8 tq1_byte_(const u8 *codes, int stride, int n_trits) {
     u32 v = 0;
     for (int n = 0; n < 5; n++) v = v * 3 + (n < n_trits ? codes[n * stride] : 0);
-    return (u8)((v * 256 + 242) / 243); /* ceil(v * 256 / 3^5): decoding by multiplication then is exact */
+    return (u8)((v * 256 + 242) /
+                243); /* ceil(v * 256 / 3^5): decoding by multiplication then is exact */
 }
 
 static void tq1_encode_(DlmBlockTQ1_0 *b, const f32 *x) {
@@ -455,8 +472,9 @@ static void q2_encode_(DlmBlockQ2_0 *b, const f32 *x) {
         b->qs[i] = (u8)(c[4 * i] | c[4 * i + 1] << 2 | c[4 * i + 2] << 4 | c[4 * i + 3] << 6);
 }
 
-/* Encodes a row; out has quant_row_bytes(type, n) bytes. False for a type without a row encoder (I2_S: its one
- * scale belongs to the whole tensor; nor the 2- to 6-bit types, which dlm only reads). */
+/* Encodes a row; out has quant_row_bytes(type, n) bytes. False for a type without a row encoder
+ * (I2_S: its one scale belongs to the whole tensor; nor the 2- to 6-bit types, which dlm only
+ * reads). */
 static bool quant_encode_row(DlmType type, const f32 *x, i64 n, u8 *out) {
     if (type == DLM_I2_S || (quant_is_blocks(type) && type != DLM_Q8_0)) return false;
     u64 bytes = quant_row_bytes(type, n);

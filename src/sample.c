@@ -2,11 +2,12 @@
  *
  * Owns:      nothing; the candidate heap is the caller's.
  * Stands on: base kern_ref
- * Promises:  the same (logits, parameters, seed, position, step) give the same token, whatever else runs.
+ * Promises:  the same (logits, parameters, seed, position, step) give the same token, whatever else
+ *            runs.
  *
- * Filters apply in llama.cpp's order: top-k, top-p, min-p on the plain softmax, then temperature on what is left.
- * The confidence of a token is always its plain probability (temperature 1, unfiltered): a tempered one would
- * flood the reveal threshold. */
+ * Filters apply in llama.cpp's order: top-k, top-p, min-p on the plain softmax, then temperature on
+ * what is left. The confidence of a token is always its plain probability (temperature 1,
+ * unfiltered): a tempered one would flood the reveal threshold. */
 #ifndef DLM_SAMPLE_C
 #define DLM_SAMPLE_C
 
@@ -53,9 +54,10 @@ static void sample_sift_(const f32 *logits, i32 *heap, i32 n, i32 at) {
     }
 }
 
-/* Pops the likeliest ids off the heap until a filter says enough; they end up, likeliest first, at the heap's end.
- * Returns their number, at least 1. */
-static i32 sample_filter_(const f32 *logits, i32 n, const SampleParams *p, f32 max, f32 sum_exp, i32 *heap) {
+/* Pops the likeliest ids off the heap until a filter says enough; they end up, likeliest first, at
+ * the heap's end. Returns their number, at least 1. */
+static i32 sample_filter_(const f32 *logits, i32 n, const SampleParams *p, f32 max, f32 sum_exp,
+                          i32 *heap) {
     for (i32 i = 0; i < n; i++) heap[i] = i;
     for (i32 i = n / 2 - 1; i >= 0; i--) sample_sift_(logits, heap, n, i);
     i32 k_max = p->top_k > 0 ? MIN_OF(p->top_k, n) : n, kept = 0;
@@ -72,23 +74,26 @@ static i32 sample_filter_(const f32 *logits, i32 n, const SampleParams *p, f32 m
     return kept;
 }
 
-/* Draws a token. `best` and `best_prob` are the likeliest token and its softmax probability (DlmOps.top1);
- * heap: scratch for n ids. *prob receives the plain softmax probability of the token drawn. */
-static i32 sample_token(const f32 *logits, i32 n, const SampleParams *p, i32 best, f32 best_prob, f64 uniform, i32 *heap,
-                        f32 *prob) {
+/* Draws a token. `best` and `best_prob` are the likeliest token and its softmax probability
+ * (DlmOps.top1); heap: scratch for n ids. *prob receives the plain softmax probability of the token
+ * drawn. */
+static i32 sample_token(const f32 *logits, i32 n, const SampleParams *p, i32 best, f32 best_prob,
+                        f64 uniform, i32 *heap, f32 *prob) {
     *prob = best_prob;
     if (p->temperature <= 0) return best;
     f32 max = logits[best], inv_t = 1.0f / p->temperature;
     bool filtered = p->top_k > 0 || p->top_p < 1 || p->min_p > 0;
     i32 kept = filtered ? sample_filter_(logits, n, p, max, 1.0f / best_prob, heap) : n;
     f64 total = 0;
-    for (i32 i = 0; i < kept; i++) total += kern_expf((logits[filtered ? heap[n - 1 - i] : i] - max) * inv_t);
+    for (i32 i = 0; i < kept; i++)
+        total += kern_expf((logits[filtered ? heap[n - 1 - i] : i] - max) * inv_t);
     f64 left = uniform * total;
     i32 chosen = best;
     for (i32 i = 0; i < kept; i++) {
         i32 id = filtered ? heap[n - 1 - i] : i;
         f32 e = kern_expf((logits[id] - max) * inv_t);
-        if (e > 0) chosen = id; /* rounding may leave a crumb past the last: it belongs to the last */
+        if (e > 0)
+            chosen = id; /* rounding may leave a crumb past the last: it belongs to the last */
         left -= e;
         if (left < 0) break;
     }

@@ -1,14 +1,15 @@
 /* kern_check.c - every kernel at every level of this machine against the scalar law, bit for bit.
  *
- * In the manner of dav1d's checkasm: sizes around each lane count, extreme and random inputs, buffers that end at
- * an unmapped page, and the benchmark in the same program. One thread and no files, so that it also runs on an
- * emulated CPU.
+ * In the manner of dav1d's checkasm: sizes around each lane count, extreme and random inputs,
+ * buffers that end at an unmapped page, and the benchmark in the same program. One thread and no
+ * files, so that it also runs on an emulated CPU.
  *
  *     kern_check [--level NAME] [--bench] */
 #include "../src/kern.c"
 #include "test.h"
 
-static const i32 SIZES[] = {1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 255, 256, 257, 512, 576, 1000};
+static const i32 SIZES[] = {1,  2,  7,  8,   9,   15,  16,  17,  31,  32,  33,
+                            63, 64, 65, 100, 255, 256, 257, 512, 576, 1000};
 #define N_MAX 4096
 static u64 rng = 12345;
 
@@ -30,7 +31,8 @@ static f32 *guarded_f32(i32 n, int how) {
     return x;
 }
 
-/* NaN equals NaN here; everything else by bits, except that the sign of a zero may differ in max(). */
+/* NaN equals NaN here; everything else by bits, except that the sign of a zero may differ in max().
+ */
 static bool same_floats(const f32 *a, const f32 *b, i32 n) {
     for (i32 i = 0; i < n; i++)
         if (memcmp(a + i, b + i, sizeof *a) != 0 && !(a[i] != a[i] && b[i] != b[i])) return false;
@@ -47,24 +49,27 @@ static void check_rows(const DlmKernels *k) {
             f32 inv_want, inv_got, *x = guarded_f32(n, how), *gain = guarded_f32(n, 0);
             KERN_REF.quantize_row(q_want, &inv_want, &sum_want, x, n);
             k->quantize_row(q_got, &inv_got, &sum_got, x, n);
-            CHECK_MSG(memcmp(q_want, q_got, (size_t)n) == 0 && sum_want == sum_got && same_floats(&inv_want, &inv_got, 1),
+            CHECK_MSG(memcmp(q_want, q_got, (size_t)n) == 0 && sum_want == sum_got &&
+                          same_floats(&inv_want, &inv_got, 1),
                       "%s quantize_row n=%d input %d", k->name, n, how);
             KERN_REF.rms_norm(want, x, gain, n, 1e-5f);
             k->rms_norm(got, x, gain, n, 1e-5f);
             CHECK_MSG(same_floats(want, got, n), "%s rms_norm n=%d input %d", k->name, n, how);
             KERN_REF.to_f16(h_want, x, n);
             k->to_f16(h_got, x, n);
-            CHECK_MSG(memcmp(h_want, h_got, (size_t)n * 2) == 0, "%s to_f16 n=%d input %d", k->name, n, how);
+            CHECK_MSG(memcmp(h_want, h_got, (size_t)n * 2) == 0, "%s to_f16 n=%d input %d", k->name,
+                      n, how);
             for (int act = 0; act < 2; act++) {
                 memcpy(want, x, (size_t)n * sizeof *x);
                 memcpy(got, x, (size_t)n * sizeof *x);
                 KERN_REF.gate(want, gain, n, (DlmAct)act);
                 k->gate(got, gain, n, (DlmAct)act);
-                CHECK_MSG(same_floats(want, got, n), "%s gate %d n=%d input %d", k->name, act, n, how);
+                CHECK_MSG(same_floats(want, got, n), "%s gate %d n=%d input %d", k->name, act, n,
+                          how);
             }
             i32 best_want = KERN_REF.top1(x, n, &inv_want), best_got = k->top1(x, n, &inv_got);
-            CHECK_MSG(best_want == best_got && same_floats(&inv_want, &inv_got, 1), "%s top1 n=%d input %d: %d %d",
-                      k->name, n, how, best_want, best_got);
+            CHECK_MSG(best_want == best_got && same_floats(&inv_want, &inv_got, 1),
+                      "%s top1 n=%d input %d: %d %d", k->name, n, how, best_want, best_got);
             test_guard_free(x);
             test_guard_free(gain);
         }
@@ -91,7 +96,8 @@ static void check_nans(const DlmKernels *k) {
 }
 
 static void check_attend(const DlmKernels *k) {
-    static const i32 dims[] = {2, 8, 16, 17, 32, 48, 64, 80, 96, 128}, cells[] = {1, 2, 15, 16, 17, 33, 100};
+    static const i32 dims[] = {2, 8, 16, 17, 32, 48, 64, 80, 96, 128},
+                     cells[] = {1, 2, 15, 16, 17, 33, 100};
     static f32 want[256], got[256], scores[256];
     for (size_t di = 0; di < COUNT_OF(dims); di++)
         for (size_t ci = 0; ci < COUNT_OF(cells); ci++)
@@ -105,18 +111,22 @@ static void check_attend(const DlmKernels *k) {
                 DlmType t = type ? DLM_F32 : DLM_F16;
                 KERN_REF.attend(want, q, keys, values, t, dim, lo, n, dim, 0.125f, scores);
                 k->attend(got, q, keys, values, t, dim, lo, n, dim, 0.125f, scores);
-                CHECK_MSG(same_floats(want, got, dim), "%s attend dim=%d cells=%d type=%d", k->name, dim, n, type);
+                CHECK_MSG(same_floats(want, got, dim), "%s attend dim=%d cells=%d type=%d", k->name,
+                          dim, n, type);
                 test_guard_free(q);
                 test_guard_free(kv);
                 test_guard_free(half);
             }
 }
 
-/* A matrix of random weights, in guarded memory: values of F32, F16, BF16; any bytes of the block types, whose
- * scales are kept from being infinite. */
+/* A matrix of random weights, in guarded memory: values of F32, F16, BF16; any bytes of the block
+ * types, whose scales are kept from being infinite. */
 static DlmMat random_matrix(const DlmTypeInfo *info, i32 n_out, i32 n_in) {
-    static const DlmMatKind kinds[] = {[DLM_F32] = DLM_MAT_F32, [DLM_F16] = DLM_MAT_F16, [DLM_BF16] = DLM_MAT_BF16};
-    DlmMat m = {.kind = quant_is_blocks(info->type) ? DLM_MAT_BLOCKS : kinds[info->type], .type = info->type, .n_in = n_in,
+    static const DlmMatKind kinds[] = {
+        [DLM_F32] = DLM_MAT_F32, [DLM_F16] = DLM_MAT_F16, [DLM_BF16] = DLM_MAT_BF16};
+    DlmMat m = {.kind = quant_is_blocks(info->type) ? DLM_MAT_BLOCKS : kinds[info->type],
+                .type = info->type,
+                .n_in = n_in,
                 .n_out = n_out};
     i64 bytes = kern_row_bytes(&m);
     u8 *data = test_guard_alloc((size_t)(bytes * n_out));
@@ -124,9 +134,11 @@ static DlmMat random_matrix(const DlmTypeInfo *info, i32 n_out, i32 n_in) {
     for (i32 o = 0; o < n_out; o++) {
         fill(row, n_in, o % 2);
         if (m.kind != DLM_MAT_BLOCKS) quant_encode_row(info->type, row, n_in, data + o * bytes);
-        for (i64 i = 0; m.kind == DLM_MAT_BLOCKS && i < bytes; i++) data[o * bytes + i] = (u8)test_rng(&rng);
+        for (i64 i = 0; m.kind == DLM_MAT_BLOCKS && i < bytes; i++)
+            data[o * bytes + i] = (u8)test_rng(&rng);
         for (i64 b = 0; m.kind == DLM_MAT_BLOCKS && b < n_in / (i64)info->block; b++)
-            for (u32 i = 0; i + 1 < info->bytes; i += 2) { /* wherever the f16 scales are: no exponent of 31 */
+            for (u32 i = 0; i + 1 < info->bytes;
+                 i += 2) { /* wherever the f16 scales are: no exponent of 31 */
                 u8 *p = data + o * bytes + b * info->bytes + i + 1;
                 if ((*p & 0x7c) == 0x7c) *p ^= 0x40;
             }
@@ -152,7 +164,8 @@ static void check_dense(const DlmKernels *k) {
                 memset(got, 0x7f, sizeof got);
                 if (m.kind == DLM_MAT_BLOCKS) {
                     for (i32 r = 0; r < rows; r++)
-                        ref_quantize_blocks(q + r * n_in, d + r * n_in / block, sums + r * n_in / 16, x + r * n_in, n_in, block);
+                        ref_quantize_blocks(q + r * n_in, d + r * n_in / block,
+                                            sums + r * n_in / 16, x + r * n_in, n_in, block);
                     KERN_REF.blocks(want, 24, &m, 0, n_out, q, d, sums, rows);
                     k->blocks(got, 24, &m, 0, n_out, q, d, sums, rows);
                 } else {
@@ -160,8 +173,8 @@ static void check_dense(const DlmKernels *k) {
                     k->dense(got, 24, &m, 0, n_out, x, n_in, rows);
                 }
                 for (i32 r = 0; r < rows; r++)
-                    CHECK_MSG(same_floats(want + 24 * r, got + 24 * r, n_out), "%s %s n_in=%d rows=%d", k->name, info->name,
-                              n_in, rows);
+                    CHECK_MSG(same_floats(want + 24 * r, got + 24 * r, n_out),
+                              "%s %s n_in=%d rows=%d", k->name, info->name, n_in, rows);
                 test_guard_free((void *)(uintptr_t)m.data);
                 test_guard_free(x);
             }
@@ -176,8 +189,10 @@ static void check_quantize_blocks(const DlmKernels *k) {
             i16 s_want[32], s_got[32];
             KERN_REF.quantize_blocks(q_want, d_want, s_want, x, n, block);
             k->quantize_blocks(q_got, d_got, s_got, x, n, block);
-            CHECK_MSG(memcmp(q_want, q_got, 512) == 0 && memcmp(s_want, s_got, sizeof s_want) == 0 &&
-                          same_floats(d_want, d_got, n / block), "%s quantize_blocks of %d, input %d", k->name, block, how);
+            CHECK_MSG(memcmp(q_want, q_got, 512) == 0 &&
+                          memcmp(s_want, s_got, sizeof s_want) == 0 &&
+                          same_floats(d_want, d_got, n / block),
+                      "%s quantize_blocks of %d, input %d", k->name, block, how);
             test_guard_free(x);
         }
 }
@@ -185,7 +200,11 @@ static void check_quantize_blocks(const DlmKernels *k) {
 /* A tiled matrix of random codes 0..code_max; scale_block 0: one scale. */
 static DlmMat ternary_matrix(i32 n_out, i32 n_in, int code_max, i32 scale_block) {
     i32 groups = (n_out + 15) / 16, tiles = (n_in + 15) / 16;
-    DlmMat m = {.kind = DLM_MAT_TERNARY, .n_in = n_in, .n_out = n_out, .scale = 0.037f, .scale_block = scale_block};
+    DlmMat m = {.kind = DLM_MAT_TERNARY,
+                .n_in = n_in,
+                .n_out = n_out,
+                .scale = 0.037f,
+                .scale_block = scale_block};
     u8 *data = mem_alloc_n((u64)groups * (u64)tiles, DLM_TILE_BYTES, NULL);
     static u8 codes[N_MAX];
     for (i32 o = 0; o < groups * 16; o++) {
@@ -221,8 +240,9 @@ static void check_ternary_case(const DlmKernels *k, const DlmMat *m, i32 rows, b
     memset(got, 0x7f, sizeof got);
     k->ternary(got, 64, m, 0, m->n_out, q, stride, inv, sum, rows);
     for (i32 r = 0; r < rows; r++)
-        CHECK_MSG(same_floats(want + 64 * r, got + 64 * r, m->n_out), "%s ternary %d x %d, rows=%d, row %d, scales per %d",
-                  k->name, m->n_out, m->n_in, rows, r, m->scale_block);
+        CHECK_MSG(same_floats(want + 64 * r, got + 64 * r, m->n_out),
+                  "%s ternary %d x %d, rows=%d, row %d, scales per %d", k->name, m->n_out, m->n_in,
+                  rows, r, m->scale_block);
     f32 beyond = got[m->n_out]; /* the kernel must not write past its outputs */
     u32 bits;
     memcpy(&bits, &beyond, sizeof bits);
@@ -231,13 +251,15 @@ static void check_ternary_case(const DlmKernels *k, const DlmMat *m, i32 rows, b
 }
 
 static void check_ternary(const DlmKernels *k) {
-    static const i32 widths[] = {1, 15, 16, 17, 64, 160, 161, 256, 576, 2560}, outs[] = {1, 15, 16, 17, 33, 48};
+    static const i32 widths[] = {1, 15, 16, 17, 64, 160, 161, 256, 576, 2560},
+                     outs[] = {1, 15, 16, 17, 33, 48};
     static const i32 row_counts[] = {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 32, 33};
     for (size_t w = 0; w < COUNT_OF(widths); w++)
         for (size_t o = 0; o < COUNT_OF(outs); o++)
             for (int code_max = 2; code_max <= 3; code_max++) {
                 DlmMat m = ternary_matrix(outs[o], widths[w], code_max, 0);
-                for (size_t r = 0; r < COUNT_OF(row_counts); r++) check_ternary_case(k, &m, row_counts[r], r % 3 == 0);
+                for (size_t r = 0; r < COUNT_OF(row_counts); r++)
+                    check_ternary_case(k, &m, row_counts[r], r % 3 == 0);
                 cpu_mat_free(NULL, &m);
             }
     for (i32 block = 64; block <= 256; block += 192)
@@ -273,8 +295,8 @@ static void bench(const DlmKernels *k) {
             k->ternary(y, OUT, &m, 0, OUT, q, IN, inv, sum, rows[r]);
             best = MIN_OF(best, os_now_ms() - from);
         }
-        printf("%-8s ternary %d x %d, %2d rows: %8.3f ms, %7.1f G multiply-adds/s\n", k->name, OUT, IN, rows[r], best,
-               (f64)OUT * IN * rows[r] / best / 1e6);
+        printf("%-8s ternary %d x %d, %2d rows: %8.3f ms, %7.1f G multiply-adds/s\n", k->name, OUT,
+               IN, rows[r], best, (f64)OUT * IN * rows[r] / best / 1e6);
     }
     cpu_mat_free(NULL, &m);
     static const DlmType types[] = {DLM_Q8_0, DLM_Q4_0, DLM_Q4_K, DLM_Q6_K};
@@ -289,9 +311,9 @@ static void bench(const DlmKernels *k) {
                 k->blocks(y, OUT, &w, 0, OUT, q, d, sums, r);
                 best = MIN_OF(best, os_now_ms() - from);
             }
-            printf("%-8s %s %d x %d, %2d rows: %8.3f ms, %7.1f G multiply-adds/s, %5.1f GB/s\n", k->name,
-                   quant_info(types[t])->name, OUT, IN, r, best, (f64)OUT * IN * r / best / 1e6,
-                   (f64)kern_row_bytes(&w) * OUT / best / 1e6);
+            printf("%-8s %s %d x %d, %2d rows: %8.3f ms, %7.1f G multiply-adds/s, %5.1f GB/s\n",
+                   k->name, quant_info(types[t])->name, OUT, IN, r, best,
+                   (f64)OUT * IN * r / best / 1e6, (f64)kern_row_bytes(&w) * OUT / best / 1e6);
         }
         test_guard_free((void *)(uintptr_t)w.data);
     }
@@ -301,8 +323,10 @@ int main(int argc, char **argv) {
     const char *only = NULL;
     bool want_bench = false, found = false;
     for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--bench") == 0) want_bench = true;
-        else if (strcmp(argv[i], "--level") == 0 && i + 1 < argc) only = argv[++i];
+        if (strcmp(argv[i], "--bench") == 0)
+            want_bench = true;
+        else if (strcmp(argv[i], "--level") == 0 && i + 1 < argc)
+            only = argv[++i];
     }
     for (int i = 0; kern_level(i); i++) {
         const DlmKernels *k = kern_level(i);

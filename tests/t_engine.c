@@ -1,5 +1,6 @@
-/* t_engine.c - the promises of the engine: the same answer for any thread count, level, file format, cache state
- * and stream; limits honoured inside a block; no allocation whose refusal is not survived. */
+/* t_engine.c - the promises of the engine: the same answer for any thread count, level, file
+ * format, cache state and stream; limits honoured inside a block; no allocation whose refusal is
+ * not survived. */
 #define DLM_NO_DEMO
 #include "../src/engine.c"
 #include "test.h"
@@ -7,7 +8,8 @@
 #define MODEL_PATH "tests/golden/tiny-dlm.gguf"
 #define MODELS "build/models/tiny-"
 
-static const char *const QUESTIONS[] = {"What is 2+2?", "Write a C function that adds two ints.", "Please count from 3 to 14.",
+static const char *const QUESTIONS[] = {"What is 2+2?", "Write a C function that adds two ints.",
+                                        "Please count from 3 to 14.",
                                         "Tell me a story about a cat named Tom."};
 
 static EngineOptions options(const char *path, i32 n_threads, const char *level) {
@@ -58,8 +60,9 @@ static Answer ask(Engine *g, const char *question, const DecodeParams *p) {
 static void same_answer(Answer *want, Answer got, const char *what) {
     CHECK_MSG(str_eq(buf_view(&want->text), buf_view(&got.text)) && want->n_ids == got.n_ids &&
                   want->n_forwards == got.n_forwards,
-              "%s: '%.*s' (%d tokens, %d forwards), want '%.*s' (%d, %d)", what, STR_ARG(buf_view(&got.text)), got.n_ids,
-              got.n_forwards, STR_ARG(buf_view(&want->text)), want->n_ids, want->n_forwards);
+              "%s: '%.*s' (%d tokens, %d forwards), want '%.*s' (%d, %d)", what,
+              STR_ARG(buf_view(&got.text)), got.n_ids, got.n_forwards,
+              STR_ARG(buf_view(&want->text)), want->n_ids, want->n_forwards);
     buf_free(&got.text);
 }
 
@@ -117,7 +120,8 @@ static void check_same_everywhere(void) {
 static void on_text(void *arg, Str s) {
     buf_str(arg, s);
     i32 at = 0;
-    for (size_t i = 0; i < s.n; i++) at += ((u8)s.p[i] & 0xc0) == 0x80; /* continuation bytes never lead a piece */
+    for (size_t i = 0; i < s.n; i++)
+        at += ((u8)s.p[i] & 0xc0) == 0x80; /* continuation bytes never lead a piece */
     CHECK(s.n == 0 || ((u8)s.p[0] & 0xc0) != 0x80);
 }
 
@@ -126,7 +130,8 @@ static void check_streaming(void) {
     Engine *g = open_with(&o);
     for (int mode = DECODE_AR; g && mode <= DECODE_ADAPTIVE; mode++)
         for (size_t q = 0; q < COUNT_OF(QUESTIONS); q++) {
-            static const Str stops[] = {{"red", 3}, {", 9", 3}, {"return a", 8}, {"equals 4 nonsense", 17}};
+            static const Str stops[] = {
+                {"red", 3}, {", 9", 3}, {"return a", 8}, {"equals 4 nonsense", 17}};
             DecodeParams p = params((DecodeMode)mode, q % 2 ? 0.7f : 0);
             p.stops = stops;
             p.n_stops = mode % 2 ? 4 : 0;
@@ -137,7 +142,8 @@ static void check_streaming(void) {
             Err e = {0};
             CHECK_OK(engine_generate(g, 0, ids.p, (i32)ids.n, &p, &ev, &r, &e), e);
             CHECK_STR(buf_view(&streamed), buf_view(&r.text));
-            for (i32 s = 0; s < p.n_stops; s++) CHECK(str_find(buf_view(&r.text), stops[s], 0) == SIZE_MAX);
+            for (i32 s = 0; s < p.n_stops; s++)
+                CHECK(str_find(buf_view(&r.text), stops[s], 0) == SIZE_MAX);
             for (size_t i = 0; i < r.ids.n; i++) CHECK(r.ids.p[i] != g->model.decode.mask_id);
             buf_free(&streamed);
             decode_result_free(&r);
@@ -175,7 +181,8 @@ static void check_limits(void) {
     engine_close(g);
 }
 
-/* A small context ends the answer at its last cell; a prompt that fills it is refused with both numbers. */
+/* A small context ends the answer at its last cell; a prompt that fills it is refused with both
+ * numbers. */
 static void check_context(void) {
     for (i32 n_ctx = 2; n_ctx <= 80; n_ctx += 13) {
         EngineOptions o = options(MODEL_PATH, 1, NULL);
@@ -187,8 +194,10 @@ static void check_context(void) {
             DecodeResult r;
             Err e = {0};
             bool ok = engine_generate(g, 0, ids.p, (i32)ids.n, &p, NULL, &r, &e);
-            if ((i32)ids.n >= n_ctx) CHECK_ERR(e, ERR_RUNTIME, "the context holds");
-            else CHECK_OK(ok && (i32)r.ids.n <= n_ctx - (i32)ids.n, e);
+            if ((i32)ids.n >= n_ctx)
+                CHECK_ERR(e, ERR_RUNTIME, "the context holds");
+            else
+                CHECK_OK(ok && (i32)r.ids.n <= n_ctx - (i32)ids.n, e);
             decode_result_free(&r);
         }
         tok_ids_free(&ids);
@@ -198,7 +207,8 @@ static void check_context(void) {
 
 /* ---- the cache between requests ---- */
 
-/* Long prompts that share a prefix: what is kept must not change the answer, and is reported honestly. */
+/* Long prompts that share a prefix: what is kept must not change the answer, and is reported
+ * honestly. */
 static void check_reuse(void) {
     EngineOptions o = options(MODEL_PATH, 2, NULL);
     Engine *fresh = open_with(&o), *used = open_with(&o);
@@ -211,7 +221,8 @@ static void check_reuse(void) {
             DecodeParams p = params((DecodeMode)mode, 0);
             p.max_tokens = 40;
             i32 n = lengths[round];
-            if (round % 3 == 2) prompt[n / 2] ^= 1; /* the middle changes: only what is before it can be kept */
+            if (round % 3 == 2)
+                prompt[n / 2] ^= 1; /* the middle changes: only what is before it can be kept */
             DecodeResult a, b;
             Err e = {0};
             fresh->slots[0].decode.n_cached = 0;

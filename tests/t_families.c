@@ -1,5 +1,6 @@
-/* t_families.c - tiny random models of other families against transformers: every row's logits, in each attention
- * mode. The goldens, and the versions that made them, come from tools/mkgolden.py. */
+/* t_families.c - tiny random models of other families against transformers: every row's logits, in
+ * each attention mode. The goldens, and the versions that made them, come from tools/mkgolden.py.
+ */
 #define DLM_NO_DEMO
 #include "../src/engine.c"
 #include "../src/json.c"
@@ -15,7 +16,8 @@ static i32 visible_end(Str mode, i32 block, i32 i, i32 n) {
     return MIN_OF((i / block + 1) * block, n);
 }
 
-/* Runs rows [begin, end) in one forward and returns the largest difference from the golden logits. */
+/* Runs rows [begin, end) in one forward and returns the largest difference from the golden logits.
+ */
 static f64 difference(Engine *g, const JsonDoc *d, u32 golden_row, const DlmRow *rows, i32 n) {
     f64 worst = 0;
     graph_forward(&g->graph, rows, n, n);
@@ -44,7 +46,10 @@ static void check_case(Engine *g, const JsonDoc *d, u32 c, const char *name) {
     for (i32 i = 0; i < n && i < ROWS_MAX; i++, id = json_next(d, id)) {
         i64 token = 0;
         json_i64(d, id, &token);
-        rows[i] = (DlmRow){.token = (i32)token, .pos = i, .cell = i, .logits = i,
+        rows[i] = (DlmRow){.token = (i32)token,
+                           .pos = i,
+                           .cell = i,
+                           .logits = i,
                            .kv_hi = visible_end(mode, (i32)block, i, n)};
     }
     f64 worst = difference(g, d, json_first(d, logits), rows, n);
@@ -72,7 +77,8 @@ static void check_family(const char *name, const char *gguf, const char *json) {
     o.block_size_max = ROWS_MAX; /* rows of logits */
     if (CHECK_OK(engine_open(&g, &o, &e), e) && CHECK_OK(json_parse(&d, text, &e), e)) {
         u32 cases = json_get(&d, 0, "cases");
-        for (u32 c = json_first(&d, cases), left = json_count(&d, cases); left > 0; left--, c = json_next(&d, c))
+        for (u32 c = json_first(&d, cases), left = json_count(&d, cases); left > 0;
+             left--, c = json_next(&d, c))
             check_case(g, &d, c, name);
     }
     engine_close(g);

@@ -1,7 +1,8 @@
-/* t_golden.c - the engine against the PyTorch reference: logits of golden forward passes, reveal traces.
+/* t_golden.c - the engine against the PyTorch reference: logits of golden forward passes, reveal
+ * traces.
  *
- * The reference keeps keys and values in f32, so the engine runs with an f32 cache here. The reference's answers
- * are ../shared/models/tiny-dlm/golden (see the notes inside those files). */
+ * The reference keeps keys and values in f32, so the engine runs with an f32 cache here. The
+ * reference's answers are ../shared/models/tiny-dlm/golden (see the notes inside those files). */
 #define DLM_NO_DEMO
 #include "../src/engine.c"
 #include "../src/json.c"
@@ -11,7 +12,8 @@
 #define GOLDEN "../shared/models/tiny-dlm/golden/"
 #define IDS_MAX 256
 #define LOGIT_TOLERANCE 2e-2
-#define TIE_DISTANCE 1e-4 /* of x * s from n + 1/2: about what f32 sums of another order may move it */
+#define TIE_DISTANCE \
+    1e-4 /* of x * s from n + 1/2: about what f32 sums of another order may move it */
 #define FLIPS_MAX 8
 
 static Engine *open_engine(DlmType kv_type) {
@@ -27,7 +29,8 @@ static Engine *open_engine(DlmType kv_type) {
 
 static i32 read_ids(const JsonDoc *d, u32 array, i32 *ids) {
     i32 n = 0;
-    for (u32 i = json_first(d, array), left = json_count(d, array); left > 0 && n < IDS_MAX; left--, i = json_next(d, i)) {
+    for (u32 i = json_first(d, array), left = json_count(d, array); left > 0 && n < IDS_MAX;
+         left--, i = json_next(d, i)) {
         i64 v = 0;
         CHECK(json_i64(d, i, &v));
         ids[n++] = (i32)v;
@@ -39,7 +42,8 @@ static i32 read_ids(const JsonDoc *d, u32 array, i32 *ids) {
 static f64 row_difference(const JsonDoc *d, u32 array, const f32 *logits) {
     f64 worst = 0;
     i32 at = 0;
-    for (u32 i = json_first(d, array), left = json_count(d, array); left > 0; left--, i = json_next(d, i)) {
+    for (u32 i = json_first(d, array), left = json_count(d, array); left > 0;
+         left--, i = json_next(d, i)) {
         f64 want = 0, diff;
         json_f64(d, i, &want);
         diff = want - (f64)logits[at++];
@@ -50,10 +54,11 @@ static f64 row_difference(const JsonDoc *d, u32 array, const f32 *logits) {
 
 /* ---- rounding ties ----
  *
- * Activations are rounded to int8. Where x * s lies within float noise of n + 1/2, two correct implementations may
- * round to different sides, and one such flip in an early layer moves logits by up to 0.2. So a row that misses
- * the tolerance is run again with ties flipped, one after the other: it must then meet the tolerance. What passes
- * is the reference's function up to the choice at a tie; what has a wrong graph has no such explanation. */
+ * Activations are rounded to int8. Where x * s lies within float noise of n + 1/2, two correct
+ * implementations may round to different sides, and one such flip in an early layer moves logits by
+ * up to 0.2. So a row that misses the tolerance is run again with ties flipped, one after the
+ * other: it must then meet the tolerance. What passes is the reference's function up to the choice
+ * at a tie; what has a wrong graph has no such explanation. */
 
 static struct {
     i32 n_seen;           /* near-ties met in this forward */
@@ -69,7 +74,8 @@ static void tie_quantize_row(i8 *q, f32 *inv_scale, i32 *sum, const f32 *x, i32 
         f64 v = (f64)x[i] * (f64)(127.0f / max), rest = v - (f64)q[i];
         if ((rest < 0 ? -rest : rest) < 0.5 - TIE_DISTANCE) continue;
         for (i32 f = 0; f < ties.n_flips; f++)
-            if (ties.flips[f] == ties.n_seen) q[i] = (i8)(q[i] + (rest > 0 ? 1 : -1)), *sum += rest > 0 ? 1 : -1;
+            if (ties.flips[f] == ties.n_seen)
+                q[i] = (i8)(q[i] + (rest > 0 ? 1 : -1)), *sum += rest > 0 ? 1 : -1;
         ties.n_seen++;
     }
 }
@@ -86,12 +92,17 @@ static f64 logits_difference(Engine *g, const JsonDoc *d, u32 c, bool check_top1
     i32 ids[IDS_MAX], n = read_ids(d, json_get(d, c, "prompt_ids"), ids), vocab = g->model.n_vocab;
     DlmRow rows[IDS_MAX];
     for (i32 i = 0; i < n; i++)
-        rows[i] = (DlmRow){.token = ids[i], .pos = i, .cell = i, .kv_hi = MIN_OF((i / 32 + 1) * 32, n), .logits = i};
+        rows[i] = (DlmRow){.token = ids[i],
+                           .pos = i,
+                           .cell = i,
+                           .kv_hi = MIN_OF((i / 32 + 1) * 32, n),
+                           .logits = i};
     ties.n_seen = 0;
     graph_forward(&g->graph, rows, n, n);
     const f32 *logits = g->graph.logits;
-    f64 worst = MAX_OF(row_difference(d, json_get(d, c, "logits_first_row"), logits),
-                       row_difference(d, json_get(d, c, "logits_last_row"), logits + (i64)(n - 1) * vocab));
+    f64 worst =
+        MAX_OF(row_difference(d, json_get(d, c, "logits_first_row"), logits),
+               row_difference(d, json_get(d, c, "logits_last_row"), logits + (i64)(n - 1) * vocab));
     u32 row = json_first(d, json_get(d, c, "top5"));
     for (i32 r = 0; r < n; r++, row = json_next(d, row)) {
         u32 pair = json_first(d, row);
@@ -103,7 +114,8 @@ static f64 logits_difference(Engine *g, const JsonDoc *d, u32 c, bool check_top1
             json_f64(d, json_next(d, json_first(d, pair)), &want);
             f64 diff = want - (f64)logits[(i64)r * vocab + id];
             worst = MAX_OF(worst, diff < 0 ? -diff : diff);
-            if (k == 0 && check_top1) CHECK_INT(KERN_REF.top1(logits + (i64)r * vocab, vocab, &sum), id);
+            if (k == 0 && check_top1)
+                CHECK_INT(KERN_REF.top1(logits + (i64)r * vocab, vocab, &sum), id);
         }
     }
     return worst;
@@ -134,7 +146,8 @@ static void check_logits_case(Engine *g, const JsonDoc *d, u32 c, int number) {
     i32 n_ties = ties.n_seen;
     if (plain > LOGIT_TOLERANCE) worst = explain_by_ties(g, d, c, plain);
     printf("golden logits, case %d: largest difference %.2g; %d near-ties", number, plain, n_ties);
-    if (plain > LOGIT_TOLERANCE) printf("; with %d of them rounded the other way %.2g", ties.n_flips, worst);
+    if (plain > LOGIT_TOLERANCE)
+        printf("; with %d of them rounded the other way %.2g", ties.n_flips, worst);
     printf("\n");
     CHECK_MSG(worst <= LOGIT_TOLERANCE, "case %d differs by %g", number, worst);
     ties.n_flips = 0;
@@ -154,7 +167,8 @@ static void check_logits(void) {
     if (g && parse_golden(GOLDEN "logits.json", &text, &d)) {
         u32 cases = json_get(&d, 0, "cases");
         int number = 0;
-        for (u32 c = json_first(&d, cases), left = json_count(&d, cases); left > 0; left--, c = json_next(&d, c))
+        for (u32 c = json_first(&d, cases), left = json_count(&d, cases); left > 0;
+             left--, c = json_next(&d, c))
             check_logits_case(g, &d, c, number++);
         json_free(&d);
         test_file_free(text);
@@ -166,9 +180,9 @@ static void check_logits(void) {
 
 typedef struct {
     const JsonDoc *d;
-    u32 step;      /* the golden step that the next denoise forward must equal */
-    u32 left;      /* golden steps left */
-    i32 bad_at;    /* the first forward that differs, or -1 */
+    u32 step;   /* the golden step that the next denoise forward must equal */
+    u32 left;   /* golden steps left */
+    i32 bad_at; /* the first forward that differs, or -1 */
     i32 n_forwards;
     f64 worst_prob;
 } Trace;
@@ -208,13 +222,17 @@ static bool check_trace_case(Engine *g, const JsonDoc *d, u32 c, f32 threshold) 
     DecodeResult r;
     Err e = {0};
     CHECK_OK(engine_generate(g, 0, ids, n, &p, &ev, &r, &e), e);
-    bool same_ids = (i32)r.ids.n == n_want && memcmp(r.ids.p, want_ids, sizeof(i32) * (size_t)n_want) == 0;
+    bool same_ids =
+        (i32)r.ids.n == n_want && memcmp(r.ids.p, want_ids, sizeof(i32) * (size_t)n_want) == 0;
     bool same = t.bad_at < 0 && t.left == 0 && same_ids;
     if (!same) {
         Str q = {0};
         json_str(d, json_get(d, c, "question"), &q);
-        printf("  '%.*s' differs at forward %d of %d (%u golden left), ids %s, probabilities before within %.2g\n", STR_ARG(q),
-               t.bad_at, t.n_forwards, t.left, same_ids ? "equal" : "differ", t.worst_prob);
+        printf(
+            "  '%.*s' differs at forward %d of %d (%u golden left), ids %s, "
+            "probabilities before within %.2g\n",
+            STR_ARG(q), t.bad_at, t.n_forwards, t.left, same_ids ? "equal" : "differ",
+            t.worst_prob);
     }
     decode_result_free(&r);
     return same;

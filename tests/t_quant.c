@@ -1,8 +1,10 @@
-/* t_quant.c - block formats: published test vectors, round trips, 16-bit floats over their whole range. */
+/* t_quant.c - block formats: published test vectors, round trips, 16-bit floats over their whole
+ * range. */
 #include "../src/quant.c"
 #include "test.h"
 
-/* w[i] = (((i^2 + 3i) mod 7) mod 3 - 1) * 0.5, i = 0..255; the encodings were computed by another implementation. */
+/* w[i] = (((i^2 + 3i) mod 7) mod 3 - 1) * 0.5, i = 0..255; the encodings were computed by another
+ * implementation. */
 static void vector_weights(f32 *w) {
     for (int i = 0; i < 256; i++) w[i] = (f32)((i * i + 3 * i) % 7 % 3 - 1) * 0.5f;
 }
@@ -21,29 +23,37 @@ static const struct {
     DlmType type;
     const char *hex;
 } VECTORS[] = {
-    {DLM_TQ1_0, "1096435b32c1c91096435b32c1c91096435b32c1c91096435b32c1c91096435bd70885188f48add70885188f48add708435930c1"
-                "0038"},
-    {DLM_TQ2_0, "908918412462069089184124620690891841246206908918412462069089184118412462069089184124620690891841246206908"
-                "918412462069089184124620038"},
-    {DLM_Q2_0, "00384428114a8412a14428114a8412a144280038114a8412a14428114a8412a14428114a00388412a14428114a8412a14428114a8"
-               "4120038a14428114a8412a14428114a8412a144"},
+    {DLM_TQ1_0,
+     "1096435b32c1c91096435b32c1c91096435b32c1c91096435b32c1c91096435bd70885188f48add7"
+     "0885188f48add708435930c10038"},
+    {DLM_TQ2_0,
+     "90891841246206908918412462069089184124620690891841246206908918411841246206908918"
+     "4124620690891841246206908918412462069089184124620038"},
+    {DLM_Q2_0,
+     "00384428114a8412a14428114a8412a144280038114a8412a14428114a8412a14428114a00388412"
+     "a14428114a8412a14428114a84120038a14428114a8412a14428114a8412a144"},
 };
 
 static const struct {
     DlmI2sLayout layout;
     const char *hex;
 } I2S_VECTORS[] = {
-    {DLM_I2S_128, "066224411889900662244118899006622441188990066224411889900662244124411889900662244118899006622441188990"
-                  "06622441188990066224411889"},
-    {DLM_I2S_64, "02580960258096025809602580960258580960258096025809602580960258090960258096025809602580960258096060258096"
-                 "025809602580960258096025"},
-    {DLM_I2S_SEQ, "4428114a8412a14428114a8412a14428114a8412a14428114a8412a14428114a8412a14428114a8412a14428114a8412a14428"
-                  "114a8412a14428114a8412a144"},
+    {DLM_I2S_128,
+     "06622441188990066224411889900662244118899006622441188990066224412441188990066224"
+     "411889900662244118899006622441188990066224411889"},
+    {DLM_I2S_64,
+     "02580960258096025809602580960258580960258096025809602580960258090960258096025809"
+     "602580960258096060258096025809602580960258096025"},
+    {DLM_I2S_SEQ,
+     "4428114a8412a14428114a8412a14428114a8412a14428114a8412a14428114a8412a14428114a84"
+     "12a14428114a8412a14428114a8412a14428114a8412a144"},
 };
 
-static void check_values(const u8 *codes, const f32 *scales, i32 scale_block, const f32 *w, const char *what) {
+static void check_values(const u8 *codes, const f32 *scales, i32 scale_block, const f32 *w,
+                         const char *what) {
     bool same = true;
-    for (int i = 0; i < 256; i++) same = same && (f32)(codes[i] - 1) * scales[i / scale_block] == w[i];
+    for (int i = 0; i < 256; i++)
+        same = same && (f32)(codes[i] - 1) * scales[i / scale_block] == w[i];
     CHECK_MSG(same, "%s decodes to other weights", what);
 }
 
@@ -66,7 +76,11 @@ static void check_vectors(void) {
         CHECK_U64(n, 64);
         memcpy(bytes + n, &half, sizeof half);
         for (int rows = 1; rows <= 4; rows *= 2) { /* the flat layouts do not care where rows end */
-            DlmTensor t = {.type = DLM_I2_S, .i2s_layout = I2S_VECTORS[v].layout, .n_in = 256 / rows, .n_out = rows, .data = bytes};
+            DlmTensor t = {.type = DLM_I2_S,
+                           .i2s_layout = I2S_VECTORS[v].layout,
+                           .n_in = 256 / rows,
+                           .n_out = rows,
+                           .data = bytes};
             for (int r = 0; r < rows; r++) quant_codes_row(&t, r, codes + r * (256 / rows), scales);
             scales[0] = load_f32(bytes + 64);
             check_values(codes, scales, 256, w, "I2_S");
@@ -77,9 +91,11 @@ static void check_vectors(void) {
 static void check_row4(void) {
     u8 bytes[8 + DLM_I2S_TAIL] = {0}, codes[4];
     f32 scale = 2;
-    for (int c = 0; c < 4; c++) bytes[c] = 0x06 << c; /* rows of column 0: 0 0 1 2, and so on, shifted by columns */
+    for (int c = 0; c < 4; c++)
+        bytes[c] = 0x06 << c; /* rows of column 0: 0 0 1 2, and so on, shifted by columns */
     memcpy(bytes + 4, &scale, sizeof scale);
-    DlmTensor t = {.type = DLM_I2_S, .i2s_layout = DLM_I2S_ROW4, .n_in = 4, .n_out = 4, .data = bytes};
+    DlmTensor t = {
+        .type = DLM_I2_S, .i2s_layout = DLM_I2S_ROW4, .n_in = 4, .n_out = 4, .data = bytes};
     for (int r = 0; r < 4; r++) {
         quant_codes_row(&t, r, codes, &scale);
         for (int c = 0; c < 4; c++) CHECK_INT(codes[c], (0x06 << c) >> (6 - 2 * r) & 3);
@@ -125,7 +141,8 @@ static void check_round_trips(void) {
             quant_encode_row(t.type, w, 512, bytes);
             quant_codes_row(&t, 0, codes, scales);
             int bad = 0;
-            for (int i = 0; i < 512; i++) bad += (f32)(codes[i] - 1) * scales[i / quant_scale_block(&t)] != w[i];
+            for (int i = 0; i < 512; i++)
+                bad += (f32)(codes[i] - 1) * scales[i / quant_scale_block(&t)] != w[i];
             CHECK_INT(bad, 0);
         }
         for (int i = 0; i < 512; i++) w[i] = test_rng_f32(&rng) * 3;

@@ -1,10 +1,11 @@
-/* mkbench.c - writes a GGUF of BitNet b1.58 2B-4T's shape with random weights, to measure speed with.
+/* mkbench.c - writes a GGUF of BitNet b1.58 2B-4T's shape with random weights, to measure speed
+ * with.
  *
  *     cc -std=c11 -D_GNU_SOURCE -O2 -o build/mkbench tools/mkbench.c
  *     build/mkbench OUT.gguf {tq1_0|tq2_0|i2_s} [LAYERS]
  *
- * Architecture `bitnet` (SubLN, tied Q6_K embedding), so that other engines open the same file. The text it makes
- * is noise; the time it takes is that of a trained model. */
+ * Architecture `bitnet` (SubLN, tied Q6_K embedding), so that other engines open the same file. The
+ * text it makes is noise; the time it takes is that of a trained model. */
 #include "../src/quant.c"
 
 enum { EMBD = 2560, FF = 6912, HEADS = 20, HEADS_KV = 5, VOCAB = 128256, ALIGN = 32 };
@@ -89,13 +90,20 @@ static void put_tokenizer(void) {
     kv_str("tokenizer.ggml.pre", "llama-bpe");
     kv_array("tokenizer.ggml.tokens", 8, VOCAB);
     for (int i = 0; i < VOCAB; i++) {
-        if (i < 256) byte_text(i, s);
-        else if (i < 256 + 676) snprintf(s, sizeof s, "%c%c", 'a' + (i - 256) / 26, 'a' + (i - 256) % 26);
-        else if (i == VOCAB - 1) snprintf(s, sizeof s, "|<MASK>|");
-        else if (i == VOCAB - 2) snprintf(s, sizeof s, "<|eot_id|>");
-        else if (i == VOCAB - 3) snprintf(s, sizeof s, "<|end_of_text|>");
-        else if (i == VOCAB - 4) snprintf(s, sizeof s, "<|begin_of_text|>");
-        else snprintf(s, sizeof s, "zz%dzz", i);
+        if (i < 256)
+            byte_text(i, s);
+        else if (i < 256 + 676)
+            snprintf(s, sizeof s, "%c%c", 'a' + (i - 256) / 26, 'a' + (i - 256) % 26);
+        else if (i == VOCAB - 1)
+            snprintf(s, sizeof s, "|<MASK>|");
+        else if (i == VOCAB - 2)
+            snprintf(s, sizeof s, "<|eot_id|>");
+        else if (i == VOCAB - 3)
+            snprintf(s, sizeof s, "<|end_of_text|>");
+        else if (i == VOCAB - 4)
+            snprintf(s, sizeof s, "<|begin_of_text|>");
+        else
+            snprintf(s, sizeof s, "zz%dzz", i);
         put_str(s);
     }
     kv_array("tokenizer.ggml.token_type", 5, VOCAB);
@@ -117,9 +125,17 @@ typedef struct {
 } Shape;
 
 static const Shape LAYER[] = {
-    {"attn_norm", EMBD, 0}, {"attn_q", EMBD, EMBD}, {"attn_k", EMBD, 128 * HEADS_KV}, {"attn_v", EMBD, 128 * HEADS_KV},
-    {"attn_sub_norm", EMBD, 0}, {"attn_output", EMBD, EMBD}, {"ffn_norm", EMBD, 0}, {"ffn_gate", EMBD, FF},
-    {"ffn_up", EMBD, FF}, {"ffn_sub_norm", FF, 0}, {"ffn_down", FF, EMBD},
+    {"attn_norm", EMBD, 0},
+    {"attn_q", EMBD, EMBD},
+    {"attn_k", EMBD, 128 * HEADS_KV},
+    {"attn_v", EMBD, 128 * HEADS_KV},
+    {"attn_sub_norm", EMBD, 0},
+    {"attn_output", EMBD, EMBD},
+    {"ffn_norm", EMBD, 0},
+    {"ffn_gate", EMBD, FF},
+    {"ffn_up", EMBD, FF},
+    {"ffn_sub_norm", FF, 0},
+    {"ffn_down", FF, EMBD},
 };
 enum { N_LAYER_TENSORS = sizeof LAYER / sizeof *LAYER };
 
@@ -147,24 +163,29 @@ static void fill_row(DlmType type, u8 *row, u64 bytes) {
     const u16 d = f32_to_f16(0.02f);
     for (u64 i = 0; i < bytes; i++) {
         u64 r = random64();
-        row[i] = type == DLM_TQ1_0 ? (u8)((r % 243 * 256 + 242) / 243) : type == DLM_Q6_K ? (u8)r : random_codes(r);
+        row[i] = type == DLM_TQ1_0  ? (u8)((r % 243 * 256 + 242) / 243)
+                 : type == DLM_Q6_K ? (u8)r
+                                    : random_codes(r);
     }
     u64 block = type == DLM_TQ1_0 ? 54 : type == DLM_TQ2_0 ? 66 : 210;
     for (u64 i = 0; type != DLM_I2_S && i < bytes; i += block) {
         memcpy(row + i + block - 2, type == DLM_Q6_K ? &(u16){f32_to_f16(2e-5f)} : &d, 2);
-        for (int q = 48; type == DLM_TQ1_0 && q < 52; q++) row[i + (u64)q] = (u8)(((u64)row[i + (u64)q] % 81 * 3 * 256 + 242) / 243);
+        for (int q = 48; type == DLM_TQ1_0 && q < 52; q++)
+            row[i + (u64)q] = (u8)(((u64)row[i + (u64)q] % 81 * 3 * 256 + 242) / 243);
     }
 }
 
 static void put_data(DlmType type, u64 in, u64 n_out) {
     static u8 row[1 << 16], zero[ALIGN];
-    u64 total = tensor_bytes(type, in, n_out ? n_out : 1), row_bytes = type == DLM_I2_S ? in / 4 : quant_row_bytes(type, (i64)in);
+    u64 total = tensor_bytes(type, in, n_out ? n_out : 1),
+        row_bytes = type == DLM_I2_S ? in / 4 : quant_row_bytes(type, (i64)in);
     if (!n_out) {
         f32 one = 1;
         for (u64 i = 0; i < in; i++) put(&one, 4);
     }
     for (u64 o = 0; o < n_out; o++) {
-        if (o < 64 || type == DLM_I2_S) fill_row(type, row, row_bytes); /* 64 random rows, again and again */
+        if (o < 64 || type == DLM_I2_S)
+            fill_row(type, row, row_bytes); /* 64 random rows, again and again */
         put(row, row_bytes);
     }
     if (type == DLM_I2_S) {
@@ -175,7 +196,10 @@ static void put_data(DlmType type, u64 in, u64 n_out) {
 }
 
 int main(int argc, char **argv) {
-    DlmType type = argc < 3 ? DLM_F32 : strcmp(argv[2], "tq1_0") == 0 ? DLM_TQ1_0 : strcmp(argv[2], "i2_s") == 0 ? DLM_I2_S : DLM_TQ2_0;
+    DlmType type = argc < 3                        ? DLM_F32
+                   : strcmp(argv[2], "tq1_0") == 0 ? DLM_TQ1_0
+                   : strcmp(argv[2], "i2_s") == 0  ? DLM_I2_S
+                                                   : DLM_TQ2_0;
     int layers = argc > 3 ? (int)strtol(argv[3], NULL, 10) : 30;
     char name[64];
     if (argc < 3 || layers < 1 || !(out = fopen(argv[1], "wb"))) {
