@@ -289,13 +289,12 @@ static void test_stops_and_biases(void) {
 
 static void test_messages(void) {
     Parsed *p = parse(
-        API_CHAT,
-        "{\"messages\":[{\"role\":\"developer\",\"content\":\"be \\\"kind\\\"\"},"
-        "{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"one\"},"
-        "{\"type\":\"text\",\"text\":\"t\\u0077o\"}],\"name\":\"n\"},"
-        "{\"role\":\"assistant\",\"content\":[{\"type\":\"text\",\"text\":\"alone\"}],"
-        "\"refusal\":null},"
-        "{\"role\":\"tool\",\"content\":[],\"tool_call_id\":\"1\"}]}");
+        API_CHAT, "{\"messages\":[{\"role\":\"developer\",\"content\":\"be \\\"kind\\\"\"},"
+                  "{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"one\"},"
+                  "{\"type\":\"text\",\"text\":\"t\\u0077o\"}],\"name\":\"n\"},"
+                  "{\"role\":\"assistant\",\"content\":[{\"type\":\"text\",\"text\":\"alone\"}],"
+                  "\"refusal\":null},"
+                  "{\"role\":\"tool\",\"content\":[],\"tool_call_id\":\"1\"}]}");
     CHECK_MSG(p->ok && p->r.n_messages == 4 && p->r.n_prompts == 1, "%s", p->x.err.msg);
     CHECK_STR(p->r.messages[0].role, STR("system"));
     CHECK_STR(p->r.messages[0].content, STR("be \"kind\""));
@@ -334,11 +333,10 @@ static void test_messages(void) {
             "messages[0].mood", "unknown");
     refused(API_MESSAGES, "{\"messages\":[{\"role\":\"system\",\"content\":\"x\"}]}",
             "messages[0].role", "\"user\" or");
-    refused(
-        API_MESSAGES,
-        "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"},"
-        "{\"role\":\"assistant\",\"content\":\"y\"}]}",
-        "messages", "continue");
+    refused(API_MESSAGES,
+            "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"},"
+            "{\"role\":\"assistant\",\"content\":\"y\"}]}",
+            "messages", "continue");
     refused(API_MESSAGES, "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"system\":7}",
             "system", "string");
 }
@@ -819,6 +817,44 @@ static void test_logprobs(void) {
     }
 }
 
+/* Lists that are one longer than their limit. */
+static void too_many(ApiRoute route, const char *before, const char *item, u32 n, const char *after,
+                     const char *param) {
+    Buf body = {0};
+    buf_str(&body, str_of(before));
+    for (u32 i = 0; i < n; i++) buf_printf(&body, "%s%s", i ? "," : "", item);
+    buf_str(&body, str_of(after));
+    refused(route, body.p, param, "");
+    buf_free(&body);
+}
+
+static void test_limits(void) {
+    too_many(API_CHAT, "{\"messages\":[", "{\"role\":\"user\",\"content\":\"\"}",
+             API_MESSAGES_MAX + 1, "]}", "messages");
+    too_many(API_COMPLETIONS, "{\"prompt\":[", "\"x\"", API_CHOICES_MAX + 1, "]}", "prompt");
+    too_many(API_LLAMA, "{\"prompt\":\"x\",\"logit_bias\":[", "[5,1]", API_BIASES_MAX + 1, "]}",
+             "logit_bias");
+    too_many(API_DETOKENIZE, "{\"tokens\":[", "1", API_NODES_MAX, "]}", "");
+}
+
+static void test_llama_extras(void) {
+    Buf out = {0};
+    DecodeResult r = result("abc", "abc", true, "stop");
+    const ApiAnswer answer = {.r = &r, .logprobs = STR("[{}]")};
+    Parsed *p = parse(API_LLAMA, "{\"prompt\":[5,\"7\"],\"n_probs\":1}");
+    ApiReply a = api_reply(&p->r, &served, 0, RANDOM);
+    whole(&out, p, &answer);
+    json_has(buf_view(&out), "prompt", "&7");
+    json_has(buf_view(&out), "completion_probabilities", "1 of them");
+    buf_clear(&out);
+    api_put_stream_text(&out, &a, 0, STR("x"), STR("[{}]"));
+    Str rest = buf_view(&out);
+    json_has(event(&rest, NULL), "completion_probabilities", "1 of them");
+    done(p);
+    decode_result_free(&r);
+    buf_free(&out);
+}
+
 /* ---- the rest ---- */
 
 static void text_answer(ApiRoute route, const char *body, const char *path, const char *want) {
@@ -841,6 +877,8 @@ static void test_text_answers(void) {
     text_answer(API_TOKENIZE, "{\"content\":\"7\"}", "tokens.0", id);
     text_answer(API_TOKENIZE, "{\"content\":\"7\",\"with_pieces\":true}", "tokens.0.piece", "7");
     text_answer(API_TOKENIZE, "{\"content\":\"\",\"with_pieces\":true}", "tokens", "0 of them");
+    text_answer(API_TOKENIZE, "{\"content\":\"\",\"add_special\":true}", "tokens",
+                tok.add_bos + tok.add_eos ? "1 of them" : "0 of them");
     i32 byte = tok_find(&tok, STR("\xc3\x83")); /* how the vocabulary spells the byte 0xC3 */
     CHECK(byte >= 0);
     text_answer(API_TOKENIZE, "{\"content\":\"\\u00c3\",\"with_pieces\":true}", "tokens.0.piece.0",
@@ -999,6 +1037,8 @@ int main(void) {
     test_stream_chat();
     test_stream_others();
     test_logprobs();
+    test_limits();
+    test_llama_extras();
     test_text_answers();
     test_models();
     test_metrics();
