@@ -413,7 +413,7 @@ static void quant_values(DlmType type, const u8 *p, i64 n, f32 *out) {
         quant_unpack(type, p + b * bytes, &u);
         for (i64 i = 0; i < block; i++) {
             f32 v = u.d * (f32)u.scale[i / 16] * (f32)u.q[i];
-            out[b * block + i] = u.dmin != 0 ? v - u.dmin * (f32)u.minimum[i / 16] : v;
+            out[b * block + i] = v - u.dmin * (f32)u.minimum[i / 16];
         }
     }
 }

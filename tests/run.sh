@@ -157,7 +157,7 @@ run_check() {
     compile_tests asan "clang $CFLAGS -O1 -g $SANITIZE -DDLM_TEST_ALLOC="
     units asan
     debug
-    scripts asan build/dlm-debug 'tok_diff accuracy'
+    scripts asan build/dlm-debug 'tok_diff dequant accuracy'
     only='pool engine'
     compile_tests tsan "clang $CFLAGS -O1 -g -fsanitize=thread"
     units tsan
