@@ -157,6 +157,9 @@ static const SandboxRule_ SANDBOX_RULES_[] = {
     ALWAYS_(pread64, BOTH_),
     ALWAYS_(lseek, BOTH_),
     ALWAYS_(fstat, BOTH_),
+#ifdef SYS_stat
+    ALWAYS_(stat, BOTH_),
+#endif
     ALWAYS_(newfstatat, BOTH_), /* fstat of glibc, and of musl on aarch64 */
     ALWAYS_(statx, BOTH_),
     WHEN_(fcntl, BOTH_, 1, SANDBOX_ALL_BITS_, F_SETFD), /* musl after open with O_CLOEXEC */
@@ -172,7 +175,7 @@ static const SandboxRule_ SANDBOX_RULES_[] = {
 #endif
     WHEN_(seccomp, BOTH_, 0, SANDBOX_ALL_BITS_, SANDBOX_SET_FILTER_), /* sandbox_seal */
     ALWAYS_(sched_getaffinity, BOTH_),
-    ALWAYS_(prlimit64, BOTH_), /* glibc: the size of a thread's stack */
+    WHEN_(prlimit64, BOTH_, 2, SANDBOX_ALL_BITS_, 0), /* looking at limits, not setting them */
     ALWAYS_(gettid, BOTH_),
     ALWAYS_(getpid, BOTH_),
     ALWAYS_(getrusage, BOTH_),

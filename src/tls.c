@@ -150,9 +150,8 @@ static bool tls_load_certs_(mbedtls_x509_crt *certs, const char *path, Err *e) {
 
 static bool tls_load_key_(mbedtls_pk_context *key, const char *path, Err *e) {
     Buf b = {0};
-    struct stat st;
-    if (stat(path, &st) == 0 && (st.st_mode & (S_IRWXO | S_IWGRP)))
-        log_line(LOG_WARN, "others may read or change the key '%s': chmod 600 it", path);
+    if (os_is_shared_file(path))
+        log_line(LOG_WARN, "others may read the key '%s': chmod 600 it", path);
     bool ok = tls_read_(path, &b, e);
     if (ok && str_find(buf_view(&b), STR("ENCRYPTED"), 0) != SIZE_MAX)
         ok = err_set(e, ERR_RUNTIME,
@@ -267,18 +266,16 @@ static bool tls_config_fill_(TlsConfig_ *c, const TlsOptions *o, Err *e) {
 
 typedef struct {
     TlsOptions options; /* the paths stay the caller's */
+    OsLock lock;        /* for config */
     TlsConfig_ *config; /* the one for new connections */
-    atomic_flag busy;   /* guards `config`, for the few instructions of a look or a change */
 } TlsServer;
 
-static TlsConfig_ *tls_swap_(TlsServer *s, TlsConfig_ *next) {
-    while (atomic_flag_test_and_set(&s->busy)) os_cpu_relax();
+/* The config that new connections use, for one of them to keep. */
+static TlsConfig_ *tls_config_share_(TlsServer *s) {
+    os_lock(&s->lock);
     TlsConfig_ *c = s->config;
-    if (next)
-        s->config = next;
-    else
-        atomic_fetch_add(&c->users, 1); /* a look: the caller has it from here on */
-    atomic_flag_clear(&s->busy);
+    atomic_fetch_add(&c->users, 1);
+    os_unlock(&s->lock);
     return c;
 }
 
@@ -290,7 +287,8 @@ static TlsConfig_ *tls_config_load_(const TlsOptions *o, Err *e) {
 }
 
 static bool tls_open(TlsServer *s, const TlsOptions *o, Err *e) {
-    *s = (TlsServer){.options = *o, .busy = ATOMIC_FLAG_INIT};
+    *s = (TlsServer){.options = *o};
+    os_lock_open(&s->lock);
     if (tls_start_(e)) s->config = tls_config_load_(o, e);
     return s->config != NULL;
 }
@@ -298,13 +296,19 @@ static bool tls_open(TlsServer *s, const TlsOptions *o, Err *e) {
 /* Reads the files again: new connections get what they hold now. On any failure the old pair stays. */
 static bool tls_reload(TlsServer *s, Err *e) {
     TlsConfig_ *c = tls_config_load_(&s->options, e);
-    if (c) tls_config_drop_(tls_swap_(s, c));
-    return c != NULL;
+    if (!c) return false;
+    os_lock(&s->lock);
+    TlsConfig_ *before = s->config;
+    s->config = c;
+    os_unlock(&s->lock);
+    tls_config_drop_(before);
+    return true;
 }
 
 static void tls_close(TlsServer *s) {
     tls_config_drop_(s->config);
     s->config = NULL;
+    os_lock_close(&s->lock);
 }
 
 /* ---- sessions ---- */
@@ -447,7 +451,7 @@ static bool tls_handshake_(TlsSession_ *s, NetTransport *t, Err *e) {
 
 /* The server's handshake with a connection, in all before the deadline. */
 static bool tls_accept(TlsServer *server, NetConn *c, NetTransport *t, f64 deadline_ms, Err *e) {
-    TlsSession_ *s = tls_session_new_(tls_swap_(server, NULL), c, deadline_ms, e);
+    TlsSession_ *s = tls_session_new_(tls_config_share_(server), c, deadline_ms, e);
     return s && tls_handshake_(s, t, e);
 }
 

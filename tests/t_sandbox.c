@@ -131,6 +131,7 @@ static void forbidden(void) {
     DENIED(syscall(SYS_tkill, parent, SIGTERM));
     DENIED(prctl(PR_SET_DUMPABLE, 1, 0, 0, 0));
     DENIED(setuid(0));
+    DENIED(setrlimit(RLIMIT_NOFILE, &(struct rlimit){1, 1}));
     DENIED(syscall(SYS_unshare, 0));
     DENIED(syscall(SYS_mount, NULL, "/", NULL, 0, NULL));
     DENIED(syscall(SYS_bpf, 0, NULL, 0));
