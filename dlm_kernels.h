@@ -270,10 +270,11 @@ typedef enum { DLM_ACT_SILU /* x / (1 + exp(-x)) */, DLM_ACT_RELU2 /* max(x, 0)^
 
 /* ---- the kernel table: one CPU level. Shapes are row-major; strides are in elements. ----
  *
- * Law: kern_ref.c. Integer parts equal it bit for bit at every level. The float kernels of this
- * house add in a fixed order of 16 lanes without fused multiply-add, so they equal it bit for bit
- * too, and each output row depends on its own input row alone: not on the batch, the level or the
- * thread count. */
+ * Law: kern_ref.c. Integer parts equal it bit for bit at every level. The float kernels of this house
+ * add in a fixed order of 16 lanes, with fused multiply-adds where the law has them, so they equal it
+ * bit for bit too, and each output row depends on its own input row alone: not on the batch, the
+ * level or the thread count. */
+#define DLM_ATTEND_Q 4
 typedef struct {
     const char *name;
     /* q[n] = clamp(rint(x * s), -128, 127), s = 127 / max(max|x|, 1e-5); *inv_scale = 1 / s; *sum =
@@ -301,11 +302,13 @@ typedef struct {
     /* gate[i] = act(gate[i]) * up[i] */
     void (*gate)(float *gate, const float *up, int32_t n, DlmAct act);
     void (*to_f16)(uint16_t *h, const float *x, int32_t n);
-    /* out[head_dim] = softmax(q . k_c * scale for c in [lo, hi)) . v_c; k, v: cell 0 of this head,
-     * F16 or F32, `stride` elements between cells; scores: scratch for hi - lo floats */
-    void (*attend)(float *out, const float *q, const void *k, const void *v, DlmType type,
-                   int64_t stride, int32_t lo, int32_t hi, int32_t head_dim, float scale,
-                   float *scores);
+    /* Attention of n_q <= DLM_ATTEND_Q queries to one head's cells, query i to [lo, hi[i]):
+     * out[i][head_dim] = sum over c of softmax_c(q[i] . k_c * scale) v_c. k, v: cell 0 of the head, F16
+     * or F32, `stride` elements between cells. scores: scratch, n_q rows of scores_stride floats,
+     * each with room for the largest hi - lo */
+    void (*attend)(float *const *out, const float *const *q, const int32_t *hi, int32_t n_q,
+                   const void *k, const void *v, DlmType type, int64_t stride, int32_t lo,
+                   int32_t head_dim, float scale, float *scores, int64_t scores_stride);
     /* index of the largest logit (lowest on ties) and sum over i of exp(logit_i - that logit) */
     int32_t (*top1)(const float *logits, int32_t n, float *sum_exp);
     /* The level's ceiling: runs n steps of nothing but its 8-bit multiply-adds, in registers.

@@ -55,7 +55,7 @@ typedef struct {
     i32 *sum;        /* [n_rows_max] */
     f32 *block_d;    /* [n_rows_max][q_stride_max / 32] scales of block activations */
     i16 *block_sums; /* [n_rows_max][q_stride_max / 16] */
-    f32 *scores;     /* [threads][n_cell_max] */
+    f32 *scores;     /* [threads][DLM_ATTEND_Q][n_cell_max] */
     char error[ERR_MSG_MAX];
 } Cpu;
 
@@ -94,7 +94,8 @@ static const char *cpu_reserve(void *self, i32 n_rows_max, i32 n_in_max, i32 n_c
     c->sum = mem_alloc_n((u64)n_rows_max, sizeof(i32), &e);
     c->block_d = mem_alloc_n((u64)n_rows_max * (u64)c->q_stride_max / 32, sizeof(f32), &e);
     c->block_sums = mem_alloc_n((u64)n_rows_max * (u64)c->q_stride_max / 16, sizeof(i16), &e);
-    c->scores = mem_alloc_n((u64)pool_threads(c->pool) * (u64)c->n_cell_max, sizeof(f32), &e);
+    c->scores = mem_alloc_n((u64)pool_threads(c->pool) * DLM_ATTEND_Q * (u64)c->n_cell_max,
+                            sizeof(f32), &e);
     if (e.code == ERR_NONE) return NULL;
     memcpy(c->error, e.msg, sizeof c->error);
     return c->error;
@@ -425,35 +426,64 @@ typedef struct {
     const f32 *q;
     const DlmKv *kv;
     const DlmRow *rows;
-    i32 layer, n_head;
+    i32 layer, n_rows, n_head;
     f32 scale;
 } AttendJob;
 
-/* Items are (row, head) pairs. */
-static void cpu_attend_heads_(void *arg, i32 begin, i32 end, i32 thread) {
-    AttendJob *j = arg;
+/* Rows whose heads of one group fill a kernel call together, when they attend to the same slot from
+ * the same cell on. */
+static i32 cpu_attend_rows_(const DlmKv *kv, i32 n_head) {
+    return MAX_OF(1, DLM_ATTEND_Q / (n_head / kv->n_head_kv));
+}
+
+/* The queries that share a head of keys and values: those of its group of heads, of n_rows rows. */
+static void cpu_attend_group_(const AttendJob *j, i32 row, i32 n_rows, i32 head_kv, f32 *scores) {
     const DlmKv *kv = j->kv;
-    i64 stride = (i64)kv->n_head_kv * kv->head_dim;
-    f32 *scores = j->c->scores + (i64)thread * j->c->n_cell_max;
+    i32 group = j->n_head / kv->n_head_kv, dim = kv->head_dim;
+    i64 stride = (i64)kv->n_head_kv * dim;
+    i64 at = (cpu_kv_at_(kv, j->rows[row].slot, j->layer) + (i64)head_kv * dim) *
+             (kv->type == DLM_F32 ? 4 : 2);
+    for (i32 first = 0; first < n_rows * group; first += DLM_ATTEND_Q) {
+        f32 *out[DLM_ATTEND_Q];
+        const f32 *q[DLM_ATTEND_Q];
+        i32 hi[DLM_ATTEND_Q], n_q = MIN_OF(DLM_ATTEND_Q, n_rows * group - first);
+        for (i32 i = 0; i < n_q; i++) {
+            i32 r = row + (first + i) / group, head = head_kv * group + (first + i) % group;
+            i64 to = ((i64)r * j->n_head + head) * dim;
+            out[i] = j->out + to, q[i] = j->q + to, hi[i] = j->rows[r].kv_hi;
+            ASSERT(j->rows[r].kv_lo < hi[i] && hi[i] <= kv->n_cell);
+        }
+        j->c->k->attend(out, q, hi, n_q, (const u8 *)kv->k + at, (const u8 *)kv->v + at, kv->type,
+                        stride, j->rows[row].kv_lo, dim, j->scale, scores, j->c->n_cell_max);
+    }
+}
+
+/* Items are (tile of rows, head of keys and values) pairs. */
+static void cpu_attend_tiles_(void *arg, i32 begin, i32 end, i32 thread) {
+    AttendJob *j = arg;
+    i32 tile = cpu_attend_rows_(j->kv, j->n_head);
+    f32 *scores = j->c->scores + (i64)thread * DLM_ATTEND_Q * j->c->n_cell_max;
     for (i32 i = begin; i < end; i++) {
-        const DlmRow *row = &j->rows[i / j->n_head];
-        i32 head = i % j->n_head, head_kv = head / (j->n_head / kv->n_head_kv);
-        i64 at = (cpu_kv_at_(kv, row->slot, j->layer) + (i64)head_kv * kv->head_dim) *
-                 (kv->type == DLM_F32 ? 4 : 2);
-        ASSERT(row->kv_lo < row->kv_hi && row->kv_hi <= kv->n_cell);
-        j->c->k->attend(j->out + (i64)i * kv->head_dim, j->q + (i64)i * kv->head_dim,
-                        (const u8 *)kv->k + at, (const u8 *)kv->v + at, kv->type, stride,
-                        row->kv_lo, row->kv_hi, kv->head_dim, j->scale, scores);
+        i32 row = i / j->kv->n_head_kv * tile, last = MIN_OF(row + tile, j->n_rows);
+        while (row < last) {
+            i32 n = 1;
+            while (row + n < last && j->rows[row + n].slot == j->rows[row].slot &&
+                   j->rows[row + n].kv_lo == j->rows[row].kv_lo)
+                n++;
+            cpu_attend_group_(j, row, n, i % j->kv->n_head_kv, scores);
+            row += n;
+        }
     }
 }
 
 static void cpu_attend(void *self, f32 *out, const f32 *q, const DlmKv *kv, i32 layer,
                        const DlmRow *rows, i32 n_rows, i32 n_head, f32 scale) {
-    AttendJob j = {self, out, q, kv, rows, layer, n_head, scale};
+    AttendJob j = {self, out, q, kv, rows, layer, n_rows, n_head, scale};
+    i32 tile = cpu_attend_rows_(kv, n_head), n_tiles = (n_rows + tile - 1) / tile;
     i64 cells = 0;
     for (i32 r = 0; r < n_rows; r++) cells += rows[r].kv_hi - rows[r].kv_lo;
-    pool_for(j.c->pool, n_rows * n_head, cpu_grain_(8 * cells / MAX_OF(n_rows, 1) * kv->head_dim),
-             cpu_attend_heads_, &j);
+    i64 each = 4 * cells / n_tiles * (n_head / kv->n_head_kv) * kv->head_dim;
+    pool_for(j.c->pool, n_tiles * kv->n_head_kv, cpu_grain_(each), cpu_attend_tiles_, &j);
 }
 
 static void cpu_gather(void *self, f32 *y, const f32 *x, const DlmRow *rows, i32 n_rows, i32 n) {

@@ -7,9 +7,9 @@
  *            kernel says that every core has it.
  *
  * The only room with arm_neon.h. The 16 lanes of the law are 4 registers, lanes 4j..4j+3 in
- * register j. Products are rounded before they are added (vmulq, vaddq): a fused vfmaq would break
- * the law. NEON is part of every aarch64; the functions of the other levels carry their target
- * attribute, so the one translation unit needs no -m flags. */
+ * register j; products are fused into sums (vfmaq) where the law fuses them. NEON is part of every
+ * aarch64; the functions of the other levels carry their target attribute, so the one translation
+ * unit needs no -m flags. */
 #ifndef DLM_KERN_ARM_C
 #define DLM_KERN_ARM_C
 
@@ -45,7 +45,7 @@ INLINE float32x4_t neon_max_(float32x4_t a, float32x4_t m) {
 }
 
 INLINE float32x4_t neon_mul_add_(float32x4_t sum, float32x4_t a, float32x4_t b) {
-    return vaddq_f32(sum, vmulq_f32(a, b));
+    return vfmaq_f32(sum, a, b);
 }
 
 INLINE f32 neon_fold_(const float32x4_t lane[4]) {
@@ -61,6 +61,14 @@ INLINE f32 neon_fold_tail_(const float32x4_t lane[4], const f32 *t, i32 n_tail) 
     for (int j = 0; j < 4; j++) vst1q_f32(all + 4 * j, lane[j]);
     for (i32 i = 0; i < n_tail; i++) all[i] += t[i];
     return ref_fold_(all);
+}
+
+/* The same for the products of two tails. */
+INLINE f32 neon_fold_products_(const float32x4_t lane[4], const f32 *a, const f32 *b, i32 n_tail) {
+    if (n_tail == 0) return neon_fold_(lane);
+    f32 all[KERN_LANES];
+    for (int j = 0; j < 4; j++) vst1q_f32(all + 4 * j, lane[j]);
+    return ref_fold_tail_(all, a, b, n_tail);
 }
 
 INLINE float32x4_t neon_exp_(float32x4_t x) { /* kern_expf, operation by operation */
@@ -120,9 +128,7 @@ static void neon_rms_norm(f32 *y, const f32 *x, const f32 *gain, i32 n, f32 eps)
             lane[j] = neon_mul_add_(lane[j], v, v);
         }
     }
-    f32 t[KERN_LANES];
-    for (i32 j = i; j < n; j++) t[j - i] = x[j] * x[j];
-    f32 r = 1.0f / kern_sqrtf(neon_fold_tail_(lane, t, n - i) / (f32)n + eps);
+    f32 r = 1.0f / kern_sqrtf(neon_fold_products_(lane, x + i, x + i, n - i) / (f32)n + eps);
     for (i = 0; i + 4 <= n; i += 4)
         vst1q_f32(y + i, vmulq_f32(vmulq_n_f32(vld1q_f32(x + i), r), vld1q_f32(gain + i)));
     for (; i < n; i++) y[i] = x[i] * r * gain[i];
@@ -190,10 +196,9 @@ INLINE f32 neon_scores_(f32 *scores, const f32 *q, const void *k, DlmType type, 
                 lane[j] = neon_mul_add_(lane[j], vld1q_f32(q + i + 4 * j),
                                         neon_load_kv_(k, type, c * stride + i + 4 * j));
         }
-        f32 t[KERN_LANES];
-        for (i32 i = whole; i < head_dim; i++)
-            t[i - whole] = q[i] * ref_kv_(k, type, c * stride + i);
-        f32 s = neon_fold_tail_(lane, t, head_dim - whole) * scale;
+        f32 tail[KERN_LANES];
+        for (i32 i = whole; i < head_dim; i++) tail[i - whole] = ref_kv_(k, type, c * stride + i);
+        f32 s = neon_fold_products_(lane, q + whole, tail, head_dim - whole) * scale;
         scores[c - lo] = s;
         max = MAX_OF(s, max);
     }
@@ -220,17 +225,22 @@ INLINE void neon_attend_type_(f32 *out, const f32 *q, const void *k, const void 
     }
     for (; i < head_dim; i++) {
         f32 acc = 0;
-        for (i32 c = lo; c < hi; c++) acc += scores[c - lo] * ref_kv_(v, type, c * stride + i);
+        for (i32 c = lo; c < hi; c++)
+            acc = kern_fmaf(scores[c - lo], ref_kv_(v, type, c * stride + i), acc);
         out[i] = acc * inv;
     }
 }
 
-static void neon_attend(f32 *out, const f32 *q, const void *k, const void *v, DlmType type,
-                        i64 stride, i32 lo, i32 hi, i32 head_dim, f32 scale, f32 *scores) {
-    if (type == DLM_F32)
-        neon_attend_type_(out, q, k, v, DLM_F32, stride, lo, hi, head_dim, scale, scores);
-    else
-        neon_attend_type_(out, q, k, v, DLM_F16, stride, lo, hi, head_dim, scale, scores);
+static void neon_attend(f32 *const *out, const f32 *const *q, const i32 *hi, i32 n_q, const void *k,
+                        const void *v, DlmType type, i64 stride, i32 lo, i32 head_dim, f32 scale,
+                        f32 *scores, i64 scores_stride) {
+    for (i32 m = 0; m < n_q; m++) {
+        f32 *s = scores + m * scores_stride;
+        if (type == DLM_F32)
+            neon_attend_type_(out[m], q[m], k, v, DLM_F32, stride, lo, hi[m], head_dim, scale, s);
+        else
+            neon_attend_type_(out[m], q[m], k, v, DLM_F16, stride, lo, hi[m], head_dim, scale, s);
+    }
 }
 
 static i32 neon_top1(const f32 *logits, i32 n, f32 *sum_exp) {
@@ -290,12 +300,11 @@ INLINE void neon_dense_rows_(DlmMatKind kind, f32 *y, i64 y_stride, const u8 *ro
                     neon_mul_add_(lane[m][j], w[j], vld1q_f32(x + m * x_stride + i + 4 * j));
         }
     }
+    f32 tail[KERN_LANES];
+    for (i32 j = i; j < n_in; j++) tail[j - i] = ref_weight_(kind, row, j);
     UNROLL
-    for (int m = 0; m < n_rows; m++) {
-        f32 t[KERN_LANES];
-        for (i32 j = i; j < n_in; j++) t[j - i] = ref_weight_(kind, row, j) * x[m * x_stride + j];
-        y[m * y_stride] = neon_fold_tail_(lane[m], t, n_in - i);
-    }
+    for (int m = 0; m < n_rows; m++)
+        y[m * y_stride] = neon_fold_products_(lane[m], tail, x + m * x_stride + i, n_in - i);
 }
 
 INLINE void neon_dense_kind_(DlmMatKind kind, f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo,
@@ -401,7 +410,7 @@ static i32 neon_block_low_(const DlmUnpacked *u, const i16 *sums, i32 block) {
 /* The activations of n_rows rows at one block, and where to add the products. */
 #define NEON_BLOCK_ROWS 16
 typedef struct {
-    f32 *acc; /* [n_rows], KERN_BLOCK_LANES apart */
+    f32 *acc;    /* [n_rows], KERN_BLOCK_LANES apart */
     const i8 *q; /* [n_rows][n_in] */
     const i16 *sums;
     const f32 *d;
@@ -452,9 +461,12 @@ INLINE void neon_blocks_out_(NeonBlockFn *block_fn, f32 *y, i64 y_stride, const 
     const u8 *p = (const u8 *)w->data + o * kern_row_bytes(w);
     for (i32 b = 0; b < at.n_blocks; b++, p += info->bytes) {
         DlmUnpacked u;
-        if (w->type == DLM_Q6_K) neon_unpack_q6_K_((const DlmBlockQ6_K *)(const void *)p, &u);
-        else if (w->type == DLM_Q4_K) neon_unpack_q4_K_((const DlmBlockQ4_K *)(const void *)p, &u);
-        else quant_unpack(w->type, p, &u);
+        if (w->type == DLM_Q6_K)
+            neon_unpack_q6_K_((const DlmBlockQ6_K *)(const void *)p, &u);
+        else if (w->type == DLM_Q4_K)
+            neon_unpack_q4_K_((const DlmBlockQ4_K *)(const void *)p, &u);
+        else
+            quant_unpack(w->type, p, &u);
         at.acc = &lane[0][at.block == 32 ? b % KERN_BLOCK_LANES : 0];
         block_fn(&at, &u);
         at.q += at.block, at.sums += at.block / 16, at.d++;
@@ -473,8 +485,12 @@ INLINE void neon_blocks_by_(NeonBlockFn *block_fn, f32 *y, i64 y_stride, const D
     for (i32 o = out_lo; o < out_hi; o++)
         for (i32 m = 0; m < n_rows; m += NEON_BLOCK_ROWS) {
             i64 at = (i64)m * w->n_in;
-            NeonBlock rows = {.q = q + at, .sums = sums + at / 16, .d = d + (i64)m * n_blocks,
-                              .n_in = w->n_in, .n_blocks = n_blocks, .block = block,
+            NeonBlock rows = {.q = q + at,
+                              .sums = sums + at / 16,
+                              .d = d + (i64)m * n_blocks,
+                              .n_in = w->n_in,
+                              .n_blocks = n_blocks,
+                              .block = block,
                               .n_rows = MIN_OF(NEON_BLOCK_ROWS, n_rows - m)};
             neon_blocks_out_(block_fn, y + m * y_stride, y_stride, w, o, rows);
         }

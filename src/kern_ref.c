@@ -2,14 +2,15 @@
  *
  * Owns:      nothing.
  * Stands on: base quant
- * Promises:  the same bits on every machine: no libm, no fused multiply-add, one fixed order of
- *            additions.
+ * Promises:  the same bits on every machine: no libm, one fixed order of additions, products fused
+ *            into sums exactly where it says so.
  *
  * The order: a sum over i runs in 16 lanes, lane i mod 16, each lane adding in rising i; the lanes
  * are then folded 16 -> 8 -> 4 -> 2 -> 1, lane j taking lane j + half. One AVX-512 register, two
  * AVX2 registers or four NEON registers hold the lanes, so every level can keep the law at full
- * width. Multiplications are rounded before they are added: -ffp-contract=off. A result therefore
- * depends on its own inputs only, never on the batch, the thread count or the CPU. */
+ * width. Sums of products are fused (one rounding), which every level has as one instruction;
+ * -ffp-contract=off keeps the compiler from fusing anything else. A result therefore depends on its
+ * own inputs only, never on the batch, the thread count or the CPU. */
 #ifndef DLM_KERN_REF_C
 #define DLM_KERN_REF_C
 
@@ -25,6 +26,20 @@
 static f32 kern_sqrtf(f32 x) {
     return __builtin_sqrtf(
         x); /* one correctly rounded instruction (the build passes -fno-math-errno) */
+}
+
+/* a * b + c with one rounding. The product is exact in f64; the sum is rounded to odd there, so that
+ * the second rounding, to f32, is that of the exact value (Boldo and Melquiond 2008). */
+static f32 kern_fmaf(f32 a, f32 b, f32 c) {
+    f64 product = (f64)a * (f64)b, sum = product + (f64)c;
+    f64 back = sum - product, rest = (product - (sum - back)) + ((f64)c - back);
+    u64 bits;
+    memcpy(&bits, &sum, sizeof bits);
+    if (rest != 0 && !(bits & 1) && rest == rest) {
+        bits += (rest > 0) == (sum > 0) ? 1 : -1ull;
+        memcpy(&sum, &bits, sizeof sum);
+    }
+    return (f32)sum;
 }
 
 /* exp(x) in f32, about 1 ulp; 0 below -87.3, saturates above 88.3. exp(x) = 2^n * exp(r), |r| <=
@@ -45,8 +60,8 @@ static f32 kern_expf(f32 x) {
     f32 n = f32_rint_(x * KERN_LOG2E);
     f32 r = (x - n * KERN_LN2_HI) - n * KERN_LN2_LO;
     f32 p = KERN_EXP_C[0];
-    for (int i = 1; i < 6; i++) p = p * r + KERN_EXP_C[i];
-    p = p * (r * r) + (r + 1.0f);
+    for (int i = 1; i < 6; i++) p = kern_fmaf(p, r, KERN_EXP_C[i]);
+    p = kern_fmaf(p, r * r, r + 1.0f);
     u32 bits = (u32)((i32)n + 127) << 23;
     f32 scale;
     memcpy(&scale, &bits, sizeof scale);
@@ -113,7 +128,13 @@ static f32 ref_fold_(f32 lane[KERN_LANES]) {
 
 static f32 ref_dot_(const f32 *a, const f32 *b, i32 n) {
     f32 lane[KERN_LANES] = {0};
-    for (i32 i = 0; i < n; i++) lane[i % KERN_LANES] += a[i] * b[i];
+    for (i32 i = 0; i < n; i++) lane[i % KERN_LANES] = kern_fmaf(a[i], b[i], lane[i % KERN_LANES]);
+    return ref_fold_(lane);
+}
+
+/* Adds the products of a last run of n < 16 elements to the lanes and folds them. */
+static f32 ref_fold_tail_(f32 lane[KERN_LANES], const f32 *a, const f32 *b, i32 n) {
+    for (i32 i = 0; i < n; i++) lane[i] = kern_fmaf(a[i], b[i], lane[i]);
     return ref_fold_(lane);
 }
 
@@ -201,7 +222,8 @@ static void ref_dense(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out
         for (i32 m = 0; m < n_rows; m++) {
             f32 lane[KERN_LANES] = {0};
             for (i32 i = 0; i < w->n_in; i++)
-                lane[i % KERN_LANES] += ref_weight_(w->kind, row, i) * x[m * x_stride + i];
+                lane[i % KERN_LANES] = kern_fmaf(ref_weight_(w->kind, row, i), x[m * x_stride + i],
+                                                 lane[i % KERN_LANES]);
             y[m * y_stride + o] = ref_fold_(lane);
         }
     }
@@ -288,15 +310,16 @@ static f32 ref_kv_(const void *p, DlmType type, i64 i) {
     return type == DLM_F32 ? ((const f32 *)p)[i] : f16_to_f32(((const u16 *)p)[i]);
 }
 
-/* Softmax attention over one contiguous range of cells: Vaswani et al. 2017, eq. 1, with the
+/* One query. Softmax attention over a contiguous range of cells: Vaswani et al. 2017, eq. 1, with the
  * maximum taken out. */
-static void ref_attend(f32 *out, const f32 *q, const void *k, const void *v, DlmType type,
-                       i64 stride, i32 lo, i32 hi, i32 head_dim, f32 scale, f32 *scores) {
+static void ref_attend_one_(f32 *out, const f32 *q, const void *k, const void *v, DlmType type,
+                            i64 stride, i32 lo, i32 hi, i32 head_dim, f32 scale, f32 *scores) {
     f32 max = KERN_MINUS_INF;
     for (i32 c = lo; c < hi; c++) {
         f32 lane[KERN_LANES] = {0};
         for (i32 i = 0; i < head_dim; i++)
-            lane[i % KERN_LANES] += q[i] * ref_kv_(k, type, c * stride + i);
+            lane[i % KERN_LANES] =
+                kern_fmaf(q[i], ref_kv_(k, type, c * stride + i), lane[i % KERN_LANES]);
         scores[c - lo] = ref_fold_(lane) * scale;
         max = MAX_OF(scores[c - lo], max);
     }
@@ -304,11 +327,20 @@ static void ref_attend(f32 *out, const f32 *q, const void *k, const void *v, Dlm
     for (i32 c = 0; c < hi - lo; c++)
         lane[c % KERN_LANES] += scores[c] = kern_expf(scores[c] - max);
     f32 inv = 1.0f / ref_fold_(lane);
-    for (i32 i = 0; i < head_dim; i++) out[i] = 0;
-    for (i32 c = lo; c < hi; c++)
-        for (i32 i = 0; i < head_dim; i++)
-            out[i] += scores[c - lo] * ref_kv_(v, type, c * stride + i);
-    for (i32 i = 0; i < head_dim; i++) out[i] *= inv;
+    for (i32 i = 0; i < head_dim; i++) {
+        f32 acc = 0;
+        for (i32 c = lo; c < hi; c++)
+            acc = kern_fmaf(scores[c - lo], ref_kv_(v, type, c * stride + i), acc);
+        out[i] = acc * inv;
+    }
+}
+
+static void ref_attend(f32 *const *out, const f32 *const *q, const i32 *hi, i32 n_q, const void *k,
+                       const void *v, DlmType type, i64 stride, i32 lo, i32 head_dim, f32 scale,
+                       f32 *scores, i64 scores_stride) {
+    for (i32 i = 0; i < n_q; i++)
+        ref_attend_one_(out[i], q[i], k, v, type, stride, lo, hi[i], head_dim, scale,
+                        scores + i * scores_stride);
 }
 
 static i32 ref_top1(const f32 *logits, i32 n, f32 *sum_exp) {

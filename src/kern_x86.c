@@ -70,10 +70,8 @@ AVX2_FN INLINE __m256 avx2_exp_(__m256 x) { /* kern_expf, operation by operation
     __m256 r = _mm256_sub_ps(_mm256_sub_ps(x, _mm256_mul_ps(n, _mm256_set1_ps(KERN_LN2_HI))),
                              _mm256_mul_ps(n, _mm256_set1_ps(KERN_LN2_LO)));
     __m256 p = _mm256_set1_ps(KERN_EXP_C[0]);
-    for (int i = 1; i < 6; i++)
-        p = _mm256_add_ps(_mm256_mul_ps(p, r), _mm256_set1_ps(KERN_EXP_C[i]));
-    p = _mm256_add_ps(_mm256_mul_ps(p, _mm256_mul_ps(r, r)),
-                      _mm256_add_ps(r, _mm256_set1_ps(1.0f)));
+    for (int i = 1; i < 6; i++) p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(KERN_EXP_C[i]));
+    p = _mm256_fmadd_ps(p, _mm256_mul_ps(r, r), _mm256_add_ps(r, _mm256_set1_ps(1.0f)));
     __m256i bits =
         _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
     return _mm256_and_ps(_mm256_mul_ps(p, _mm256_castsi256_ps(bits)), keep);
@@ -88,6 +86,16 @@ AVX2_FN INLINE f32 avx2_fold_tail_(__m256 lo, __m256 hi, const f32 *t, i32 n_tai
     _mm256_storeu_ps(lane + 8, hi);
     for (i32 i = 0; i < n_tail; i++) lane[i] += t[i];
     return ref_fold_(lane);
+}
+
+/* The same for the products of two tails. */
+AVX2_FN INLINE f32 avx2_fold_products_(__m256 lo, __m256 hi, const f32 *a, const f32 *b,
+                                       i32 n_tail) {
+    if (n_tail == 0) return avx2_fold_(lo, hi);
+    f32 lane[KERN_LANES];
+    _mm256_storeu_ps(lane, lo);
+    _mm256_storeu_ps(lane + 8, hi);
+    return ref_fold_tail_(lane, a, b, n_tail);
 }
 
 /* ---- float kernels ---- */
@@ -130,12 +138,10 @@ AVX2_FN static void avx2_rms_norm(f32 *y, const f32 *x, const f32 *gain, i32 n, 
     i32 i = 0;
     for (; i + 16 <= n; i += 16) {
         __m256 a = _mm256_loadu_ps(x + i), b = _mm256_loadu_ps(x + i + 8);
-        lo = _mm256_add_ps(lo, _mm256_mul_ps(a, a));
-        hi = _mm256_add_ps(hi, _mm256_mul_ps(b, b));
+        lo = _mm256_fmadd_ps(a, a, lo);
+        hi = _mm256_fmadd_ps(b, b, hi);
     }
-    f32 t[KERN_LANES];
-    for (i32 j = i; j < n; j++) t[j - i] = x[j] * x[j];
-    f32 r = 1.0f / kern_sqrtf(avx2_fold_tail_(lo, hi, t, n - i) / (f32)n + eps);
+    f32 r = 1.0f / kern_sqrtf(avx2_fold_products_(lo, hi, x + i, x + i, n - i) / (f32)n + eps);
     __m256 r8 = _mm256_set1_ps(r);
     for (i = 0; i + 8 <= n; i += 8)
         _mm256_storeu_ps(y + i, _mm256_mul_ps(_mm256_mul_ps(_mm256_loadu_ps(x + i), r8),
@@ -194,53 +200,101 @@ AVX2_FN INLINE __m256 avx2_load_kv_(const void *p, DlmType type, i64 i) {
                            : avx2_load_f16_((const u16 *)p + i);
 }
 
-AVX2_FN INLINE void avx2_attend_type_(f32 *out, const f32 *q, const void *k, const void *v,
-                                      DlmType type, i64 stride, i32 lo, i32 hi, i32 head_dim,
-                                      f32 scale, f32 *scores) {
-    f32 max = KERN_MINUS_INF;
+/* scores[m][c] = q[m] . k_(lo + c) * scale for n cells: a key is widened once for all the queries. */
+AVX2_FN INLINE void avx2_scores_(f32 *scores, i64 scores_stride, const f32 *const *q, int n_q,
+                                 const void *k, DlmType type, i64 stride, i32 lo, i32 n,
+                                 i32 head_dim, f32 scale) {
     i32 whole = head_dim / 16 * 16;
-    for (i32 c = lo; c < hi; c++) {
-        __m256 a = _mm256_setzero_ps(), b = a;
+    for (i32 c = 0; c < n; c++) {
+        i64 at = (lo + c) * stride;
+        __m256 a[DLM_ATTEND_Q], b[DLM_ATTEND_Q];
+        UNROLL
+        for (int m = 0; m < n_q; m++) a[m] = b[m] = _mm256_setzero_ps();
         for (i32 i = 0; i < whole; i += 16) {
-            i64 at = c * stride + i;
-            a = _mm256_add_ps(a, _mm256_mul_ps(_mm256_loadu_ps(q + i), avx2_load_kv_(k, type, at)));
-            b = _mm256_add_ps(
-                b, _mm256_mul_ps(_mm256_loadu_ps(q + i + 8), avx2_load_kv_(k, type, at + 8)));
+            __m256 ka = avx2_load_kv_(k, type, at + i), kb = avx2_load_kv_(k, type, at + i + 8);
+            UNROLL
+            for (int m = 0; m < n_q; m++) {
+                a[m] = _mm256_fmadd_ps(_mm256_loadu_ps(q[m] + i), ka, a[m]);
+                b[m] = _mm256_fmadd_ps(_mm256_loadu_ps(q[m] + i + 8), kb, b[m]);
+            }
         }
-        f32 t[KERN_LANES];
-        for (i32 i = whole; i < head_dim; i++)
-            t[i - whole] = q[i] * ref_kv_(k, type, c * stride + i);
-        f32 s = avx2_fold_tail_(a, b, t, head_dim - whole) * scale;
-        scores[c - lo] = s;
-        max = MAX_OF(s, max);
-    }
-    f32 inv = 1.0f / avx2_exp_sum_(scores, hi - lo, max);
-    i32 i = 0;
-    for (; i + 32 <= head_dim; i += 32) {
-        __m256 acc[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(),
-                         _mm256_setzero_ps()};
-        for (i32 c = lo; c < hi; c++) {
-            __m256 s = _mm256_set1_ps(scores[c - lo]);
-            for (int j = 0; j < 4; j++)
-                acc[j] = _mm256_add_ps(
-                    acc[j], _mm256_mul_ps(s, avx2_load_kv_(v, type, c * stride + i + 8 * j)));
-        }
-        for (int j = 0; j < 4; j++)
-            _mm256_storeu_ps(out + i + 8 * j, _mm256_mul_ps(acc[j], _mm256_set1_ps(inv)));
-    }
-    for (; i < head_dim; i++) {
-        f32 acc = 0;
-        for (i32 c = lo; c < hi; c++) acc += scores[c - lo] * ref_kv_(v, type, c * stride + i);
-        out[i] = acc * inv;
+        f32 tail[KERN_LANES];
+        for (i32 i = whole; i < head_dim; i++) tail[i - whole] = ref_kv_(k, type, at + i);
+        UNROLL
+        for (int m = 0; m < n_q; m++)
+            scores[m * scores_stride + c] =
+                avx2_fold_products_(a[m], b[m], q[m] + whole, tail, head_dim - whole) * scale;
     }
 }
 
-AVX2_FN static void avx2_attend(f32 *out, const f32 *q, const void *k, const void *v, DlmType type,
-                                i64 stride, i32 lo, i32 hi, i32 head_dim, f32 scale, f32 *scores) {
-    if (type == DLM_F32)
-        avx2_attend_type_(out, q, k, v, DLM_F32, stride, lo, hi, head_dim, scale, scores);
-    else
-        avx2_attend_type_(out, q, k, v, DLM_F16, stride, lo, hi, head_dim, scale, scores);
+/* out[m] += scores[m][c] * v_(lo + c) over n cells, for 16 elements from i; then times inv[m]. */
+AVX2_FN INLINE void avx2_values_(f32 *const *out, const f32 *scores, i64 scores_stride, int n_q,
+                                 const f32 *inv, const void *v, DlmType type, i64 stride, i32 lo,
+                                 i32 n, i32 i) {
+    __m256 a[DLM_ATTEND_Q], b[DLM_ATTEND_Q];
+    UNROLL
+    for (int m = 0; m < n_q; m++) a[m] = b[m] = _mm256_setzero_ps();
+    for (i32 c = 0; c < n; c++) {
+        i64 at = (lo + c) * stride + i;
+        __m256 va = avx2_load_kv_(v, type, at), vb = avx2_load_kv_(v, type, at + 8);
+        UNROLL
+        for (int m = 0; m < n_q; m++) {
+            __m256 s = _mm256_broadcast_ss(scores + m * scores_stride + c);
+            a[m] = _mm256_fmadd_ps(s, va, a[m]);
+            b[m] = _mm256_fmadd_ps(s, vb, b[m]);
+        }
+    }
+    UNROLL
+    for (int m = 0; m < n_q; m++) {
+        _mm256_storeu_ps(out[m] + i, _mm256_mul_ps(a[m], _mm256_set1_ps(inv[m])));
+        _mm256_storeu_ps(out[m] + i + 8, _mm256_mul_ps(b[m], _mm256_set1_ps(inv[m])));
+    }
+}
+
+/* Queries that see fewer cells than the longest compute scores for all and then count the rest as 0:
+ * adding 0 * v changes no sum. */
+AVX2_FN INLINE void avx2_attend_(f32 *const *out, const f32 *const *q, const i32 *hi, int n_q,
+                                 const void *k, const void *v, DlmType type, i64 stride, i32 lo,
+                                 i32 head_dim, f32 scale, f32 *scores, i64 scores_stride) {
+    f32 inv[DLM_ATTEND_Q];
+    i32 n = 0, i = 0;
+    for (int m = 0; m < n_q; m++) n = MAX_OF(n, hi[m] - lo);
+    avx2_scores_(scores, scores_stride, q, n_q, k, type, stride, lo, n, head_dim, scale);
+    for (int m = 0; m < n_q; m++) {
+        f32 *s = scores + m * scores_stride, max = KERN_MINUS_INF;
+        for (i32 c = 0; c < hi[m] - lo; c++) max = MAX_OF(s[c], max);
+        inv[m] = 1.0f / avx2_exp_sum_(s, hi[m] - lo, max);
+        for (i32 c = hi[m] - lo; c < n; c++) s[c] = 0;
+    }
+    for (; i + 16 <= head_dim; i += 16)
+        avx2_values_(out, scores, scores_stride, n_q, inv, v, type, stride, lo, n, i);
+    for (; i < head_dim; i++)
+        for (int m = 0; m < n_q; m++) {
+            f32 acc = 0;
+            for (i32 c = 0; c < hi[m] - lo; c++)
+                acc = kern_fmaf(scores[m * scores_stride + c],
+                                ref_kv_(v, type, (lo + c) * stride + i), acc);
+            out[m][i] = acc * inv[m];
+        }
+}
+
+AVX2_FN static void avx2_attend(f32 *const *out, const f32 *const *q, const i32 *hi, i32 n_q,
+                                const void *k, const void *v, DlmType type, i64 stride, i32 lo,
+                                i32 head_dim, f32 scale, f32 *scores, i64 scores_stride) {
+    if (n_q == 4 && type == DLM_F16) {
+        avx2_attend_(out, q, hi, 4, k, v, DLM_F16, stride, lo, head_dim, scale, scores,
+                     scores_stride);
+        return;
+    }
+    for (i32 m = 0; m < n_q; m++) {
+        f32 *s = scores + m * scores_stride;
+        if (type == DLM_F16)
+            avx2_attend_(out + m, q + m, hi + m, 1, k, v, DLM_F16, stride, lo, head_dim, scale, s,
+                         0);
+        else
+            avx2_attend_(out + m, q + m, hi + m, 1, k, v, DLM_F32, stride, lo, head_dim, scale, s,
+                         0);
+    }
 }
 
 AVX2_FN static i32 avx2_top1(const f32 *logits, i32 n, f32 *sum_exp) {
@@ -295,16 +349,15 @@ AVX2_FN INLINE void avx2_dense_rows_(DlmMatKind kind, f32 *y, i64 y_stride, cons
         UNROLL
         for (int m = 0; m < n_rows; m++) {
             const f32 *xm = x + m * x_stride + i;
-            lo[m] = _mm256_add_ps(lo[m], _mm256_mul_ps(a, _mm256_loadu_ps(xm)));
-            hi[m] = _mm256_add_ps(hi[m], _mm256_mul_ps(b, _mm256_loadu_ps(xm + 8)));
+            lo[m] = _mm256_fmadd_ps(a, _mm256_loadu_ps(xm), lo[m]);
+            hi[m] = _mm256_fmadd_ps(b, _mm256_loadu_ps(xm + 8), hi[m]);
         }
     }
+    f32 tail[KERN_LANES];
+    for (i32 j = i; j < n_in; j++) tail[j - i] = ref_weight_(kind, row, j);
     UNROLL
-    for (int m = 0; m < n_rows; m++) {
-        f32 t[KERN_LANES];
-        for (i32 j = i; j < n_in; j++) t[j - i] = ref_weight_(kind, row, j) * x[m * x_stride + j];
-        y[m * y_stride] = avx2_fold_tail_(lo[m], hi[m], t, n_in - i);
-    }
+    for (int m = 0; m < n_rows; m++)
+        y[m * y_stride] = avx2_fold_products_(lo[m], hi[m], tail, x + m * x_stride + i, n_in - i);
 }
 
 AVX2_FN INLINE void avx2_dense_kind_(DlmMatKind kind, f32 *y, i64 y_stride, const DlmMat *w,

@@ -95,27 +95,56 @@ static void check_nans(const DlmKernels *k) {
     CHECK_INT(k->top1(x, 40, &sum_got), 0);
 }
 
+/* The law's fused multiply-add is the hardware's. */
+static void check_fma(void) {
+    int bad = 0;
+    for (int i = 0; i < 200000; i++) {
+        f32 x[3];
+        for (int j = 0; j < 3; j++) {
+            u32 bits = (u32)test_rng(&rng);
+            if (i % 2) bits = (bits & 0x807fffffu) | (120u + bits % 16) << 23; /* of one size */
+            memcpy(&x[j], &bits, sizeof x[j]);
+        }
+        f32 want = __builtin_fmaf(x[0], x[1], x[2]), got = kern_fmaf(x[0], x[1], x[2]);
+        bad += !same_floats(&want, &got, 1);
+    }
+    CHECK_INT(bad, 0);
+}
+
+static void check_attend_case(const DlmKernels *k, i32 dim, i32 n, DlmType type, i32 n_q) {
+    static f32 want[DLM_ATTEND_Q][256], got[DLM_ATTEND_Q][256], scores[DLM_ATTEND_Q][256];
+    i32 lo = n > 4 ? 3 : 0, hi[DLM_ATTEND_Q];
+    f32 *q = guarded_f32(n_q * dim, 0), *kv = guarded_f32(2 * n * dim, 1);
+    u16 *half = (u16 *)(void *)test_guard_alloc((size_t)(2 * n * dim) * 2);
+    f32 *out_want[DLM_ATTEND_Q], *out_got[DLM_ATTEND_Q];
+    const f32 *queries[DLM_ATTEND_Q];
+    ref_to_f16(half, kv, 2 * n * dim);
+    for (i32 m = 0; m < n_q; m++) {
+        out_want[m] = want[m], out_got[m] = got[m], queries[m] = q + m * dim;
+        hi[m] = MAX_OF(lo + 1, n - (n_q - 1 - m) * (dim % 3)); /* the same for all, or rising */
+    }
+    const void *keys = type == DLM_F32 ? (void *)kv : (void *)half;
+    const void *values = type == DLM_F32 ? (void *)(kv + n * dim) : (void *)(half + n * dim);
+    KERN_REF.attend(out_want, queries, hi, n_q, keys, values, type, dim, lo, dim, 0.125f, scores[0],
+                    256);
+    k->attend(out_got, queries, hi, n_q, keys, values, type, dim, lo, dim, 0.125f, scores[0], 256);
+    for (i32 m = 0; m < n_q; m++)
+        CHECK_MSG(same_floats(want[m], got[m], dim),
+                  "%s attend dim=%d cells=%d type=%d query %d of %d", k->name, dim, n, (int)type, m,
+                  n_q);
+    test_guard_free(q);
+    test_guard_free(kv);
+    test_guard_free(half);
+}
+
 static void check_attend(const DlmKernels *k) {
     static const i32 dims[] = {2, 8, 16, 17, 32, 48, 64, 80, 96, 128},
                      cells[] = {1, 2, 15, 16, 17, 33, 100};
-    static f32 want[256], got[256], scores[256];
-    for (size_t di = 0; di < COUNT_OF(dims); di++)
-        for (size_t ci = 0; ci < COUNT_OF(cells); ci++)
-            for (int type = 0; type < 2; type++) {
-                i32 dim = dims[di], n = cells[ci], lo = n > 4 ? 3 : 0;
-                f32 *q = guarded_f32(dim, 0), *kv = guarded_f32(2 * n * dim, 1);
-                u16 *half = (u16 *)(void *)test_guard_alloc((size_t)(2 * n * dim) * 2);
-                ref_to_f16(half, kv, 2 * n * dim);
-                const void *keys = type ? (void *)kv : (void *)half;
-                const void *values = type ? (void *)(kv + n * dim) : (void *)(half + n * dim);
-                DlmType t = type ? DLM_F32 : DLM_F16;
-                KERN_REF.attend(want, q, keys, values, t, dim, lo, n, dim, 0.125f, scores);
-                k->attend(got, q, keys, values, t, dim, lo, n, dim, 0.125f, scores);
-                CHECK_MSG(same_floats(want, got, dim), "%s attend dim=%d cells=%d type=%d", k->name,
-                          dim, n, type);
-                test_guard_free(q);
-                test_guard_free(kv);
-                test_guard_free(half);
+    for (size_t d = 0; d < COUNT_OF(dims); d++)
+        for (size_t c = 0; c < COUNT_OF(cells); c++)
+            for (i32 n_q = 1; n_q <= DLM_ATTEND_Q; n_q++) {
+                check_attend_case(k, dims[d], cells[c], DLM_F16, n_q);
+                check_attend_case(k, dims[d], cells[c], DLM_F32, n_q);
             }
 }
 
@@ -342,6 +371,7 @@ int main(int argc, char **argv) {
         check_range(k);
         if (want_bench) bench(k);
     }
+    check_fma();
     CHECK_MSG(found, "this machine does not have level %s", only ? only : "ref");
     return test_end();
 }
