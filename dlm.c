@@ -21,12 +21,12 @@
  * rooms it stands on and no other, so a call that reaches upward does not compile. What goes up
  * goes as return values, or through callbacks that were handed down.
  *
- *     roof            cli                                    the only room that exits
- *     fourth floor    sample  decode  engine  bench              diffusion: why the house exists
+ *     roof            tls  api  batch  server  sandbox  cli  doors to the outside; only cli exits
+ *     fourth floor    sample  decode  engine  bench          diffusion: why the house exists
  *     third floor     model  graph                           what a model is; one forward pass
- *     second floor    quant  kern_{ref,tile,x86,arm}  kern      numbers
- *     first floor     gguf  utf8  json  tok  tmpl            pure functions on bytes, all fuzzed
- *     ground          base  mem  os  pool                    knows no models and no formats
+ *     second floor    quant  kern_{ref,tile,x86,arm}  kern   numbers
+ *     first floor     gguf  utf8  json  http  tok  tmpl      pure functions on bytes, all fuzzed
+ *     ground          base  mem  os  pool  net               knows no models and no formats
  *
  * The way of one answer, from the door up and down again:
  *
@@ -38,6 +38,9 @@
  *     kern     runs those ops on all threads at the best level this CPU has
  *     sample   turns a row of logits into a token and its probability
  *     cli      prints the text as its blocks settle, then what it cost
+ *
+ * When the door is a socket, server reads a request, api makes a prompt of it, batch puts it beside
+ * the answers that are being made, and one forward serves them all.
  *
  * To read the house, start at decode.c; graph.c is the forward pass; model.c knows the families.
  *
@@ -71,6 +74,8 @@
 #include "src/os.c"
 /* Worker threads that share a range of rows. */
 #include "src/pool.c"
+/* Sockets, and waiting with deadlines: the only room with socket headers. */
+#include "src/net.c"
 
 /* ---- the first floor: papers. Nothing here trusts a byte it reads. ---- */
 
@@ -80,6 +85,8 @@
 #include "src/utf8.c"
 /* A bounded JSON reader and an escaping writer. */
 #include "src/json.c"
+/* HTTP/1.1 as a server reads it, strictly; replies and events. */
+#include "src/http.c"
 /* Text to token ids and back. */
 #include "src/tok.c"
 /* Chat templates: the subset of Jinja that published models use. */
@@ -122,6 +129,16 @@
 
 /* ---- the roof: doors to the outside ---- */
 
+/* TLS 1.2 and 1.3 as a transport; certificates of our own making. */
+#include "src/tls.c"
+/* The shapes of OpenAI's, Anthropic's and llama.cpp's APIs: bytes in, bytes out. */
+#include "src/api.c"
+/* Many askers, one engine: a bounded queue and the thread that steps all answers at once. */
+#include "src/batch.c"
+/* Connections, limits, keys, logs; how a server starts, reloads and stops. */
+#include "src/server.c"
+/* What the kernel takes away before the first byte of a stranger is read. */
+#include "src/sandbox.c"
 /* The command line: one table of options drives parsing, help, manual and completions. */
 #include "src/cli.c"
 

@@ -1,25 +1,32 @@
 /* cli.c - the command line: one table of options drives parsing, help, the manual and completions.
  *
  * Owns:      the process: what is printed where, and the exit status.
- * Stands on: base mem os pool gguf json utf8 tok tmpl quant kern model graph decode engine bench
+ * Stands on: base mem os pool net gguf json http utf8 tok tmpl quant kern model graph decode engine
+ *            bench tls api server sandbox
  * Promises:  the answer and nothing else on stdout, everything else on stderr; every failure is one
  *            clear line; the only room that decides how the program ends. */
 #ifndef DLM_CLI_C
 #define DLM_CLI_C
 
+#include "api.c"
 #include "base.c"
 #include "bench.c"
 #include "decode.c"
 #include "engine.c"
 #include "gguf.c"
 #include "graph.c"
+#include "http.c"
 #include "json.c"
 #include "kern.c"
 #include "mem.c"
 #include "model.c"
+#include "net.c"
 #include "os.c"
 #include "pool.c"
 #include "quant.c"
+#include "sandbox.c"
+#include "server.c"
+#include "tls.c"
 #include "tmpl.c"
 #include "tok.c"
 #include "utf8.c"
@@ -51,6 +58,11 @@ typedef struct {
     bool seed_given;
     Str stops[CLI_STOPS_MAX];
     i32 n_stops;
+    ServerOptions server;
+    i32 parallel; /* slots; 0: as memory allows */
+    i32 sandbox;  /* SandboxMode */
+    i32 days;     /* of a certificate */
+    const char *ca;
     bool named;  /* the command was named */
     char **args; /* [n_args] what is not an option */
     i32 n_args;
@@ -68,9 +80,13 @@ enum {
     CLI_HELP = 64,
     CLI_COMPLETION = 128,
     CLI_BENCH = 256,
+    CLI_SERVE = 512,
+    CLI_HEALTH = 1024,
+    CLI_CERT = 2048,
     CLI_ANSWER = CLI_RUN | CLI_CHAT,
-    CLI_FILES = CLI_ANSWER | CLI_INFO | CLI_TOKENIZE | CLI_DETOKENIZE | CLI_BENCH,
-    CLI_ALL = 511
+    CLI_FILES = CLI_ANSWER | CLI_INFO | CLI_TOKENIZE | CLI_DETOKENIZE | CLI_BENCH | CLI_SERVE,
+    CLI_ENGINE = CLI_ANSWER | CLI_SERVE, /* loads the model to answer with it */
+    CLI_ALL = 4095
 };
 
 typedef enum {
@@ -79,13 +95,16 @@ typedef enum {
     CLI_G_DIFFUSION,
     CLI_G_SAMPLING,
     CLI_G_MODEL,
+    CLI_G_SERVER,
+    CLI_G_SECURITY,
     CLI_G_OUTPUT,
     CLI_G_TEXT,
     CLI_G_COUNT
 } CliGroup;
 
 static const char *const CLI_GROUPS[CLI_G_COUNT] = {
-    "Prompt", "Length", "Diffusion", "Sampling", "Model and machine", "Output", "Tokens",
+    "Prompt", "Length",   "Diffusion", "Sampling", "Model and machine",
+    "Server", "Security", "Output",    "Tokens",
 };
 
 typedef struct {
@@ -100,12 +119,18 @@ static const CliWord CLI_MODES[] = {{"greedy", DECODE_GREEDY},
                                     {NULL, 0}};
 static const CliWord CLI_COLORS[] = {
     {"auto", CLI_COLOR_AUTO}, {"always", CLI_COLOR_ALWAYS}, {"never", CLI_COLOR_NEVER}, {NULL, 0}};
-static const CliWord CLI_FORMATS[] = {{"md", BENCH_MD}, {"csv", BENCH_CSV}, {"json", BENCH_JSON}, {NULL, 0}};
+static const CliWord CLI_FORMATS[] = {
+    {"md", BENCH_MD}, {"csv", BENCH_CSV}, {"json", BENCH_JSON}, {NULL, 0}};
 static const CliWord CLI_LAYOUTS[] = {{"128", DLM_I2S_128},
                                       {"64", DLM_I2S_64},
                                       {"row4", DLM_I2S_ROW4},
                                       {"seq", DLM_I2S_SEQ},
                                       {NULL, 0}};
+static const CliWord CLI_SANDBOXES[] = {
+    {"auto", SANDBOX_AUTO}, {"strict", SANDBOX_STRICT}, {"off", SANDBOX_OFF}, {NULL, 0}};
+static const CliWord CLI_TLS_MINS[] = {{"1.2", 12}, {"1.3", 13}, {NULL, 0}};
+static const CliWord CLI_LOG_FORMATS[] = {
+    {"text", SERVER_LOG_TEXT}, {"json", SERVER_LOG_JSON}, {NULL, 0}};
 static const CliWord CLI_KV_TYPES[] = {{"f16", DLM_F16}, {"f32", DLM_F32}, {NULL, 0}};
 
 typedef enum {
@@ -151,62 +176,62 @@ static const CliOpt CLI_OPTS[] = {
     {0, "raw", "-no-cnv --no-conversation", CLI_SWITCH, NULL, CLI_AT(raw), .verbs = CLI_RUN,
      .group = CLI_G_PROMPT, .help = "Continue the prompt as it is, without the chat template."},
     {0, "chat-template", "--chat-template-file", CLI_TEXT, "FILE", CLI_AT(template_file),
-     .verbs = CLI_ANSWER, .group = CLI_G_PROMPT,
+     .verbs = CLI_ENGINE, .group = CLI_G_PROMPT,
      .help = "Use the chat template (Jinja) in this file instead of the model's."},
 
     {'n', "max-tokens", "--predict --n-predict", CLI_INT, "N", CLI_AT(decode.max_tokens), .min = -1,
-     .max = 1048576, .verbs = CLI_ANSWER, .group = CLI_G_LENGTH,
+     .max = 1048576, .verbs = CLI_ENGINE, .group = CLI_G_LENGTH,
      .help = "Tokens to generate at most; -1 goes on until the context is full."},
     {'c', "ctx-size", NULL, CLI_INT, "N", CLI_AT(engine.n_ctx), .min = 0, .max = 16777216,
-     .verbs = CLI_ANSWER | CLI_INFO | CLI_BENCH, .group = CLI_G_LENGTH,
+     .verbs = CLI_ENGINE | CLI_INFO | CLI_BENCH, .group = CLI_G_LENGTH,
      .unset = "the model's, up to 4096",
      .help = "Context: how many tokens prompt and answer may have together."},
     {0, "stop", "-r --reverse-prompt", CLI_STOP, "TEXT", .verbs = CLI_ANSWER, .group = CLI_G_LENGTH,
      .help = "End the answer before this text; may be given up to 16 times."},
 
     {0, "decode-mode", NULL, CLI_WORD, "MODE", CLI_AT(decode.mode), .words = CLI_MODES,
-     .verbs = CLI_ANSWER, .group = CLI_G_DIFFUSION,
+     .verbs = CLI_ENGINE, .group = CLI_G_DIFFUSION,
      .help = "How blocks are revealed (dlm help modes)."},
     {0, "threshold", NULL, CLI_REAL, "P", CLI_AT(decode.threshold), .min = 0, .max = 2,
-     .verbs = CLI_ANSWER, .group = CLI_G_DIFFUSION, .unset = "the model's",
+     .verbs = CLI_ENGINE, .group = CLI_G_DIFFUSION, .unset = "the model's",
      .help = "Reveal tokens whose probability is above P; above 1 reveals one at a time."},
     {0, "block-size", "--diffusion-block-length", CLI_INT, "N", CLI_AT(decode.block_size), .min = 0,
-     .max = MODEL_BLOCK_MAX, .verbs = CLI_ANSWER, .group = CLI_G_DIFFUSION, .unset = "the model's",
+     .max = MODEL_BLOCK_MAX, .verbs = CLI_ENGINE, .group = CLI_G_DIFFUSION, .unset = "the model's",
      .help = "Tokens in a block."},
     {0, "sub-block-size", "--small-block-size", CLI_INT, "N", CLI_AT(decode.sub_block_size),
-     .min = 0, .max = MODEL_BLOCK_MAX, .verbs = CLI_ANSWER, .group = CLI_G_DIFFUSION,
+     .min = 0, .max = MODEL_BLOCK_MAX, .verbs = CLI_ENGINE, .group = CLI_G_DIFFUSION,
      .unset = "the model's",
      .help = "Tokens in the part of a block that is revealed before the next part begins."},
-    {0, "dual-cache", NULL, CLI_SWITCH, NULL, CLI_AT(decode.dual_cache), .verbs = CLI_ANSWER,
+    {0, "dual-cache", NULL, CLI_SWITCH, NULL, CLI_AT(decode.dual_cache), .verbs = CLI_ENGINE,
      .group = CLI_G_DIFFUSION,
      .help = "Keep the keys and values of the whole block and recompute one sub-block of it."},
-    {0, "early-stop", NULL, CLI_SWITCH, NULL, CLI_AT(decode.early_stop), .verbs = CLI_ANSWER,
+    {0, "early-stop", NULL, CLI_SWITCH, NULL, CLI_AT(decode.early_stop), .verbs = CLI_ENGINE,
      .group = CLI_G_DIFFUSION,
      .help = "End a block where its text ends instead of finishing the rest of it."},
     {0, "mask-token-id", NULL, CLI_INT, "ID", CLI_AT(engine.mask_token_id), .min = -1,
-     .max = 2147483647, .verbs = CLI_ANSWER | CLI_INFO, .group = CLI_G_DIFFUSION,
+     .max = 2147483647, .verbs = CLI_ENGINE | CLI_INFO, .group = CLI_G_DIFFUSION,
      .unset = "the model's", .help = "The mask token, where the file does not name it."},
 
     {0, "temp", "--temperature", CLI_REAL, "T", CLI_AT(decode.sample.temperature), .min = 0,
-     .max = 10, .verbs = CLI_ANSWER, .group = CLI_G_SAMPLING,
+     .max = 10, .verbs = CLI_ENGINE, .group = CLI_G_SAMPLING,
      .help = "Temperature; 0 takes the most probable token (dlm help sampling)."},
     {0, "top-k", NULL, CLI_INT, "N", CLI_AT(decode.sample.top_k), .min = 0, .max = 1048576,
-     .verbs = CLI_ANSWER, .group = CLI_G_SAMPLING, .unset = "off",
+     .verbs = CLI_ENGINE, .group = CLI_G_SAMPLING, .unset = "off",
      .help = "Sample among the N most probable tokens; 0 is off."},
     {0, "top-p", NULL, CLI_REAL, "P", CLI_AT(decode.sample.top_p), .min = 0, .max = 1,
-     .verbs = CLI_ANSWER, .group = CLI_G_SAMPLING,
+     .verbs = CLI_ENGINE, .group = CLI_G_SAMPLING,
      .help = "Sample among the fewest tokens that hold P of the probability; 1 is off."},
     {0, "min-p", NULL, CLI_REAL, "P", CLI_AT(decode.sample.min_p), .min = 0, .max = 1,
-     .verbs = CLI_ANSWER, .group = CLI_G_SAMPLING, .unset = "off",
+     .verbs = CLI_ENGINE, .group = CLI_G_SAMPLING, .unset = "off",
      .help = "Drop tokens below P times the most probable one's probability; 0 is off."},
     {0, "repeat-penalty", "--repetition-penalty", CLI_REAL, "R", CLI_AT(decode.repetition_penalty),
-     .min = 0.01, .max = 10, .verbs = CLI_ANSWER, .group = CLI_G_SAMPLING,
+     .min = 0.01, .max = 10, .verbs = CLI_ENGINE, .group = CLI_G_SAMPLING,
      .help = "Make tokens of the answer R times less likely; 1 is off."},
     {0, "presence-penalty", NULL, CLI_REAL, "A", CLI_AT(decode.presence_penalty), .min = -10,
-     .max = 10, .verbs = CLI_ANSWER, .group = CLI_G_SAMPLING, .unset = "off",
+     .max = 10, .verbs = CLI_ENGINE, .group = CLI_G_SAMPLING, .unset = "off",
      .help = "Take A from the logit of tokens that the answer has."},
     {0, "frequency-penalty", NULL, CLI_REAL, "A", CLI_AT(decode.frequency_penalty), .min = -10,
-     .max = 10, .verbs = CLI_ANSWER, .group = CLI_G_SAMPLING, .unset = "off",
+     .max = 10, .verbs = CLI_ENGINE, .group = CLI_G_SAMPLING, .unset = "off",
      .help = "Take A from the logit for each time that the answer has the token."},
     {'s', "seed", NULL, CLI_SEED, "N", CLI_AT(seed), .verbs = CLI_ANSWER, .group = CLI_G_SAMPLING,
      .unset = "random",
@@ -216,21 +241,101 @@ static const CliOpt CLI_OPTS[] = {
      .group = CLI_G_MODEL, .env = "DLM_MODEL", .unset = "the built-in demo model",
      .help = "The model, a GGUF file (dlm help formats)."},
     {'t', "threads", NULL, CLI_INT, "N", CLI_AT(engine.n_threads), .min = 0,
-     .max = POOL_THREADS_MAX, .verbs = CLI_ANSWER | CLI_BENCH, .group = CLI_G_MODEL, .env = "DLM_THREADS",
-     .unset = "all processors", .help = "Threads; the answer does not depend on how many."},
+     .max = POOL_THREADS_MAX, .verbs = CLI_ENGINE | CLI_BENCH, .group = CLI_G_MODEL,
+     .env = "DLM_THREADS", .unset = "all processors",
+     .help = "Threads; the answer does not depend on how many."},
     {0, "cpu", NULL, CLI_TEXT, "LEVEL", CLI_AT(engine.cpu_level),
-     .verbs = CLI_ANSWER | CLI_INFO | CLI_VERSION | CLI_BENCH, .group = CLI_G_MODEL, .env = "DLM_CPU",
-     .unset = "the best there is",
+     .verbs = CLI_ENGINE | CLI_INFO | CLI_VERSION | CLI_BENCH, .group = CLI_G_MODEL,
+     .env = "DLM_CPU", .unset = "the best there is",
      .help = "Instruction set to use, one of those that dlm version lists."},
     {0, "i2s-layout", NULL, CLI_WORD, "LAYOUT", CLI_AT(engine.i2s_layout), .words = CLI_LAYOUTS,
-     .verbs = CLI_ANSWER | CLI_INFO, .group = CLI_G_MODEL,
+     .verbs = CLI_ENGINE | CLI_INFO, .group = CLI_G_MODEL,
      .help = "How the codes of I2_S tensors lie, which their files do not say."},
     {0, "kv-type", "-ctk -ctv --cache-type-k --cache-type-v", CLI_WORD, "TYPE",
-     CLI_AT(engine.kv_type), .words = CLI_KV_TYPES, .verbs = CLI_ANSWER | CLI_INFO,
+     CLI_AT(engine.kv_type), .words = CLI_KV_TYPES, .verbs = CLI_ENGINE | CLI_INFO,
      .group = CLI_G_MODEL,
      .help = "Number type of the cache of keys and values; f32 takes twice the memory of f16."},
     {0, "pre", NULL, CLI_TEXT, "NAME", CLI_AT(engine.pre), .verbs = CLI_FILES, .group = CLI_G_MODEL,
      .unset = "the file's", .help = "Pre-tokenizer, where the file's is wrong."},
+
+    {0, "host", NULL, CLI_TEXT, "ADDRESS", CLI_AT(server.host), .verbs = CLI_SERVE,
+     .group = CLI_G_SERVER, .env = "DLM_HOST", .unset = "127.0.0.1",
+     .help = "Listen on this numeric address, or on a unix socket: a path."},
+    {0, "port", NULL, CLI_INT, "N", CLI_AT(server.port), .min = 0, .max = 65535, .verbs = CLI_SERVE,
+     .group = CLI_G_SERVER, .env = "DLM_PORT", .help = "Listen on this port; 0 takes a free one."},
+    {0, "parallel", "-np", CLI_INT, "N", CLI_AT(parallel), .min = 0, .max = ENGINE_SLOTS_MAX,
+     .verbs = CLI_SERVE, .group = CLI_G_SERVER, .unset = "as memory allows, up to 8",
+     .help = "Slots: answers that are generated at the same time, each with a context of its own."},
+    {0, "queue", NULL, CLI_INT, "N", CLI_AT(server.queue_max), .min = 0, .max = 65536,
+     .verbs = CLI_SERVE, .group = CLI_G_SERVER,
+     .help = "Answers that may wait for a slot; more are refused (429)."},
+    {'a', "alias", NULL, CLI_TEXT, "NAME", CLI_AT(server.name), .verbs = CLI_SERVE,
+     .group = CLI_G_SERVER, .unset = "its file's", .help = "What clients call the model."},
+    {0, "timeout", NULL, CLI_INT, "SECONDS", CLI_AT(server.timeout_s), .min = 1, .max = 86400,
+     .verbs = CLI_SERVE, .group = CLI_G_SERVER,
+     .help = "A request may take so long, queue included."},
+    {0, "drain", NULL, CLI_INT, "SECONDS", CLI_AT(server.drain_s), .min = 0, .max = 86400,
+     .verbs = CLI_SERVE, .group = CLI_G_SERVER,
+     .help = "After SIGTERM answers may go on so long; a second SIGTERM ends at once."},
+    {0, "page", NULL, CLI_SWITCH, NULL, CLI_AT(server.page), .verbs = CLI_SERVE,
+     .group = CLI_G_SERVER, .help = "Serve the page that shows answers as they denoise."},
+    {0, "log-format", NULL, CLI_WORD, "FORMAT", CLI_AT(server.log_format), .words = CLI_LOG_FORMATS,
+     .verbs = CLI_SERVE, .group = CLI_G_SERVER, .help = "How each request is logged."},
+    {0, "log-prompts", NULL, CLI_SWITCH, NULL, CLI_AT(server.log_prompts), .verbs = CLI_SERVE,
+     .group = CLI_G_SERVER, .help = "Log what is asked as well."},
+
+    {0, "api-key-file", NULL, CLI_TEXT, "FILE", CLI_AT(server.key_file), .verbs = CLI_SERVE,
+     .group = CLI_G_SECURITY, .env = "DLM_API_KEY_FILE", .unset = "nobody is asked for a key",
+     .help =
+         "Keys that clients must show, one a line, each with a name before it or not. The variable "
+         "DLM_API_KEY holds keys as well, separated by commas."},
+    {0, "tls-cert", "--ssl-cert-file", CLI_TEXT, "FILE", CLI_AT(server.tls.cert),
+     .verbs = CLI_SERVE | CLI_CERT, .group = CLI_G_SECURITY, .unset = "plain HTTP",
+     .help = "Certificate and its chain (PEM); read again on SIGHUP, as keys are."},
+    {0, "tls-key", "--ssl-key-file", CLI_TEXT, "FILE", CLI_AT(server.tls.key),
+     .verbs = CLI_SERVE | CLI_CERT, .group = CLI_G_SECURITY, .unset = "none",
+     .help = "The certificate's private key (PEM)."},
+    {0, "tls-client-ca", NULL, CLI_TEXT, "FILE", CLI_AT(server.tls.client_ca), .verbs = CLI_SERVE,
+     .group = CLI_G_SECURITY, .unset = "clients need no certificate",
+     .help = "Clients must have a certificate that one of these (PEM) has signed."},
+    {0, "tls-min", NULL, CLI_WORD, "VERSION", CLI_AT(server.tls_min), .words = CLI_TLS_MINS,
+     .verbs = CLI_SERVE, .group = CLI_G_SECURITY, .help = "The oldest TLS that is spoken."},
+    {0, "insecure", NULL, CLI_SWITCH, NULL, CLI_AT(server.insecure), .verbs = CLI_SERVE,
+     .group = CLI_G_SECURITY,
+     .help =
+         "Listen beyond this machine without a key or without TLS: something else guards the port."},
+    {0, "allowed-hosts", NULL, CLI_TEXT, "NAMES", CLI_AT(server.hosts), .verbs = CLI_SERVE,
+     .group = CLI_G_SECURITY, .unset = "localhost and numeric addresses",
+     .help =
+         "Names under which clients reach a server without TLS, separated by commas; * is any."},
+    {0, "cors-origins", NULL, CLI_TEXT, "ORIGINS", CLI_AT(server.origins), .verbs = CLI_SERVE,
+     .group = CLI_G_SECURITY, .unset = "none",
+     .help = "Pages of other origins that may use the server, separated by commas; * is any."},
+    {0, "max-connections", NULL, CLI_INT, "N", CLI_AT(server.connections_max), .min = 1,
+     .max = SERVER_WORKERS_MAX, .verbs = CLI_SERVE, .group = CLI_G_SECURITY,
+     .help = "Connections at the same time."},
+    {0, "max-per-address", NULL, CLI_INT, "N", CLI_AT(server.per_address_max), .min = 0,
+     .max = SERVER_WORKERS_MAX, .verbs = CLI_SERVE, .group = CLI_G_SECURITY,
+     .unset = "a quarter of all, but any number from this machine",
+     .help = "Connections of one address at the same time."},
+    {0, "max-per-key", NULL, CLI_INT, "N", CLI_AT(server.per_key_max), .min = 0, .max = 65536,
+     .verbs = CLI_SERVE, .group = CLI_G_SECURITY, .unset = "any number",
+     .help = "Requests of one key at the same time; more are refused (429)."},
+    {0, "max-body", NULL, CLI_INT, "KIB", CLI_AT(server.body_max_kib), .min = 1, .max = 262144,
+     .verbs = CLI_SERVE, .group = CLI_G_SECURITY, .help = "The largest request."},
+    {0, "idle", NULL, CLI_INT, "SECONDS", CLI_AT(server.idle_s), .min = 1, .max = 86400,
+     .verbs = CLI_SERVE, .group = CLI_G_SECURITY,
+     .help = "A connection may wait so long for its next request."},
+    {0, "sandbox", NULL, CLI_WORD, "MODE", CLI_AT(sandbox), .words = CLI_SANDBOXES,
+     .verbs = CLI_SERVE, .group = CLI_G_SECURITY,
+     .help =
+         "What the kernel takes away before the first byte of a stranger is read; strict goes on "
+         "only with all of it (dlm help sandbox)."},
+    {0, "ca", NULL, CLI_TEXT, "FILE", CLI_AT(ca), .verbs = CLI_HEALTH, .group = CLI_G_SECURITY,
+     .unset = "any certificate is taken",
+     .help = "The server's certificate must be one of these (PEM), or signed by one."},
+    {0, "days", NULL, CLI_INT, "N", CLI_AT(days), .min = 1, .max = 3650, .verbs = CLI_CERT,
+     .group = CLI_G_SECURITY, .help = "How long the certificate is good."},
 
     {0, "json", NULL, CLI_SWITCH, NULL, CLI_AT(json),
      .verbs = CLI_RUN | CLI_INFO | CLI_TOKENIZE | CLI_DETOKENIZE, .group = CLI_G_OUTPUT,
@@ -259,7 +364,8 @@ static const CliOpt CLI_OPTS[] = {
     {0, "n-prompt", NULL, CLI_INT, "N", CLI_AT(bench.n_prompt), .min = 1, .max = 1048576,
      .verbs = CLI_BENCH, .group = CLI_G_OUTPUT, .help = "Tokens of the prefill that is measured."},
     {0, "n-gen", NULL, CLI_INT, "N", CLI_AT(bench.n_gen), .min = 1, .max = 1048576,
-     .verbs = CLI_BENCH, .group = CLI_G_OUTPUT, .help = "Tokens of the ar decoding that is measured."},
+     .verbs = CLI_BENCH, .group = CLI_G_OUTPUT,
+     .help = "Tokens of the ar decoding that is measured."},
     {0, "reps", NULL, CLI_INT, "N", CLI_AT(bench.reps), .min = 1, .max = BENCH_REPS_MAX,
      .verbs = CLI_BENCH, .group = CLI_G_OUTPUT, .help = "Repetitions; medians are printed."},
     {0, "format", NULL, CLI_WORD, "FORMAT", CLI_AT(bench.format), .words = CLI_FORMATS,
@@ -285,6 +391,12 @@ static const CliVerb CLI_VERBS[] = {
      "Answer one prompt. The word run may be left out."},
     {"chat", CLI_CHAT, 0, "chat [-m FILE] [OPTIONS]",
      "Hold a conversation; /help lists what can be typed, Ctrl-C stops an answer."},
+    {"serve", CLI_SERVE, 0, "serve [-m FILE] [OPTIONS]",
+     "Answer over HTTP, as OpenAI's, Anthropic's and llama.cpp's clients ask."},
+    {"health", CLI_HEALTH, 1, "health [URL]",
+     "Ask a server whether it is well; the exit status tells (dlm help health)."},
+    {"cert", CLI_CERT, CLI_ARGS_MAX, "cert NAME... [--days N]",
+     "Make a self-signed certificate for these names, and its key."},
     {"info", CLI_INFO, 1, "info [FILE] [--json]",
      "What a model file holds, how it decodes, what memory it needs."},
     {"bench", CLI_BENCH, 0, "bench [-m FILE] [OPTIONS]",
@@ -575,6 +687,8 @@ static bool cli_unknown_verb_(const char *name, Err *e) {
 static Cli cli_defaults_(void) {
     return (Cli){.engine = engine_options_default(),
                  .decode = decode_params_default(),
+                 .server = server_options_default(),
+                 .days = 365,
                  .bench = {.n_prompt = 512, .n_gen = 32, .reps = 5},
                  .stats = true,
                  .watch_ms = 50};
@@ -2105,6 +2219,103 @@ static bool cli_detokenize_(const Cli *c, Err *e) {
     return ok;
 }
 
+/* ---- dlm serve ---- */
+
+#define CLI_PARALLEL_MAX 8 /* slots that are opened unasked */
+
+/* As many slots as half of the memory that the weights leave free has room for. */
+static bool cli_parallel_(const Cli *c, i32 *n, Err *e) {
+    *n = c->parallel;
+    if (*n) return true;
+    CliInfo *f = mem_alloc(sizeof *f, e);
+    if (!f) return false;
+    bool ok = cli_info_open_(f, c, e);
+    u64 all = os_memory_total(), left = all > f->file.gguf.n ? all - f->file.gguf.n : 0;
+    if (ok && f->kv_bytes) *n = (i32)MIN_OF(left / 2 / f->kv_bytes, (u64)CLI_PARALLEL_MAX);
+    *n = MAX_OF(*n, 1);
+    cli_file_close_(&f->file);
+    mem_free(f);
+    return ok;
+}
+
+/* The name of a file without folders and ending. */
+static Str cli_stem_(const char *path) {
+    Str s = str_of(path);
+    for (size_t i = s.n; i-- > 0;)
+        if (s.p[i] == '/') {
+            s = str_cut(s, i + 1, s.n);
+            break;
+        }
+    return str_ends(s, STR(".gguf")) ? str_cut(s, 0, s.n - 5) : s;
+}
+
+static ApiModel cli_served_(const Cli *c, const CliEngine *x) {
+    const char *path = c->engine.path ? c->engine.path : "dlm-demo.gguf";
+    Str stem = cli_stem_(path);
+    ApiModel m = {.model = x->model,
+                  .name = c->server.name ? str_of(c->server.name) : stem,
+                  .file = {stem.p, strlen(stem.p)},
+                  .chat_template =
+                      x->chat_template.n ? buf_view(&x->chat_template) : x->tok->chat_template,
+                  .version = STR(DLM_VERSION),
+                  .created_unix = os_now_unix(),
+                  .n_ctx = x->engine->graph_options.n_ctx,
+                  .n_slots = x->engine->n_slots,
+                  .block_max = x->engine->graph.n_logits_max,
+                  .decode = x->params};
+    m.decode.stops = NULL;
+    m.decode.n_stops = 0;
+    return m;
+}
+
+/* What a server may still open: the model, and what SIGHUP reads again. */
+static bool cli_confine_(const Cli *c, Sandbox *box, Err *e) {
+    const ServerOptions *o = &c->server;
+    const SandboxPath paths[] = {{c->engine.path, false}, {c->template_file, false},
+                                 {o->key_file, true},     {o->tls.cert, true},
+                                 {o->tls.key, true},      {o->tls.client_ca, true}};
+    const SandboxOptions options = {.mode = (SandboxMode)c->sandbox,
+                                    .kind = SANDBOX_SERVE,
+                                    .paths = paths,
+                                    .n_paths = COUNT_OF(paths)};
+    return sandbox_enter(box, &options, e);
+}
+
+static void cli_announce_(const Cli *c, const Server *s, const ApiModel *m, const Sandbox *box) {
+    char url[256];
+    server_say(s, LOG_INFO, "serving %.*s at %s: %d slot%s of %d tokens, queue of %d, %s%s",
+               STR_ARG(m->name), server_url(s, url, sizeof url), m->n_slots,
+               m->n_slots == 1 ? "" : "s", m->n_ctx, c->server.queue_max,
+               !box->seccomp   ? "no sandbox"
+               : box->landlock ? "seccomp and Landlock"
+                               : "seccomp",
+               c->engine.path ? "" : "; the built-in demo model (-m names another)");
+}
+
+/* server_open before the sandbox, which forbids to make sockets; the sandbox before the model, whose
+ * threads it binds, and whose file is not ours. */
+static bool cli_serve_(Cli *c, Err *e) {
+    Server *s = NULL;
+    Sandbox box;
+    CliEngine x = {0};
+    const DlmKernels *level = kern_choose(c->engine.cpu_level, e);
+    c->server.keys = getenv("DLM_API_KEY");
+    bool ok = level && cli_parallel_(c, &c->engine.n_slots, e) && server_open(&s, &c->server, e) &&
+              cli_confine_(c, &box, e) && cli_engine_open_(&x, c, e);
+    if (ok) {
+        const ApiModel m = cli_served_(c, &x);
+        ok = server_start(s, x.engine, &m, level->name, e) && sandbox_seal(&box, e);
+        if (ok) {
+            cli_announce_(c, s, &m, &box);
+            ok = server_run(s, e);
+            if (!ok) return false; /* its threads are at work: the process ends as it is */
+        }
+    }
+    server_close(s);
+    cli_engine_close_(&x);
+    return ok;
+}
+
 /* ---- the small commands, and the way in ---- */
 
 static bool cli_print_buf_(Buf *out, bool ok, Err *e) {
@@ -2155,6 +2366,7 @@ static bool cli_dispatch_(Cli *c, const CliVerb *verb, Err *e) {
         if (c->n_args) c->engine.path = c->args[0];
         return cli_info_(c, e);
     case CLI_BENCH: return cli_bench_(c, e);
+    case CLI_SERVE: return cli_serve_(c, e);
     case CLI_TOKENIZE: return cli_tokenize_(c, e);
     case CLI_DETOKENIZE: return cli_detokenize_(c, e);
     case CLI_VERSION: return cli_version_(c, e);

@@ -211,13 +211,13 @@ static const int TLS_CIPHERS_[] = {MBEDTLS_TLS1_3_AES_128_GCM_SHA256,
 static const u16 TLS_GROUPS_[] = {
     MBEDTLS_SSL_IANA_TLS_GROUP_X25519, MBEDTLS_SSL_IANA_TLS_GROUP_SECP256R1,
     MBEDTLS_SSL_IANA_TLS_GROUP_SECP384R1, MBEDTLS_SSL_IANA_TLS_GROUP_NONE};
-static const char *TLS_ALPN_[] = {"http/1.1", NULL};
+static const char *const TLS_ALPN_[] = {"http/1.1", NULL};
 
 static bool tls_config_common_(TlsConfig_ *c, int end, bool only_13, Err *e) {
     mbedtls_ssl_config *conf = &c->conf;
     if (mbedtls_ssl_config_defaults(conf, end, MBEDTLS_SSL_TRANSPORT_STREAM,
                                     MBEDTLS_SSL_PRESET_DEFAULT) != 0 ||
-        mbedtls_ssl_conf_alpn_protocols(conf, TLS_ALPN_) != 0)
+        mbedtls_ssl_conf_alpn_protocols(conf, (const char **)(uintptr_t)TLS_ALPN_) != 0)
         return err_set(e, ERR_MEMORY, "no memory for TLS");
     mbedtls_ssl_conf_rng(conf, TLS_RANDOM_);
     mbedtls_ssl_conf_min_tls_version(conf, only_13 ? MBEDTLS_SSL_VERSION_TLS1_3

@@ -13,7 +13,7 @@ ROOMS='base mem os pool net
     quant kern_ref kern_tile kern_x86 kern_arm kern
     model graph
     sample decode engine bench convert
-    tls api server sandbox cli'
+    tls api batch server sandbox cli'
 LINES=110 # columns, the limit that no line may pass; the style asks for 100
 FUNCTION=70
 # The log level, the count of SIGINTs: what may change and belongs to no object.
@@ -68,8 +68,9 @@ FNR == 1 {
     if (index($0, "/* " room ".c - ") != 1) say("a room opens with /* " room ".c - what it is for")
 }
 FNR > 1 && FNR < 20 && /^ \* Owns: +[^ ]/ { lines++ }
-FNR < 20 && /^ \* Stands on: +[^ ]/ { lines++; stands = " " $0 " " }
-FNR < 20 && /^ \* Promises: +[^ ]/ { lines++ }
+FNR < 20 && /^ \* Stands on: +[^ ]/ { lines++; listing = 1 }
+FNR < 20 && /^ \* Promises: +[^ ]/ { lines++; listing = 0 }
+listing { stands = stands " " $0 " " }
 FNR == 20 && lines != 3 { say("the head of a room says Owns, Stands on and Promises") }
 /^[ \t]*#[ \t]*include/ {
     name = $0; sub(/^[^<"]*[<"]/, "", name); sub(/[>"].*/, "", name)
