@@ -438,7 +438,7 @@ static const CliTopic CLI_TOPICS[] = {
      "             IQ4_NL IQ4_XS; ternary TQ1_0 TQ2_0 Q2_0, and I2_S of the BitNet fork\n"
      "  families   bitnet, bitnet-b1.58, bitnet-25; llama, qwen2\n"
      "  tokenizer  byte-level BPE (tokenizer.ggml.model = gpt2) with the pre-tokenizers gpt-2,\n"
-     "             llama-bpe, qwen2 and smollm\n"
+     "             smollm, qwen2, llama-bpe, dbrx, falcon and deepseek-coder\n"
      "\n"
      "I2_S does not record the order of its codes: --i2s-layout 128 is that of files made on x86 and\n"
      "of the official ones, 64 that of the ARM tools, row4 and seq are rarer.\n"

@@ -504,7 +504,7 @@ def test_info():
 def options():
     """{--name: all its spellings} from the help of every command."""
     found = {}
-    for verb in ("run", "chat", "info", "tokenize", "detokenize", "version"):
+    for verb in ("run", "chat", "info", "bench", "tokenize", "detokenize", "version"):
         text = run("help", verb).stdout.decode()
         for m in re.finditer(r"^  (?:(-\w), |    )--(?:\[no-\])?([\w-]+)", text, re.M):
             found["--" + m.group(2)] = m.group(1)
@@ -513,7 +513,8 @@ def options():
 
 def test_help():
     topics = ("modes", "formats", "sampling", "exit-codes", "env")
-    verbs = ("run", "chat", "info", "tokenize", "detokenize", "version", "help", "completion")
+    verbs = ("run", "chat", "info", "bench", "tokenize", "detokenize", "version", "help")
+    verbs += ("completion",)
     for name in (None, *topics, *verbs):
         done = run("help", *([name] if name else []))
         text = done.stdout.decode()
