@@ -695,7 +695,7 @@ AVX2_FN INLINE void avx2_block32_(DlmType type, f32 *y, i64 y_stride, const DlmM
     }
 }
 
-/* The loops around X_rows_: outputs, then rows by 8, 4, 2, 1. */
+/* The loops around X_rows_: outputs, then rows by 8, 4, 1. */
 #define DEFINE_K_TYPE(level, FN, type)                                                       \
     FN static void level##_##type##_(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo,      \
                                      i32 out_hi, const i8 *q, const f32 *d, const i16 *sums, \
@@ -705,7 +705,7 @@ AVX2_FN INLINE void avx2_block32_(DlmType type, f32 *y, i64 y_stride, const DlmM
             const i8 *qm = q + m * n_in;                                                     \
             const f32 *dm = d + m * n_blocks;                                                \
             const i16 *sm = sums + m * n_in / 16;                                            \
-            step = n_rows - m >= 8 ? 8 : n_rows - m >= 4 ? 4 : n_rows - m >= 2 ? 2 : 1;      \
+            step = n_rows - m >= 8 ? 8 : n_rows - m >= 4 ? 4 : 1;                            \
             for (i32 o = out_lo; o < out_hi; o++) {                                          \
                 const u8 *row = (const u8 *)w->data + o * bytes;                             \
                 f32 *out = y + m * y_stride + o;                                             \
@@ -713,8 +713,6 @@ AVX2_FN INLINE void avx2_block32_(DlmType type, f32 *y, i64 y_stride, const DlmM
                     level##_##type##_rows_(out, y_stride, w, row, qm, dm, sm, 8);            \
                 else if (step == 4)                                                          \
                     level##_##type##_rows_(out, y_stride, w, row, qm, dm, sm, 4);            \
-                else if (step == 2)                                                          \
-                    level##_##type##_rows_(out, y_stride, w, row, qm, dm, sm, 2);            \
                 else                                                                         \
                     level##_##type##_rows_(out, y_stride, w, row, qm, dm, sm, 1);            \
             }                                                                                \

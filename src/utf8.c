@@ -132,8 +132,10 @@ enum {
 /* The class of cp as a one-bit set: `utf8_class(cp) & (UTF8_LETTER | UTF8_NUMBER)`. */
 static u32 utf8_class(u32 cp) {
     if (cp > 0x10FFFF) return 1u << UTF8_CN;
-    u32 block = utf8_table_index[cp >> UTF8_TABLE_SHIFT], in_block = (1u << UTF8_TABLE_SHIFT) - 1;
-    return 1u << utf8_table_blocks[block << UTF8_TABLE_SHIFT | (cp & in_block)];
+    u32 in_leaf = cp & ((1u << UTF8_LEAF_SHIFT) - 1), leaf = cp >> UTF8_LEAF_SHIFT;
+    u32 in_run = leaf & ((1u << UTF8_RUN_SHIFT) - 1), run = utf8_table_top[leaf >> UTF8_RUN_SHIFT];
+    leaf = utf8_table_runs[run << UTF8_RUN_SHIFT | in_run];
+    return 1u << utf8_table_leaves[leaf << UTF8_LEAF_SHIFT | in_leaf];
 }
 
 /* Simple case folding, as far as it ends in an ASCII letter: all that a case-insensitive ASCII

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes src/utf8_tables.h: the general category of every code point, as a two-stage table.
+"""Writes src/utf8_tables.h: the general category of every code point, as a three-stage table.
 
     pip install unicodedata2==16.0.0 && python3 tools/mktables.py > src/utf8_tables.h
 
@@ -25,7 +25,7 @@ def category(cp):
     return CATEGORIES.index("Cw" if cp in WHITE_SPACE_CONTROLS else ucd.category(chr(cp)))
 
 
-def two_stage(values, shift):
+def stage(values, shift):
     """The distinct blocks of 2**shift values in order of appearance, and the block of each index."""
     blocks, index = {}, []
     for at in range(0, len(values), 1 << shift):
@@ -34,7 +34,14 @@ def two_stage(values, shift):
     return [v for block in blocks for v in block], index
 
 
-def array(name, values):
+def three_stages(values, low, middle):
+    """Leaves of 2**low values, runs of 2**middle leaf numbers, and the run of each index; and the bytes."""
+    leaves, numbers = stage(values, low)
+    runs, top = stage(numbers, middle)
+    return leaves, runs, top, len(leaves) + 2 * len(runs) + len(top)
+
+
+def array(name, values, kind="char"):
     lines, line = [], "   "
     for v in values:
         if len(line) + len(str(v)) + 2 > 100:
@@ -43,28 +50,30 @@ def array(name, values):
         line += f" {v},"
     lines.append(line)
     body = "\n".join(lines)
-    return f"static const unsigned char {name}[{len(values)}] = {{\n{body}\n}};\n"
+    return f"static const unsigned {kind} {name}[{len(values)}] = {{\n{body}\n}};\n"
 
 
 def main():
     if ucd.unidata_version != UNICODE:
         sys.exit(f"mktables: Unicode {ucd.unidata_version} found, {UNICODE} wanted")
     values = [category(cp) for cp in range(N_CODE_POINTS)]
-    # The smallest table whose block numbers fit a byte.
-    size, shift = min((len(b) + len(i), s) for s in range(5, 10)
-                      for b, i in [two_stage(values, s)] if max(i) < 256)
-    blocks, index = two_stage(values, shift)
+    # The smallest table; runs are numbered by bytes, leaves by 16 bits.
+    size, low, middle = min((t[3], lo, mid) for lo in range(3, 8) for mid in range(3, 8)
+                            for t in [three_stages(values, lo, mid)] if max(t[2]) < 256)
+    leaves, runs, top, _ = three_stages(values, low, middle)
     print(f"""\
 /* utf8_tables.h - the general category of every code point. Written by tools/mktables.py; do not edit.
- * Unicode {UNICODE}, {size} bytes. category(c) = blocks[index[c >> {shift}] << {shift} | (c & {(1 << shift) - 1})] */
+ * Unicode {UNICODE}, {size} bytes, in three stages: a leaf holds {1 << low} categories, a run {1 << middle} leaves. */
 #ifndef DLM_UTF8_TABLES_H
 #define DLM_UTF8_TABLES_H
 
 #define UTF8_UNICODE_VERSION "{UNICODE}"
-#define UTF8_TABLE_SHIFT {shift}
+#define UTF8_LEAF_SHIFT {low}
+#define UTF8_RUN_SHIFT {middle}
 
-{array("utf8_table_index", index)}
-{array("utf8_table_blocks", blocks)}
+{array("utf8_table_top", top)}
+{array("utf8_table_runs", runs, "short")}
+{array("utf8_table_leaves", leaves)}
 #endif""")
 
 
