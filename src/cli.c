@@ -327,7 +327,7 @@ static const CliOpt CLI_OPTS[] = {
      .verbs = CLI_SERVE, .group = CLI_G_SECURITY,
      .help = "A connection may wait so long for its next request."},
     {0, "sandbox", NULL, CLI_WORD, "MODE", CLI_AT(sandbox), .words = CLI_SANDBOXES,
-     .verbs = CLI_SERVE, .group = CLI_G_SECURITY,
+     .verbs = CLI_ENGINE, .group = CLI_G_SECURITY,
      .help =
          "What the kernel takes away before the first byte of a stranger is read; strict goes on "
          "only with all of it (dlm help sandbox)."},
@@ -463,10 +463,31 @@ static const CliTopic CLI_TOPICS[] = {
      "  3    the model file is unusable, or cannot do what was asked\n"
      "  4    out of memory\n"
      "  130  interrupted with Ctrl-C\n"},
+    {"sandbox", "What dlm takes away from itself",
+     "On Linux, before a byte of a prompt or of the network is worked on:\n"
+     "\n"
+     "  seccomp    no exec, no new process, no file is written; run and chat make no socket, and a\n"
+     "             server only accepts from those that it listens on already\n"
+     "  Landlock   no file can be opened but the model, and what SIGHUP reads again\n"
+     "\n"
+     "--sandbox auto does what the kernel can and says what it cannot; strict ends instead; off does\n"
+     "nothing. grep Seccomp /proc/PID/status prints 2 when filters are in force.\n"},
+    {"health", "Asking a server whether it is well",
+     "dlm health URL exits with 0 when the server answers 200, with 1 when it does not, within 5\n"
+     "seconds. URL is http://HOST:PORT/PATH, https://..., or the path of a unix socket; HOST is\n"
+     "localhost or numeric, for names are never looked up. Without a URL it is\n"
+     "http://127.0.0.1:8080/health, with DLM_PORT in place of 8080 where that is set.\n"
+     "\n"
+     "  /health, /readyz   200 while requests are taken, 503 while the server shuts down\n"
+     "  /livez             200 as long as there is somebody to answer\n"},
     {"env", "Variables of the environment",
      "  DLM_MODEL    the model, where -m is not given\n"
      "  DLM_CPU      the instruction set, where --cpu is not given\n"
      "  DLM_THREADS  the number of threads, where -t is not given\n"
+     "  DLM_HOST     where to listen, where --host is not given\n"
+     "  DLM_PORT     the port, where --port is not given; dlm health asks there as well\n"
+     "  DLM_API_KEY  keys that clients must show, separated by commas; DLM_API_KEY_FILE names a file\n"
+     "               of them, where --api-key-file is not given\n"
      "  NO_COLOR     when set and not empty: no colour, unless --color always\n"
      "  TERM         dumb: no colour and no redrawing\n"},
 };
@@ -694,6 +715,11 @@ static Cli cli_defaults_(void) {
                  .watch_ms = 50};
 }
 
+/* A server's answers are as long as the context allows, unless a request says otherwise. */
+static void cli_defaults_of_(Cli *c, u32 verb) {
+    if (verb == CLI_SERVE) c->decode.max_tokens = -1;
+}
+
 static bool cli_env_(Cli *c, const CliVerb *verb, Err *e) {
     for (size_t i = 0; i < COUNT_OF(CLI_OPTS); i++) {
         const CliOpt *o = &CLI_OPTS[i];
@@ -714,6 +740,7 @@ static bool cli_parse_(Cli *c, const CliVerb **verb, int argc, char **argv, Err 
         c->named = true;
     }
     c->args = argv + i; /* words are moved to the front of what is left, over what was read */
+    cli_defaults_of_(c, (*verb)->bit);
     if (!cli_env_(c, *verb, e)) return false;
     for (bool options = true; i < argc;) {
         if (options && strcmp(argv[i], "--") == 0) {
@@ -793,6 +820,7 @@ static void cli_put_label_(Buf *out, const CliOpt *o, const Cli *defaults) {
 
 static void cli_put_options_(Buf *out, u32 verb) {
     Cli defaults = cli_defaults_();
+    cli_defaults_of_(&defaults, verb);
     for (int group = 0; group < CLI_G_COUNT; group++) {
         bool titled = false;
         for (size_t i = 0; i < COUNT_OF(CLI_OPTS); i++) {
@@ -1098,6 +1126,7 @@ typedef struct {
     Buf chat_template; /* of --chat-template */
     f64 ms_load;
     DecodeParams params;
+    int trace_fd; /* of --trace; -1: none */
 } CliEngine;
 
 static void cli_engine_close_(CliEngine *x) {
@@ -1122,7 +1151,7 @@ static bool cli_params_(const Cli *c, DecodeParams *p, Err *e) {
 }
 
 static bool cli_engine_open_(CliEngine *x, const Cli *c, Err *e) {
-    *x = (CliEngine){.chat_template = {.max = CLI_PROMPT_MAX}};
+    *x = (CliEngine){.chat_template = {.max = CLI_PROMPT_MAX}, .trace_fd = -1};
     EngineOptions options = c->engine;
     options.block_size_max = c->decode.block_size;
     f64 from = os_now_ms();
@@ -1143,6 +1172,26 @@ static bool cli_engine_open_(CliEngine *x, const Cli *c, Err *e) {
         cli_engine_close_(x);
         return false;
     }
+    return true;
+}
+
+/* The engine of run and chat, in a sandbox that knows no network and no file but the model. What is
+ * written is opened before. */
+static bool cli_engine_open_alone_(CliEngine *x, const Cli *c, Err *e) {
+    const SandboxPath paths[] = {{c->engine.path, false}, {c->template_file, false}};
+    const SandboxOptions options = {.mode = (SandboxMode)c->sandbox,
+                                    .kind = SANDBOX_RUN,
+                                    .paths = paths,
+                                    .n_paths = COUNT_OF(paths)};
+    Sandbox box;
+    *x = (CliEngine){.trace_fd = -1};
+    int trace = c->trace ? os_create_file(c->trace, e) : -1;
+    if (c->trace && trace < 0) return false;
+    if (!sandbox_enter(&box, &options, e) || !cli_engine_open_(x, c, e) || !sandbox_seal(&box, e)) {
+        os_close(&trace);
+        return false;
+    }
+    x->trace_fd = trace;
     return true;
 }
 
@@ -1326,14 +1375,12 @@ typedef struct {
     CliWatch watch;
 } CliShow;
 
-static bool cli_show_open_(CliShow *v, const Cli *c, const Tok *tok, Err *e) {
+static void cli_show_open_(CliShow *v, const Cli *c, const CliEngine *x) {
     bool terminal = os_isatty(OS_STDOUT), redraw = cli_smart_terminal_(OS_STDERR);
-    *v = (CliShow){.cli = c, .tok = tok, .trace_fd = -1, .escape = terminal};
+    *v = (CliShow){.cli = c, .tok = x->tok, .trace_fd = x->trace_fd, .escape = terminal};
     v->hold = c->json || (c->watch && terminal && redraw);
     v->watch.redraw = redraw;
     v->watch.color = cli_color_(c, OS_STDERR);
-    if (c->trace) v->trace_fd = os_create_file(c->trace, e);
-    return !c->trace || v->trace_fd >= 0;
 }
 
 static bool cli_show_close_(CliShow *v, Err *e) {
@@ -1550,8 +1597,9 @@ static bool cli_run_prompt_(const Cli *c, const CliEngine *x, Str system, Str te
     TokIds ids = {0};
     DecodeResult r = {0};
     CliShow show = {.trace_fd = -1};
-    bool ok = cli_run_ids_(c, x, system, text, &ids, e) && cli_show_open_(&show, c, x->tok, e);
+    bool ok = cli_run_ids_(c, x, system, text, &ids, e);
     if (ok) {
+        cli_show_open_(&show, c, x);
         cli_say_demo_(c);
         ok = cli_answer_(x, &show, &ids, &r, e);
     }
@@ -1572,7 +1620,8 @@ static bool cli_run_prompt_(const Cli *c, const CliEngine *x, Str system, Str te
 static bool cli_run_(const Cli *c, Err *e) {
     Buf text = {0}, system = {0};
     CliEngine x;
-    bool ok = cli_prompt_(c, &text, e) && cli_system_(c, &system, e) && cli_engine_open_(&x, c, e);
+    bool ok =
+        cli_prompt_(c, &text, e) && cli_system_(c, &system, e) && cli_engine_open_alone_(&x, c, e);
     if (ok) {
         ok = cli_run_prompt_(c, &x, buf_view(&system), buf_view(&text), e);
         cli_engine_close_(&x);
@@ -1708,14 +1757,15 @@ static bool cli_chat_open_(CliChat *t, const Cli *c, Err *e) {
     t->cli = c;
     t->show.trace_fd = -1;
     t->terminal = os_isatty(OS_STDIN);
-    if (!cli_system_(c, &t->system, e) || !cli_engine_open_(&t->x, c, e)) return false;
+    if (!cli_system_(c, &t->system, e) || !cli_engine_open_alone_(&t->x, c, e)) return false;
     if (!cli_has_template_(&t->x))
         return err_set(e, ERR_MODEL,
                        "this model has no chat template, so it cannot hold a conversation; "
                        "give --chat-template FILE, or use dlm run");
     cli_say_demo_(c);
     if (t->terminal) log_line(LOG_INFO, "type a message; /help lists commands, Ctrl-D leaves");
-    return cli_show_open_(&t->show, c, t->x.tok, e);
+    cli_show_open_(&t->show, c, &t->x);
+    return true;
 }
 
 static bool cli_chat_(const Cli *c, Err *e) {
@@ -2316,6 +2366,103 @@ static bool cli_serve_(Cli *c, Err *e) {
     return ok;
 }
 
+/* ---- dlm cert, dlm health ---- */
+
+/* Two new files; what is there is never overwritten. */
+static bool cli_cert_(const Cli *c, Err *e) {
+    const char *cert_path = c->server.tls.cert ? c->server.tls.cert : "cert.pem";
+    const char *key_path = c->server.tls.key ? c->server.tls.key : "key.pem";
+    const TlsCertOptions options = {
+        .names = (const char *const *)c->args, .n_names = c->n_args, .days = c->days};
+    Buf cert = {0}, key = {0};
+    if (c->n_args == 0)
+        return err_set(e, ERR_USAGE,
+                       "for which names? dlm cert localhost 127.0.0.1 is for this machine");
+    bool ok = tls_make_cert(&options, &cert, &key, e) &&
+              os_write_new_file(key_path, buf_view(&key), true, e) &&
+              os_write_new_file(cert_path, buf_view(&cert), false, e);
+    if (ok)
+        log_line(LOG_INFO,
+                 "wrote %s and %s: good for %d days; dlm serve --tls-cert %s --tls-key %s",
+                 cert_path, key_path, c->days, cert_path, key_path);
+    if (key.p) memset(key.p, 0, key.cap);
+    buf_free(&cert);
+    buf_free(&key);
+    return ok;
+}
+
+typedef struct {
+    bool tls;
+    char host[256]; /* or the path of a socket */
+    u16 port;
+    Str path;
+} CliUrl;
+
+/* http[s]://HOST[:PORT][/PATH], or the path of a unix socket. */
+static bool cli_url_(const char *text, CliUrl *u, Err *e) {
+    Str s = str_of(text);
+    bool http = str_starts(s, STR("http://")), https = str_starts(s, STR("https://"));
+    *u = (CliUrl){.tls = https, .port = https ? 443 : 80, .path = STR("/health")};
+    if (!http && !https) {
+        if (!net_is_unix(text) || s.n >= sizeof u->host)
+            return err_set(e, ERR_USAGE, "'%s' is neither http://HOST:PORT nor a socket's path",
+                           text);
+        memcpy(u->host, s.p, s.n + 1);
+        return true;
+    }
+    s = str_cut(s, https ? 8 : 7, s.n);
+    size_t slash = MIN_OF(str_find(s, STR("/"), 0), s.n);
+    if (s.n - slash > 1) u->path = str_cut(s, slash, s.n);
+    s = str_cut(s, 0, slash);
+    Str name = http_host_name(s);
+    size_t after = (size_t)(name.p - s.p) + name.n + (s.n && s.p[0] == '[');
+    i64 port = u->port;
+    bool ok = name.n > 0 && name.n < sizeof u->host;
+    if (ok && after < s.n)
+        ok = s.p[after] == ':' && cli_integer_(str_cut(s, after + 1, s.n), &port);
+    if (!ok || port < 1 || port > 65535)
+        return err_set(e, ERR_USAGE, "'%s' is no URL of the form http://HOST:PORT/PATH", text);
+    memcpy(u->host, name.p, name.n);
+    u->port = (u16)port;
+    return true;
+}
+
+#define CLI_HEALTH_MS 5000
+
+static bool cli_ask_(const CliUrl *u, NetTransport *t, f64 deadline_ms, int *status, Err *e) {
+    Buf ask = {0};
+    char reply[64] = "";
+    size_t n = 0, got = 0;
+    buf_printf(&ask, "GET %.*s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", STR_ARG(u->path),
+               net_is_unix(u->host) ? "localhost" : u->host);
+    bool ok = buf_ok(&ask, "the request", e) && t->write(t, ask.p, ask.n, deadline_ms) == NET_OK;
+    while (ok && n < 16 && t->read(t, reply + n, sizeof reply - n, &got, deadline_ms) == NET_OK)
+        n += got;
+    *status = http_read_status((Str){reply, n});
+    buf_free(&ask);
+    t->close(t, os_now_ms());
+    return *status || err_set(e, ERR_RUNTIME, "no HTTP answer came");
+}
+
+static bool cli_health_(const Cli *c, Err *e) {
+    CliUrl u;
+    char standard[64];
+    const char *port = getenv("DLM_PORT");
+    snprintf(standard, sizeof standard, "http://127.0.0.1:%s/health",
+             port && *port ? port : "8080");
+    const char *url = c->n_args ? c->args[0] : standard;
+    f64 deadline = os_now_ms() + CLI_HEALTH_MS;
+    NetConn conn;
+    int status = 0;
+    if (!cli_url_(url, &u, e) || !net_connect(&conn, u.host, u.port, deadline, e)) return false;
+    NetTransport t = net_plain(&conn);
+    bool ok = !u.tls || tls_connect(&conn, u.host, c->ca, &t, deadline, e);
+    if (!ok) net_close(&conn);
+    ok = ok && cli_ask_(&u, &t, deadline, &status, e);
+    if (ok && status == 200) return true;
+    return ok && err_set(e, ERR_RUNTIME, "%s answers %d %s", url, status, http_status_text(status));
+}
+
 /* ---- the small commands, and the way in ---- */
 
 static bool cli_print_buf_(Buf *out, bool ok, Err *e) {
@@ -2334,6 +2481,7 @@ static bool cli_version_(const Cli *c, Err *e) {
 #endif
     buf_printf(&out, "processor   level %s of: ", level->name);
     cli_put_levels_(&out);
+    buf_printf(&out, "\nTLS         %s", tls_library());
     buf_printf(&out, "\ndemo model  %s (%zu bytes)\n", engine_demo().n ? "built in" : "none",
                engine_demo().n);
     return cli_print_buf_(&out, true, e);
@@ -2367,6 +2515,8 @@ static bool cli_dispatch_(Cli *c, const CliVerb *verb, Err *e) {
         return cli_info_(c, e);
     case CLI_BENCH: return cli_bench_(c, e);
     case CLI_SERVE: return cli_serve_(c, e);
+    case CLI_HEALTH: return cli_health_(c, e);
+    case CLI_CERT: return cli_cert_(c, e);
     case CLI_TOKENIZE: return cli_tokenize_(c, e);
     case CLI_DETOKENIZE: return cli_detokenize_(c, e);
     case CLI_VERSION: return cli_version_(c, e);

@@ -299,6 +299,16 @@ static int os_create_file(const char *path, Err *e) {
     return fd;
 }
 
+/* Writes a file that was not there before; a secret one is for its owner alone. */
+static bool os_write_new_file(const char *path, Str content, bool secret, Err *e) {
+    mode_t mode = secret ? 0600 : 0644;
+    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOCTTY, mode);
+    if (fd < 0) return err_set(e, ERR_RUNTIME, "cannot create '%s': %s", path, strerror(errno));
+    bool ok = os_write_all(fd, content.p, content.n, e);
+    if (close(fd) == 0) return ok;
+    return ok && err_set(e, ERR_RUNTIME, "cannot finish '%s': %s", path, strerror(errno));
+}
+
 /* Closing can be where a full disk or a lost server is first told of. */
 static bool os_close_file(int fd, const char *path, Err *e) {
     if (close(fd) == 0) return true;

@@ -69,6 +69,9 @@ typedef struct {
 #elif defined(__aarch64__)
 #define SANDBOX_ARCH_ 0xc00000b7u /* AUDIT_ARCH_AARCH64 */
 #define SANDBOX_X32_ 0u           /* none */
+#elif defined(__riscv) && __riscv_xlen == 64
+#define SANDBOX_ARCH_ 0xc00000f3u /* AUDIT_ARCH_RISCV64 */
+#define SANDBOX_X32_ 0u
 #else
 #define SANDBOX_ARCH_ 0u /* a machine whose filters nobody has tried: none are installed */
 #define SANDBOX_X32_ 0u
@@ -351,7 +354,8 @@ static bool sandbox_degrade_(const SandboxOptions *o, const char *what, Err *e) 
     if (o->mode == SANDBOX_STRICT)
         return err_set(e, ERR_RUNTIME, "no sandbox: %s. --sandbox=auto goes on with what there is",
                        what);
-    log_line(LOG_WARN, "weaker sandbox: %s", what);
+    /* a program that speaks to nobody does not frighten with it */
+    log_line(o->kind == SANDBOX_RUN ? LOG_DEBUG : LOG_WARN, "weaker sandbox: %s", what);
     return true;
 }
 
