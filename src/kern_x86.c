@@ -22,6 +22,8 @@
 
 #define AVX2_FN __attribute__((target("avx2,fma,f16c")))
 #define AVXVNNI_FN __attribute__((target("avx2,fma,f16c,avxvnni")))
+/* Functions with large bodies and few callers that differ in one argument: one copy. */
+#define NOINLINE __attribute__((noinline))
 #define AVX512_FN __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")))
 
 /* ---- which levels this machine has: Intel SDM vol. 2, CPUID leaves 1 and 7, and XCR0 ---- */
@@ -475,9 +477,9 @@ AVX2_FN INLINE f32 avx2_block_dot_(const Avx2Block *s, const i8 *q, const i16 *s
     return (f32)avx2_sum_i32_(acc) * (s->d * d) - (f32)low * (s->dmin * d);
 }
 
-AVX2_FN INLINE void avx2_blocks_runs_(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi,
-                                      const i8 *q, const f32 *d, const i16 *sums, i32 n_rows,
-                                      int n_runs) {
+AVX2_FN static NOINLINE void avx2_blocks_runs_(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo,
+                                               i32 out_hi, const i8 *q, const f32 *d,
+                                               const i16 *sums, i32 n_rows, int n_runs) {
     const DlmTypeInfo *info = quant_info(w->type);
     i32 block = 32 * n_runs, n_blocks = w->n_in / block;
     for (i32 o = out_lo; o < out_hi; o++)
@@ -679,8 +681,9 @@ AVX2_FN INLINE void avx2_block32_rows_(DlmType type, f32 *y, i64 y_stride, const
     for (int m = 0; m < n_rows; m++) y[m * y_stride] = avx2_fold_(acc[m], _mm256_setzero_ps());
 }
 
-AVX2_FN INLINE void avx2_block32_(DlmType type, f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo,
-                                  i32 out_hi, const i8 *q, const f32 *d, i32 n_rows) {
+AVX2_FN static NOINLINE void avx2_block32_(DlmType type, f32 *y, i64 y_stride, const DlmMat *w,
+                                           i32 out_lo, i32 out_hi, const i8 *q, const f32 *d,
+                                           i32 n_rows) {
     i64 n_in = w->n_in, n_blocks = n_in / 32, bytes = kern_row_bytes(w);
     for (i32 m = 0, step; m < n_rows; m += step) {
         step = n_rows - m >= 4 ? 4 : 1;

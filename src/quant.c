@@ -373,7 +373,10 @@ static void iq4_xs_unpack_(const u8 *p, DlmUnpacked *u) {
     u->d = f16_to_f32(b->d), u->dmin = 0;
 }
 
-/* Unpacks one block at p into the common form. */
+/* Unpacks one block at p into the common form. One copy, whoever calls: it is large. */
+#if defined(__GNUC__)
+__attribute__((noinline))
+#endif
 static void quant_unpack(DlmType type, const u8 *p, DlmUnpacked *u) {
     switch (type) {
     case DLM_Q4_0: q4_0_unpack_(p, u); return;
