@@ -64,6 +64,16 @@
 #define DLM_DEMO
 #endif
 
+/* Rooms that read and print text are compiled for size: a seventh of the program less, and no time that
+ * anybody could measure. */
+#if defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__)
+#define SMALL_ROOMS _Pragma("GCC push_options") _Pragma("GCC optimize(\"Os\")")
+#define FAST_ROOMS _Pragma("GCC pop_options")
+#else
+#define SMALL_ROOMS
+#define FAST_ROOMS
+#endif
+
 /* ---- the ground: stone. It knows no models and no formats. ---- */
 
 /* Integer names, string slices, the error type, assertions, checked arithmetic. */
@@ -83,14 +93,16 @@
 #include "src/gguf.c"
 /* Code points and their classes, from a generated table. */
 #include "src/utf8.c"
+/* Text to token ids and back. */
+#include "src/tok.c"
+SMALL_ROOMS
 /* A bounded JSON reader and an escaping writer. */
 #include "src/json.c"
 /* HTTP/1.1 as a server reads it, strictly; replies and events. */
 #include "src/http.c"
-/* Text to token ids and back. */
-#include "src/tok.c"
 /* Chat templates: the subset of Jinja that published models use. */
 #include "src/tmpl.c"
+FAST_ROOMS
 
 /* ---- the second floor: the engine room ---- */
 
@@ -129,6 +141,7 @@
 
 /* ---- the roof: doors to the outside ---- */
 
+SMALL_ROOMS
 /* TLS 1.2 and 1.3 as a transport; certificates of our own making. */
 #include "src/tls.c"
 /* The shapes of OpenAI's, Anthropic's and llama.cpp's APIs: bytes in, bytes out. */
@@ -141,6 +154,7 @@
 #include "src/sandbox.c"
 /* The command line: one table of options drives parsing, help, manual and completions. */
 #include "src/cli.c"
+FAST_ROOMS
 
 /* ---- the cellar: the model that answers when none is named ----
  *
