@@ -35,7 +35,6 @@
 #define DLM_VERSION "0.1.0"
 #endif
 
-#define CLI_STOPS_MAX 16
 #define CLI_ARGS_MAX 65536 /* token ids on a command line */
 #define CLI_PROMPT_MAX ((size_t)16 << 20)
 #define CLI_TURNS_MAX 1024
@@ -56,7 +55,7 @@ typedef struct {
     i32 color;
     u64 seed;
     bool seed_given;
-    Str stops[CLI_STOPS_MAX];
+    Str stops[DECODE_STOPS_MAX];
     i32 n_stops;
     ServerOptions server;
     i32 parallel; /* slots; 0: as memory allows */
@@ -516,16 +515,14 @@ static u32 cli_distance_(Str a, Str b) {
 
 /* The candidate nearest to what was typed; near means a third of the letters, or a beginning. */
 typedef struct {
-    Str typed;
-    const char *best;
+    Str typed, best;
     u32 distance;
 } CliGuess;
 
-static void cli_guess_(CliGuess *g, const char *candidate) {
-    Str c = str_of(candidate);
-    u32 d = cli_distance_(g->typed, c), limit = (u32)MAX_OF(g->typed.n, c.n) / 3;
-    if (g->typed.n >= 2 && str_starts(c, g->typed)) d = MIN_OF(d, 1u);
-    if (d > MAX_OF(limit, 1u) || (g->best && d >= g->distance)) return;
+static void cli_guess_(CliGuess *g, Str candidate) {
+    u32 d = cli_distance_(g->typed, candidate), limit = (u32)MAX_OF(g->typed.n, candidate.n) / 3;
+    if (g->typed.n >= 2 && str_starts(candidate, g->typed)) d = MIN_OF(d, 1u);
+    if (d > MAX_OF(limit, 1u) || (g->best.n && d >= g->distance)) return;
     g->best = candidate;
     g->distance = d;
 }
@@ -641,9 +638,9 @@ static bool cli_set_(Cli *c, const CliOpt *o, const char *name, const char *valu
         c->seed_given = i >= 0;
         return true;
     case CLI_STOP:
-        if (c->n_stops == CLI_STOPS_MAX || !*value)
+        if (c->n_stops == DECODE_STOPS_MAX || !*value)
             return err_set(e, ERR_USAGE, "%s takes a text that is not empty, at most %d times",
-                           name, CLI_STOPS_MAX);
+                           name, DECODE_STOPS_MAX);
         c->stops[c->n_stops++] = str_of(value);
         return true;
     }
@@ -658,13 +655,16 @@ static bool cli_unknown_(const char *arg, const CliVerb *verb, Err *e) {
     for (size_t i = 0; i < COUNT_OF(CLI_OPTS); i++) {
         const CliOpt *o = &CLI_OPTS[i];
         if (!(o->verbs & verb->bit) || (no && o->kind != CLI_SWITCH)) continue;
-        cli_guess_(&g, o->name);
-        for (const char *a = o->alias; a; a = strchr(a, ' '), a = a ? a + 1 : NULL)
-            if (str_starts(str_of(a), STR("--")) && !strchr(a, ' ')) cli_guess_(&g, a + 2);
+        cli_guess_(&g, str_of(o->name));
+        for (const char *a = o->alias; a && *a; a += strspn(a, " ")) {
+            Str alias = {a, strcspn(a, " ")};
+            if (str_starts(alias, STR("--"))) cli_guess_(&g, str_cut(alias, 2, alias.n));
+            a += alias.n;
+        }
     }
-    if (g.best)
-        return err_set(e, ERR_USAGE, "unknown option '%s'; did you mean --%s%s?", arg,
-                       no ? "no-" : "", g.best);
+    if (g.best.n)
+        return err_set(e, ERR_USAGE, "unknown option '%s'; did you mean --%s%.*s?", arg,
+                       no ? "no-" : "", STR_ARG(g.best));
     return err_set(e, ERR_USAGE, "unknown option '%s'; 'dlm help %s' lists them", arg, verb->name);
 }
 
@@ -697,9 +697,10 @@ static const CliVerb *cli_verb_(const char *name) {
 
 static bool cli_unknown_verb_(const char *name, Err *e) {
     CliGuess g = {.typed = str_of(name)};
-    for (size_t i = 0; i < COUNT_OF(CLI_VERBS); i++) cli_guess_(&g, CLI_VERBS[i].name);
-    if (g.best)
-        return err_set(e, ERR_USAGE, "unknown command '%s'; did you mean 'dlm %s'?", name, g.best);
+    for (size_t i = 0; i < COUNT_OF(CLI_VERBS); i++) cli_guess_(&g, str_of(CLI_VERBS[i].name));
+    if (g.best.n)
+        return err_set(e, ERR_USAGE, "unknown command '%s'; did you mean 'dlm %.*s'?", name,
+                       STR_ARG(g.best));
     if (str_ends(g.typed, STR(".gguf")))
         return err_set(e, ERR_USAGE, "'%s' is no command; did you mean 'dlm -m %s'?", name, name);
     return err_set(e, ERR_USAGE, "unknown command '%s'; a prompt goes after -p", name);
@@ -925,14 +926,16 @@ static bool cli_help_(Buf *out, const char *name, Err *e) {
         cli_help_man_(out);
     if (out->n) return true;
     CliGuess g = {.typed = str_of(name)};
-    cli_guess_(&g, "man");
-    for (size_t i = 0; i < COUNT_OF(CLI_VERBS); i++) cli_guess_(&g, CLI_VERBS[i].name);
+    cli_guess_(&g, STR("man"));
+    for (size_t i = 0; i < COUNT_OF(CLI_VERBS); i++) cli_guess_(&g, str_of(CLI_VERBS[i].name));
     for (size_t i = 0; i < COUNT_OF(CLI_TOPICS); i++) {
         const CliTopic *t = &CLI_TOPICS[i];
-        cli_guess_(&g, t->name);
+        cli_guess_(&g, str_of(t->name));
         if (strcmp(t->name, name) == 0) return buf_printf(out, "%s\n\n%s", t->title, t->text);
     }
-    if (g.best) return err_set(e, ERR_USAGE, "no help on '%s'; did you mean '%s'?", name, g.best);
+    if (g.best.n)
+        return err_set(e, ERR_USAGE, "no help on '%s'; did you mean '%.*s'?", name,
+                       STR_ARG(g.best));
     return err_set(e, ERR_USAGE, "no help on '%s'; 'dlm help' lists commands and topics", name);
 }
 
@@ -1058,6 +1061,21 @@ static void cli_put_string_(Buf *out, const char *before, Str s) {
     json_put_str(out, s);
 }
 
+static void cli_put_string_or_null_(Buf *out, const char *before, Str s) {
+    buf_printf(out, "%s", before);
+    if (s.n)
+        json_put_str(out, s);
+    else
+        buf_printf(out, "null");
+}
+
+/* Which model file, the first two members of an object that is open. */
+static void cli_put_path_(Buf *out, const Cli *c) {
+    const char *path = c->engine.path;
+    cli_put_string_or_null_(out, "\"path\":", path ? str_of(path) : (Str){0});
+    buf_printf(out, ",\"builtin\":%s", path ? "false" : "true");
+}
+
 /* ---- the prompt ---- */
 
 /* Files and pipes end with a newline that nobody means as part of the prompt. */
@@ -1157,7 +1175,8 @@ static bool cli_engine_open_(CliEngine *x, const Cli *c, Err *e) {
     f64 from = os_now_ms();
     bool ok = cli_params_(c, &x->params, e) &&
               (!c->template_file || os_read_file(c->template_file, &x->chat_template, e)) &&
-              engine_open(&x->engine, &options, e);
+              engine_open(&x->engine, &options, e) &&
+              (c->decode.mode == DECODE_AR || engine_can_diffuse(x->engine, e));
     if (!ok) {
         cli_engine_close_(x);
         return false;
@@ -1166,12 +1185,6 @@ static bool cli_engine_open_(CliEngine *x, const Cli *c, Err *e) {
     x->tok = engine_tok(x->engine);
     x->model = engine_model(x->engine);
     log_line(LOG_DEBUG, "ready after %.0f ms", x->ms_load);
-    Err why = {0};
-    if (c->decode.mode != DECODE_AR && !engine_can_diffuse(x->engine, &why)) {
-        *e = why;
-        cli_engine_close_(x);
-        return false;
-    }
     return true;
 }
 
@@ -1207,16 +1220,9 @@ static bool cli_has_template_(const CliEngine *x) {
 
 /* Messages to ids, through --chat-template or the model's own. */
 static bool cli_render_(const CliEngine *x, const TmplMsg *msgs, size_t n, TokIds *out, Err *e) {
-    if (x->chat_template.n == 0) return engine_render(x->engine, msgs, n, out, e);
-    TmplVars vars = {.bos_token = tok_text(x->tok, x->tok->bos),
-                     .eos_token = tok_text(x->tok, x->tok->eos),
-                     .add_generation_prompt = true,
-                     .now_unix = os_now_unix()};
-    TmplOut text = {0};
-    bool ok = tmpl_render(buf_view(&x->chat_template), msgs, n, &vars, &text, e) &&
-              tok_encode_prompt(x->tok, buf_view(&text.text), (const u8 *)text.trust.p, out, e);
-    tmpl_out_free(&text);
-    return ok;
+    Str own = buf_view(&x->chat_template);
+    if (own.n) return engine_render_with(x->engine, own, msgs, n, out, e);
+    return engine_render(x->engine, msgs, n, out, e);
 }
 
 /* ---- watching a block denoise ---- */
@@ -1520,12 +1526,8 @@ static void cli_print_stats_(const CliShow *v, const DecodeResult *r) {
 }
 
 static void cli_put_model_json_(Buf *out, const Cli *c, const CliEngine *x) {
-    buf_printf(out, "\"model\":{\"path\":");
-    if (c->engine.path)
-        json_put_str(out, str_of(c->engine.path));
-    else
-        buf_printf(out, "null");
-    buf_printf(out, ",\"builtin\":%s", c->engine.path ? "false" : "true");
+    buf_printf(out, "\"model\":{");
+    cli_put_path_(out, c);
     cli_put_string_(out, ",\"name\":", x->model->name);
     cli_put_string_(out, ",\"arch\":", str_of(x->model->family->arch));
     buf_printf(out, ",\"n_vocab\":%d,\"n_ctx_train\":%d}", x->model->n_vocab,
@@ -1713,9 +1715,9 @@ static bool cli_chat_command_(CliChat *t, Str line) {
         return false;
     } else {
         CliGuess g = {.typed = str_of(name)};
-        for (size_t i = 0; i < COUNT_OF(names); i++) cli_guess_(&g, names[i]);
-        fprintf(stderr, "dlm: unknown command '%s'; %s%s\n", name,
-                g.best ? "perhaps " : "/help lists them", g.best ? g.best : "");
+        for (size_t i = 0; i < COUNT_OF(names); i++) cli_guess_(&g, str_of(names[i]));
+        fprintf(stderr, "dlm: unknown command '%s'; %s%.*s\n", name,
+                g.best.n ? "perhaps " : "/help lists them", STR_ARG(g.best));
     }
     return true;
 }
@@ -2058,13 +2060,6 @@ static void cli_info_tensors_json_(Buf *out, const CliInfo *f) {
     buf_char(out, ']');
 }
 
-static void cli_put_why_(Buf *out, const Err *why) {
-    if (why->code)
-        json_put_str(out, str_of(why->msg));
-    else
-        buf_printf(out, "null");
-}
-
 static void cli_info_model_json_(Buf *out, const CliInfo *f) {
     const Model *m = &f->model;
     const DecodeRecord *d = &m->decode;
@@ -2075,8 +2070,8 @@ static void cli_info_model_json_(Buf *out, const CliInfo *f) {
                "\"head_dim\":%d,\"n_ff\":%d,\"n_vocab\":%d,\"n_ctx_train\":%d}",
                m->family->arch, m->n_layer, m->n_embd, m->n_head, m->n_head_kv, m->head_dim,
                m->n_ff, m->n_vocab, m->n_ctx_train);
-    buf_printf(out, ",\"diffusion\":{\"can\":%s,\"why_not\":", f->why_not.code ? "false" : "true");
-    cli_put_why_(out, &f->why_not);
+    buf_printf(out, ",\"diffusion\":{\"can\":%s", f->why_not.code ? "false" : "true");
+    cli_put_string_or_null_(out, ",\"why_not\":", str_of(f->why_not.msg));
     buf_printf(out, ",\"mask_token\":");
     if (d->mask_id >= 0) {
         buf_printf(out, "{\"value\":%d,\"source\":\"%s\",\"text\":", d->mask_id,
@@ -2100,28 +2095,20 @@ static void cli_info_model_json_(Buf *out, const CliInfo *f) {
 static void cli_info_json_(Buf *out, const CliInfo *f) {
     const Gguf *g = &f->file.gguf;
     const Tok *t = &f->file.tok;
-    buf_printf(out, "{\"path\":");
-    if (f->cli->engine.path)
-        json_put_str(out, str_of(f->cli->engine.path));
-    else
-        buf_printf(out, "null");
-    buf_printf(out, ",\"builtin\":%s,\"gguf_version\":%u,\"bytes\":%llu,\"weights\":%llu,",
-               f->cli->engine.path ? "false" : "true", g->version, (unsigned long long)g->n,
-               (unsigned long long)f->n_weights);
+    buf_char(out, '{');
+    cli_put_path_(out, f->cli);
+    buf_printf(out, ",\"gguf_version\":%u,\"bytes\":%llu,\"weights\":%llu,", g->version,
+               (unsigned long long)g->n, (unsigned long long)f->n_weights);
     cli_info_tensors_json_(out, f);
-    buf_printf(out, ",\"runs\":%s,\"why_not\":", f->why.code ? "false" : "true");
-    cli_put_why_(out, &f->why);
+    buf_printf(out, ",\"runs\":%s", f->why.code ? "false" : "true");
+    cli_put_string_or_null_(out, ",\"why_not\":", str_of(f->why.msg));
     if (f->file.has_tok) {
         cli_put_string_(out, ",\"tokenizer\":{\"pre\":", str_of(t->pre_name));
         buf_printf(
             out, ",\"n_vocab\":%u,\"bos\":%d,\"eos\":%d,\"eot\":%d,\"add_bos\":%s,\"add_eos\":%s}",
             t->n_vocab, t->bos, t->eos, t->eot, t->add_bos ? "true" : "false",
             t->add_eos ? "true" : "false");
-        buf_printf(out, ",\"chat_template\":");
-        if (t->chat_template.n)
-            json_put_str(out, t->chat_template);
-        else
-            buf_printf(out, "null");
+        cli_put_string_or_null_(out, ",\"chat_template\":", t->chat_template);
     }
     if (!f->why.code) cli_info_model_json_(out, f);
 }

@@ -195,24 +195,30 @@ static bool engine_can_diffuse(const Engine *g, Err *why) {
 
 /* ---- prompts ---- */
 
-/* Renders messages with the model's chat template and tokenizes the result; appends to out. Text
- * that came from a message never becomes a special token. */
-static bool engine_render(const Engine *g, const TmplMsg *msgs, size_t n_msgs, TokIds *out,
-                          Err *e) {
+/* Renders messages with a chat template and tokenizes the result; appends to out. Text that came
+ * from a message never becomes a special token. */
+static bool engine_render_with(const Engine *g, Str chat_template, const TmplMsg *msgs,
+                               size_t n_msgs, TokIds *out, Err *e) {
     const Tok *t = &g->tok;
-    if (t->chat_template.n == 0)
-        return err_set(e, ERR_MODEL,
-                       "%s has no chat template; use --raw to send the prompt as it is",
-                       g->file.label);
-    TmplVars v = {.bos_token = t->bos >= 0 ? tok_text(t, t->bos) : STR(""),
-                  .eos_token = t->eos >= 0 ? tok_text(t, t->eos) : STR(""),
+    TmplVars v = {.bos_token = tok_text(t, t->bos),
+                  .eos_token = tok_text(t, t->eos),
                   .add_generation_prompt = true,
                   .now_unix = os_now_unix()};
     TmplOut r = {0};
-    bool ok = tmpl_render(t->chat_template, msgs, n_msgs, &v, &r, e) &&
+    bool ok = tmpl_render(chat_template, msgs, n_msgs, &v, &r, e) &&
               tok_encode_prompt(t, buf_view(&r.text), (const u8 *)r.trust.p, out, e);
     tmpl_out_free(&r);
     return ok;
+}
+
+/* The same with the model's own template. */
+static bool engine_render(const Engine *g, const TmplMsg *msgs, size_t n_msgs, TokIds *out,
+                          Err *e) {
+    if (g->tok.chat_template.n == 0)
+        return err_set(e, ERR_MODEL,
+                       "%s has no chat template; use --raw to send the prompt as it is",
+                       g->file.label);
+    return engine_render_with(g, g->tok.chat_template, msgs, n_msgs, out, e);
 }
 
 /* ---- generating ----

@@ -39,8 +39,10 @@ static void test_numbers(void) {
 
 static const char *guess(const char *typed) {
     CliGuess g = {.typed = str_of(typed)};
-    for (size_t i = 0; i < COUNT_OF(CLI_VERBS); i++) cli_guess_(&g, CLI_VERBS[i].name);
-    return g.best ? g.best : "";
+    for (size_t i = 0; i < COUNT_OF(CLI_VERBS); i++) cli_guess_(&g, str_of(CLI_VERBS[i].name));
+    static char best[CLI_NAME_MAX];
+    snprintf(best, sizeof best, "%.*s", STR_ARG(g.best));
+    return best;
 }
 
 static void test_guesses(void) {

@@ -101,6 +101,7 @@ def test_usage():
         ("--tmp", "1"): "did you mean --temp?",
         ("--no-dual-cahce", "-p", "x"): "did you mean --no-dual-cache?",
         ("--max-token", "5"): "did you mean --max-tokens?",
+        ("--predit", "5"): "did you mean --predict?",
         ("--xyzzy",): "'dlm help run'",
         ("rnu",): "did you mean 'dlm run'?",
         ("model.gguf",): "dlm -m model.gguf",
