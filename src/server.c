@@ -640,6 +640,52 @@ static void server_generate_(ServerWorker *w, ServerCall_ *c) {
     server_conclude_(c);
 }
 
+/* ---- the page: one file, put into the read-only data as it lies in the repository ---- */
+
+#ifndef HIDDEN
+#define HIDDEN __attribute__((visibility("hidden")))
+#endif
+__asm__(".pushsection .rodata.dlm_page, \"a\", %progbits\n"
+        "server_page_begin:\n"
+        ".incbin \"src/page.html\"\n"
+        "server_page_end:\n"
+        ".byte 0\n"
+        ".popsection\n");
+HIDDEN extern const char server_page_begin[], server_page_end[];
+
+/* The page may run the script and use the style that stand in it, and talk to this server. Both are
+ * marked with a number that is new each time, so that nothing else that got into it is run. */
+static void server_show_page_(ServerWorker *w) {
+    const Str mark = STR("@NONCE@");
+    Str page = {server_page_begin, (size_t)(server_page_end - server_page_begin)};
+    Buf body = {0};
+    char nonce[40];
+    u64 random[2];
+    HttpReply a = http_reply(&w->http, 200);
+    if (!os_random(random, sizeof random, NULL)) w->broken = true;
+    snprintf(nonce, sizeof nonce, "%016llx%016llx", (unsigned long long)random[0],
+             (unsigned long long)random[1]);
+    for (size_t at = 0; at < page.n;) {
+        size_t to = MIN_OF(str_find(page, mark, at), page.n);
+        buf_str(&body, str_cut(page, at, to));
+        if (to < page.n) buf_str(&body, str_of(nonce));
+        at = to + mark.n;
+    }
+    server_put_head_(w, &a, "text/html; charset=utf-8");
+    buf_printf(
+        &w->out,
+        "Content-Security-Policy: default-src 'none'; script-src 'nonce-%s'; style-src 'nonce-%s'; "
+        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'\r\nReferrer-Policy: no-referrer\r\n"
+        "Cross-Origin-Opener-Policy: same-origin\r\n",
+        nonce, nonce);
+    http_put_length(&w->out, &a, body.n);
+    http_put_body(&w->out, &a, buf_view(&body));
+    if (body.failed) w->broken = true;
+    server_send_(w);
+    buf_free(&body);
+}
+
 /* ---- the other routes ---- */
 
 static void server_put_metrics_(Server *s, Buf *out) {
@@ -841,6 +887,11 @@ static void server_answer_(ServerWorker *w, Str id, ApiError *x) {
     Err e = {0};
     if (str_eq(w->http.method, STR("OPTIONS"))) {
         server_preflight_(w);
+    } else if (w->note.route == API_PAGE) {
+        if (w->server->o.page)
+            server_show_page_(w);
+        else
+            api_fail(x, 404, "not_found", "this server was started with --no-page");
     } else if (api_generates(w->note.route)) {
         ServerCall_ *c = mem_alloc(sizeof *c, &e);
         if (!c) {

@@ -28,6 +28,9 @@ try() { # try NAME COMMAND...: runs one test program under a time limit and adds
     [ "$bad" = 0 ] || broken="$broken [$name]"
 }
 
+# These want a browser, or minutes: `check` runs them, and `test` when they are named.
+LONG_SCRIPTS='browser abuse'
+
 finish() { # the closing line
     [ -z "$broken" ] || echo "failed in:$broken"
     [ $((passed + failed)) != 0 ] || failed=1
@@ -64,11 +67,11 @@ units() { # units FOLDER: runs what compile_tests made
     done
 }
 
-scripts() { # scripts LABEL DLM [ALL-BUT]: the scripts that drive the program DLM
+scripts() { # scripts LABEL DLM [ALL-BUT]: the scripts that drive the program DLM; who is named runs anyway
     export DLM="$2"
     for script in tests/py/*.py tests/e2e/*.py tests/e2e/*.sh; do
         if ! [ -e "$script" ] || ! chosen "$script"; then continue; fi
-        case " ${3:-} " in *" $base "*) continue ;; esac
+        case "$only: ${3:-} " in :*" $base "*) continue ;; esac
         case $script in
         */_* | */ref_* | */*_golden.py) ;; # what scripts share; references, and makers of goldens
         *.py) try "$1 $base" "$PYTHON" "$script" ;;
@@ -104,7 +107,7 @@ run_test() { # run_test [NAME...]
     units test
     ! chosen tools/mkgguf.py || try mkgguf "$PYTHON" tools/mkgguf.py --selftest
     ! chosen tests/static.sh || try static sh tests/static.sh
-    scripts e2e ./dlm
+    scripts e2e ./dlm "$LONG_SCRIPTS"
     [ -z "$only" ] || [ $((passed + failed)) != 0 ] || die "no test is called $only"
 }
 
@@ -144,6 +147,11 @@ levels() { # the kernel levels of this machine, each with the CPU flag that tell
 run_check() {
     export LIMIT=1200
     run_test # at the best level
+    want chromium-headless-shell chromium-headless-shell chromium
+    get
+    only=$LONG_SCRIPTS
+    scripts e2e ./dlm
+    only=''
     try lint tools/lint.sh
     for level in $(levels); do
         export DLM_CPU=$level
@@ -157,7 +165,7 @@ run_check() {
     compile_tests asan "clang $CFLAGS -O1 -g $SANITIZE -DDLM_TEST_ALLOC="
     units asan
     debug
-    scripts asan build/dlm-debug 'tok_diff dequant accuracy'
+    scripts asan build/dlm-debug "tok_diff dequant accuracy $LONG_SCRIPTS"
     only='pool engine'
     compile_tests tsan "clang $CFLAGS -O1 -g -fsanitize=thread"
     units tsan
