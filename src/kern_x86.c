@@ -933,6 +933,7 @@ TILE_TERNARY(avx512, avx2_sum, avx512_acc1, avx512_acc2, avx512_acc4, avx512_acc
 
 AVX2_FN static i64 avx2_peak(i64 n) {
     __m256i acc[8], w = _mm256_set1_epi8(1), a = _mm256_set1_epi8((char)(n | 1));
+    UNROLL
     for (int j = 0; j < 8; j++) acc[j] = _mm256_setzero_si256();
     for (i64 i = 0; i < n; i++) {
         UNROLL
@@ -946,6 +947,7 @@ AVX2_FN static i64 avx2_peak(i64 n) {
 
 AVXVNNI_FN static i64 avxvnni_peak(i64 n) {
     __m256i acc[8], w = _mm256_set1_epi8(1), a = _mm256_set1_epi8((char)(n | 1));
+    UNROLL
     for (int j = 0; j < 8; j++) acc[j] = _mm256_setzero_si256();
     for (i64 i = 0; i < n; i++) {
         UNROLL
@@ -959,6 +961,7 @@ AVXVNNI_FN static i64 avxvnni_peak(i64 n) {
 
 AVX512_FN static i64 avx512_peak(i64 n) {
     __m512i acc[16], w = _mm512_set1_epi8(1), a = _mm512_set1_epi8((char)(n | 1));
+    UNROLL
     for (int j = 0; j < 16; j++) acc[j] = _mm512_setzero_si512();
     for (i64 i = 0; i < n; i++) {
         UNROLL
