@@ -18,10 +18,12 @@ run() { say "+ $*"; "$@"; }
 help() {
     cat <<'X'
 ./build.sh [release]         ./dlm: one static binary, the demo model inside (DLM_DEMO=0 leaves it out)
+./build.sh --target ARCH     the same for another machine, aarch64 or riscv64: ./dlm-ARCH
 ./build.sh run ARGS...       builds ./dlm when it is out of date, then runs it
 ./build.sh debug             build/dlm-debug: host libc, AddressSanitizer and UBSan
 ./build.sh test [NAME...]    all tests, or the named ones; ends with `N passed, N failed`
 ./build.sh check             lint, tests at every CPU level of this machine, sanitizers, fuzzing (long)
+./build.sh cross [NAME...]   the unit tests, or the named ones, on those machines as qemu-user emulates them
 ./build.sh fuzz NAME SECONDS fuzzes one room: tests/fuzz/fuzz_NAME.c
 ./build.sh compdb            compile_commands.json for editors
 ./build.sh size              where the bytes of ./dlm are
@@ -125,21 +127,21 @@ is_static() { # no interpreter, no shared library
 # Links a static position-independent executable. musl-gcc's own -static-pie quietly makes a dynamic one,
 # so its start files are named by hand; where there are none, a plain static executable is as good.
 link_static() { # link_static OUT OBJECT
-    lib=/usr/lib/$(uname -m)-linux-musl
     small='-Wl,--gc-sections -Wl,--build-id=none -s'
     if [ "$CC" = gcc ]; then
         ! { run gcc -static-pie "$2" $TLS_LIB -o "$1" $small && is_static "$1"; } || return 0
-    elif [ -e "$lib/rcrt1.o" ]; then
+    elif [ -e "$MUSL/rcrt1.o" ]; then
         ! { run $CC -nostartfiles -nostdlib -static -Wl,-pie,--no-dynamic-linker,-z,text,-z,relro,-z,now $small \
-            -o "$1" "$lib/rcrt1.o" "$lib/crti.o" "$($CC -print-file-name=crtbeginS.o)" "$2" $TLS_LIB \
-            -Wl,--start-group -lc -lgcc -lgcc_eh -Wl,--end-group \
-            "$($CC -print-file-name=crtendS.o)" "$lib/crtn.o" && is_static "$1"; } || return 0
+            -o "$1" "$MUSL/rcrt1.o" "$MUSL/crti.o" "$($CC -print-file-name=crtbeginS.o)" "$2" $TLS_LIB \
+            -Wl,--start-group -lc -lgcc -lgcc_eh $ATOMIC -Wl,--end-group \
+            "$($CC -print-file-name=crtendS.o)" "$MUSL/crtn.o" && is_static "$1"; } || return 0
     fi
-    run $CC -static "$2" $TLS_LIB -o "$1" $small
+    run $CC -static "$2" $TLS_LIB -o "$1" $ATOMIC $small
     is_static "$1" || die "$1 is not static: $CC finds only shared libraries here"
 }
 
-release() { # release OUT FLAGS: made anew when a source or a flag changed, and put in place in one step
+want_musl() { # CC, MUSL: the compiler of the release and its C library
+    MUSL=/usr/lib/$(uname -m)-linux-musl
     want gcc gcc gcc
     if [ $PM = apk ]; then
         CC=gcc
@@ -150,7 +152,24 @@ release() { # release OUT FLAGS: made anew when a source or a flag changed, and 
     fi
     want readelf binutils binutils
     get
-    tls mbedtls-musl $CC
+}
+
+want_cross() { # want_cross ARCH: the same for another machine
+    case $1 in aarch64 | riscv64) ;; *) die "--target takes aarch64 or riscv64" ;; esac
+    [ $PM = apt ] || die "cross-compiling needs Debian's packages"
+    want $1-linux-gnu-gcc gcc-$1-linux-gnu -
+    want readelf binutils -
+    get
+    tools/cross.sh $1 || exit 1
+    MUSL=$PWD/build/cross/$1/usr/lib/$1-linux-musl
+    CC="$1-linux-gnu-gcc -specs=$PWD/build/cross/$1/musl.specs"
+    ATOMIC=-latomic # riscv64 has no instructions for atomic bytes
+}
+
+release() { # release OUT FLAGS [ARCH]: made anew when a source or a flag changed, and put in place in one step
+    ATOMIC=''
+    if [ -n "${3:-}" ]; then want_cross $3; else want_musl; fi
+    tls mbedtls-${3:-musl} $CC
     name=$(basename "$1") flags="$CC $RELEASE $TLS ${2:-}"
     mkdir -p build
     stale "$1" $SOURCES || [ "$(cat "build/$name.flags" 2>/dev/null)" != "$flags" ] || return 0
@@ -197,6 +216,10 @@ fi
 verb=${1:-release}
 [ $# = 0 ] || shift
 case $verb in
+--target)
+    release "dlm-${1:-}" "$(demo_flag)" "${1:-none}"
+    ls -l "dlm-$1"
+    ;;
 release)
     release dlm "$(demo_flag)"
     ls -l dlm
@@ -207,7 +230,7 @@ run)
     cd -- "$CALLER"
     exec "$program" "$@"
     ;;
-test | check)
+test | check | cross)
     run_$verb "$@"
     finish
     ;;
