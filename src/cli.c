@@ -2391,7 +2391,7 @@ static bool cli_url_(const char *text, CliUrl *u, Err *e) {
     bool http = str_starts(s, STR("http://")), https = str_starts(s, STR("https://"));
     *u = (CliUrl){.tls = https, .port = https ? 443 : 80, .path = STR("/health")};
     if (!http && !https) {
-        if (!net_is_unix(text) || s.n >= sizeof u->host)
+        if (str_find(s, STR("://"), 0) != SIZE_MAX || !net_is_unix(text) || s.n >= sizeof u->host)
             return err_set(e, ERR_USAGE, "'%s' is neither http://HOST:PORT nor a socket's path",
                            text);
         memcpy(u->host, s.p, s.n + 1);

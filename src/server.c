@@ -472,6 +472,7 @@ static bool server_prepare_(ServerCall_ *c) {
         c->jobs[i] = (BatchJob){.prompt = prompt->p,
                                 .n_prompt = (i32)prompt->n,
                                 .params = api_decode_params(&c->req, i, random[2] & UINT32_MAX)};
+        c->answers[i].r = &c->jobs[i].result;
     }
     c->call = (BatchCall){.jobs = c->jobs, .n_jobs = c->n_choices, .waker = &c->w->waker};
     c->call.wants = (c->req.stream ? BATCH_WANT_TEXT : 0u) |
@@ -526,7 +527,7 @@ static void server_take_event_(ServerCall_ *c, const BatchEvent *ev) {
         break;
     case BATCH_STEP: api_put_stream_step(&c->events, &c->reply, i, &ev->step); break;
     case BATCH_DONE:
-        c->answers[i] = (ApiAnswer){.r = &j->result, .ms_queue = j->ms_queue};
+        c->answers[i].ms_queue = j->ms_queue;
         if (j->err.code) {
             api_take_err(&c->x, &j->err);
             break;
@@ -608,13 +609,6 @@ static void server_conclude_(ServerCall_ *c) {
     }
 }
 
-static void server_note_answers_(ServerCall_ *c) {
-    for (i32 i = 0; i < c->n_choices; i++)
-        c->answers[i] = (ApiAnswer){.r = &c->jobs[i].result, .ms_queue = c->jobs[i].ms_queue};
-    c->w->note.n_choices = c->n_choices;
-    c->w->note.total = api_total_(&c->reply, c->answers, c->n_choices);
-}
-
 /* Answers a request that generates. */
 static void server_generate_(ServerWorker *w, ServerCall_ *c) {
     Server *s = w->server;
@@ -629,7 +623,8 @@ static void server_generate_(ServerWorker *w, ServerCall_ *c) {
     if (ok && server_enter_key_(w, &c->x)) {
         if (batch_submit(&s->batch, &c->call)) {
             server_follow_(c);
-            server_note_answers_(c);
+            w->note.n_choices = c->n_choices;
+            w->note.total = api_total_(&c->reply, c->answers, c->n_choices);
         } else {
             api_fail(&c->x, 429, "rate_limit_exceeded",
                      "all slots are busy and the queue is full: try again in %d s",

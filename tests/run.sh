@@ -96,6 +96,8 @@ models() { # the trained checkpoint in every ternary type
 }
 
 prepare() { # what every test stands on
+    want curl curl curl
+    want openssl openssl openssl
     want_host
     want_python
     release dlm

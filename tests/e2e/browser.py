@@ -60,7 +60,9 @@ class Browser:
         self.session = None
         self.faults = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"
+        ]
         for domain in "Page", "Runtime", "Log", "Network":
             self.call(domain + ".enable")
 
@@ -69,9 +71,15 @@ class Browser:
         params = message.get("params", {})
         if message.get("method") == "Runtime.exceptionThrown":
             self.faults.append(params["exceptionDetails"].get("text", "exception"))
-        if message.get("method") == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning"):
+        if message.get("method") == "Runtime.consoleAPICalled" and params["type"] in (
+            "error",
+            "warning",
+        ):
             self.faults.append(str(params["args"]))
-        if message.get("method") == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
+        if message.get("method") == "Log.entryAdded" and params["entry"]["level"] in (
+            "error",
+            "warning",
+        ):
             self.faults.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
         if message.get("method") == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
@@ -93,7 +101,9 @@ class Browser:
             self.note(answer)
 
     def js(self, expression):
-        r = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        r = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         if "exceptionDetails" in r:
             raise RuntimeError(f"{expression}: {r['exceptionDetails']}")
         return r["result"].get("value")
@@ -186,16 +196,26 @@ def main():
 def drive(b, s):
     b.look(1100, 800, False)
     b.call("Page.navigate", url=s.url + "/")
-    t.check(b.wait("document.querySelectorAll('#mode option').length > 1"), "the page does not load")
+    t.check(
+        b.wait("document.querySelectorAll('#mode option').length > 1"), "the page does not load"
+    )
     want = run("-q", "-p", QUESTION).stdout.decode().removesuffix("\n")
     seen = watch(b, QUESTION)
     t.check(b.js(DONE), "the answer does not end")
     drops = sum(a > b for a, b in zip(seen, seen[1:]))
     t.check(drops >= 3, f"masks went {seen}: no denoising to be seen")
     t.check(b.js(TEXT) == want, f"{b.js(TEXT)!r} is not {want!r}")
-    t.check("tokens per forward" in b.js("document.querySelector('.stats').textContent"), "no statistics")
-    t.check(b.js("new Set([...document.querySelectorAll('.answer .cell.sure')].map("
-                 "c => c.style.getPropertyValue('--hue'))).size > 1"), "confidence has no colour")
+    t.check(
+        "tokens per forward" in b.js("document.querySelector('.stats').textContent"),
+        "no statistics",
+    )
+    t.check(
+        b.js(
+            "new Set([...document.querySelectorAll('.answer .cell.sure')].map("
+            "c => c.style.getPropertyValue('--hue'))).size > 1"
+        ),
+        "confidence has no colour",
+    )
     b.shot("light")
     b.js("document.getElementById('pace').value = 0")
     b.look(390, 844, True)
