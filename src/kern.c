@@ -305,18 +305,33 @@ typedef struct {
     i32 n_jobs, n_rows;
 } LinearJob;
 
+/* Outputs [lo, hi) of one job. The rows go in bites that stay in the second cache level while the
+ * weights stream past; 8 rows are what one register tile takes. */
+#define CPU_BITE_BYTES (256 << 10)
+
 static void cpu_linear_part_(const LinearJob *l, const DlmLinear *job, i32 lo, i32 hi) {
     const DlmMat *w = job->w;
     const Cpu *c = l->c;
-    i64 q_stride = (w->n_in + DLM_TILE_IN - 1) / DLM_TILE_IN * DLM_TILE_IN;
-    if (w->kind == DLM_MAT_TERNARY)
-        c->k->ternary(job->y, w->n_out, w, lo, hi, c->q, q_stride, c->inv_scale, c->sum, l->n_rows);
-    else if (w->kind == DLM_MAT_BLOCKS)
-        c->k->blocks(job->y, w->n_out, w, lo, hi, c->q, c->block_d, c->block_sums, l->n_rows);
-    else
-        c->k->dense(job->y, w->n_out, w, lo, hi, l->x, w->n_in, l->n_rows);
-    for (i32 m = 0; job->bias && m < l->n_rows; m++)
-        for (i32 o = lo; o < hi; o++) job->y[(i64)m * w->n_out + o] += job->bias[o];
+    i64 n_out = w->n_out, n_in = w->n_in;
+    i64 q_stride = (n_in + DLM_TILE_IN - 1) / DLM_TILE_IN * DLM_TILE_IN;
+    i64 bytes = w->kind == DLM_MAT_TERNARY || w->kind == DLM_MAT_BLOCKS ? q_stride : 4 * n_in;
+    i32 bite = MAX_OF(8, (i32)(CPU_BITE_BYTES / bytes) / 8 * 8);
+    for (i32 m = 0; m < l->n_rows; m += bite) {
+        i32 n = MIN_OF(bite, l->n_rows - m);
+        f32 *y = job->y + m * n_out;
+        if (w->kind == DLM_MAT_TERNARY) {
+            c->k->ternary(y, n_out, w, lo, hi, c->q + m * q_stride, q_stride, c->inv_scale + m,
+                          c->sum + m, n);
+        } else if (w->kind == DLM_MAT_BLOCKS) {
+            i64 at = m * n_in;
+            c->k->blocks(y, n_out, w, lo, hi, c->q + at,
+                         c->block_d + at / quant_info(w->type)->block, c->block_sums + at / 16, n);
+        } else {
+            c->k->dense(y, n_out, w, lo, hi, l->x + m * n_in, n_in, n);
+        }
+        for (i32 r = 0; job->bias && r < n; r++)
+            for (i32 o = lo; o < hi; o++) y[r * n_out + o] += job->bias[o];
+    }
 }
 
 static i32 cpu_groups_(const DlmMat *w) {

@@ -839,6 +839,7 @@ AVX2_FN INLINE void avx2_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, const i
             __m256i w0 = _mm256_load_si256((const __m256i *)(const void *)(tiles + 64 * (i64)t));
             __m256i w1 =
                 _mm256_load_si256((const __m256i *)(const void *)(tiles + 64 * (i64)t + 32));
+            _mm_prefetch((const char *)tiles + 64 * (i64)t + TILE_AHEAD, _MM_HINT_T0);
             UNROLL
             for (int l = 0; l < 4; l++) {
                 __m256i c0 = _mm256_and_si256(_mm256_srli_epi16(w0, 2 * l), mask);
@@ -870,6 +871,7 @@ AVXVNNI_FN INLINE void avxvnni_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, c
     for (i32 t = 0; t < n_tiles; t++) {
         __m256i w0 = _mm256_load_si256((const __m256i *)(const void *)(tiles + 64 * (i64)t));
         __m256i w1 = _mm256_load_si256((const __m256i *)(const void *)(tiles + 64 * (i64)t + 32));
+        _mm_prefetch((const char *)tiles + 64 * (i64)t + TILE_AHEAD, _MM_HINT_T0);
         UNROLL
         for (int l = 0; l < 4; l++) {
             __m256i c0 = _mm256_and_si256(_mm256_srli_epi16(w0, 2 * l), mask);
@@ -896,6 +898,7 @@ AVX512_FN INLINE void avx512_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, con
     for (int m = 0; m < n_rows; m++) part[m][0] = part[m][1] = _mm512_setzero_si512();
     for (i32 t = 0; t < n_tiles; t++) {
         __m512i w = _mm512_load_si512(tiles + 64 * (i64)t);
+        _mm_prefetch((const char *)tiles + 64 * (i64)t + TILE_AHEAD, _MM_HINT_T0);
         UNROLL
         for (int l = 0; l < 4; l++) {
             __m512i c = _mm512_and_si512(_mm512_srli_epi16(w, 2 * l), mask);
