@@ -1262,7 +1262,7 @@ static void api_put_logprobs(Buf *out, const ApiReply *a, const ApiLogprobs *l) 
 
 /* Answers added up: prompts count once, however many choices were made for them. */
 typedef struct {
-    i64 n_prompt, n_cached, n_out, n_prefill, n_denoise, n_commit, n_ar;
+    i64 n_prompt, n_cached, n_out, n_prefill, n_denoise, n_commit, n_ar, n_forwards;
     f64 ms_prefill, ms_decode, ms_first, ms_queue;
 } ApiTotal_;
 
@@ -1276,6 +1276,7 @@ static ApiTotal_ api_total_(const ApiReply *a, const ApiAnswer *answers, i32 n) 
         t.n_out += (i64)r->ids.n;
         t.n_prefill += r->n_forwards_prefill, t.n_denoise += r->n_forwards_denoise;
         t.n_commit += r->n_forwards_commit, t.n_ar += r->n_forwards_ar;
+        t.n_forwards += decode_forwards(r);
         t.ms_prefill += r->ms_prefill, t.ms_decode += r->ms_decode;
         t.ms_first = MAX_OF(t.ms_first, r->ms_first_token);
         t.ms_queue = MAX_OF(t.ms_queue, answers[i].ms_queue);
@@ -1298,7 +1299,6 @@ static void api_put_usage_(Buf *out, const ApiTotal_ *t) {
 /* llama.cpp's names, and what a diffusion model has beside them. */
 static void api_put_timings_(Buf *out, const ApiTotal_ *t) {
     f64 n_new = (f64)(t->n_prompt - t->n_cached), n_out = (f64)t->n_out;
-    i64 forwards = t->n_denoise + t->n_commit + t->n_ar;
     buf_printf(out, "{\"cache_n\":%lld,\"prompt_n\":%lld", (long long)t->n_cached,
                (long long)(t->n_prompt - t->n_cached));
     api_put_real_(out, ",\"prompt_ms\":", t->ms_prefill);
@@ -1313,7 +1313,7 @@ static void api_put_timings_(Buf *out, const ApiTotal_ *t) {
     buf_printf(out, ",\"forwards\":{\"prefill\":%lld,\"denoise\":%lld,\"commit\":%lld,\"ar\":%lld}",
                (long long)t->n_prefill, (long long)t->n_denoise, (long long)t->n_commit,
                (long long)t->n_ar);
-    api_put_real_(out, ",\"tokens_per_forward\":", api_ratio_(n_out, (f64)forwards));
+    api_put_real_(out, ",\"tokens_per_forward\":", api_ratio_(n_out, (f64)t->n_forwards));
     buf_char(out, '}');
 }
 
@@ -1936,6 +1936,7 @@ typedef struct {
     _Atomic u64 requests[API_ROUTES][COUNT_OF(API_STATUSES)];
     _Atomic u64 finished[COUNT_OF(API_FINISHES)];
     _Atomic u64 forwards[COUNT_OF(API_FORWARDS)];
+    _Atomic u64 answer_forwards; /* decode_forwards of all answers */
     _Atomic u64 prompt_tokens, cached_tokens, generated_tokens, connections;
     ApiHistogram first_token, request, queue; /* seconds */
 } ApiMetrics;
@@ -1979,6 +1980,7 @@ static void api_count_answer(ApiMetrics *m, const ApiAnswer *answer) {
     for (size_t i = 0; i < COUNT_OF(API_FINISHES); i++)
         if (strcmp(r->finish, API_FINISHES[i]) == 0) api_count_(&m->finished[i], 1);
     for (size_t i = 0; i < COUNT_OF(forwards); i++) api_count_(&m->forwards[i], (u64)forwards[i]);
+    api_count_(&m->answer_forwards, (u64)decode_forwards(r));
     api_count_(&m->prompt_tokens, (u64)r->n_prompt);
     api_count_(&m->cached_tokens, (u64)r->n_cached);
     api_count_(&m->generated_tokens, r->ids.n);
@@ -2043,9 +2045,6 @@ static void api_put_requests_(Buf *out, const ApiMetrics *m) {
 /* Prometheus' text format 0.0.4. */
 static void api_put_metrics(Buf *out, const ApiMetrics *m, const ApiGauges *g,
                             const ApiModel *served) {
-    u64 forwards = 0;
-    for (size_t i = 1; i < COUNT_OF(API_FORWARDS); i++)
-        forwards += api_load_(&m->forwards[i]); /* all but prefill */
     f64 generated = (f64)api_load_(&m->generated_tokens);
     api_put_help_(out, "dlm_build_info", "gauge", "Always 1; tells what runs.");
     api_put_text_(out, "dlm_build_info{version=", served->version);
@@ -2076,8 +2075,8 @@ static void api_put_metrics(Buf *out, const ApiMetrics *m, const ApiGauges *g,
                       "Forward passes that answers took part in, by kind.", "kind", API_FORWARDS,
                       m->forwards, COUNT_OF(API_FORWARDS));
     api_put_sample_(out, "dlm_tokens_per_forward", "gauge",
-                    "Generated tokens per forward pass, prefill not counted.",
-                    api_ratio_(generated, (f64)forwards));
+                    "Generated tokens per forward pass that made them.",
+                    api_ratio_(generated, (f64)api_load_(&m->answer_forwards)));
     api_put_sample_(out, "process_resident_memory_bytes", "gauge", "Memory in use.",
                     (f64)g->rss_bytes);
     api_put_sample_(out, "process_start_time_seconds", "gauge",

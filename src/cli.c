@@ -1377,7 +1377,6 @@ typedef struct {
     bool at_newline; /* what was printed ends with one */
     Err err;         /* why output failed; clean when the reader has gone */
     int trace_fd;    /* -1: none */
-    i32 n_first;     /* tokens of this answer that reading the prompt gave: 0 or 1 */
     CliWatch watch;
 } CliShow;
 
@@ -1432,7 +1431,6 @@ static void cli_trace_(CliShow *v, const DecodeStep *s) {
 
 static void cli_on_step_(void *arg, const DecodeStep *s) {
     CliShow *v = arg;
-    if (strcmp(s->kind, "prefill") == 0) v->n_first += s->n_reveals;
     if (v->trace_fd >= 0 && !v->stop) cli_trace_(v, s);
     if (!v->cli->watch) return;
     cli_watch_pause_(&v->watch, v->cli->watch_ms);
@@ -1449,7 +1447,6 @@ static bool cli_answer_(const CliEngine *x, CliShow *v, const TokIds *prompt, De
                         Err *e) {
     const DecodeEvents events = {
         .arg = v, .text = cli_on_text_, .step = cli_on_step_, .cancelled = cli_on_cancelled_};
-    v->n_first = 0;
     v->watch.cells.n = 0;
     v->watch.drawn_ms = v->watch.paused_ms = 0;
     bool ok = engine_generate(x->engine, 0, prompt->p, (i32)prompt->n, &x->params, &events, r, e);
@@ -1471,18 +1468,13 @@ static bool cli_answer_(const CliEngine *x, CliShow *v, const TokIds *prompt, De
 
 /* ---- what an answer cost ---- */
 
-/* The passes that made the answer: reading the prompt is one of them where that gave a token. */
-static i32 cli_forwards_(const CliShow *v, const DecodeResult *r) {
-    return v->n_first + r->n_forwards_denoise + r->n_forwards_commit + r->n_forwards_ar;
-}
-
 static f64 cli_ratio_(f64 a, f64 b) {
     return b > 0 ? a / b : 0;
 }
 
 /* Tokens per second of decoding, which has not begun while the prompt is read. */
-static f64 cli_rate_(const CliShow *v, const DecodeResult *r) {
-    return cli_ratio_(((f64)r->ids.n - v->n_first) * 1e3, r->ms_decode);
+static f64 cli_rate_(const DecodeResult *r) {
+    return cli_ratio_(((f64)r->ids.n - r->n_from_prefill) * 1e3, r->ms_decode);
 }
 
 static void cli_put_bytes_(Buf *out, u64 bytes) {
@@ -1497,9 +1489,9 @@ static void cli_put_bytes_(Buf *out, u64 bytes) {
 
 #define CLI_DOT " \xc2\xb7 "
 
-static void cli_put_stats_(Buf *out, const CliShow *v, const DecodeResult *r) {
-    f64 n = (f64)r->ids.n, rate = cli_rate_(v, r);
-    i32 forwards = cli_forwards_(v, r);
+static void cli_put_stats_(Buf *out, const DecodeResult *r) {
+    f64 n = (f64)r->ids.n, rate = cli_rate_(r);
+    i32 forwards = decode_forwards(r);
     buf_printf(out, "%zu token%s" CLI_DOT "%d forward%s", r->ids.n, r->ids.n == 1 ? "" : "s",
                forwards, forwards == 1 ? "" : "s");
     if (r->n_forwards_denoise)
@@ -1519,7 +1511,7 @@ static void cli_put_stats_(Buf *out, const CliShow *v, const DecodeResult *r) {
 static void cli_print_stats_(const CliShow *v, const DecodeResult *r) {
     Buf line = {0};
     if (!v->cli->stats || base_log_level == LOG_QUIET) return;
-    cli_put_stats_(&line, v, r);
+    cli_put_stats_(&line, r);
     buf_char(&line, '\n');
     if (!line.failed) os_write_all(OS_STDERR, line.p, line.n, NULL);
     buf_free(&line);
@@ -1566,12 +1558,12 @@ static void cli_put_answer_json_(Buf *out, const CliShow *v, const CliEngine *x,
     cli_put_number_(out, ",\"prefill_ms\":", r->ms_prefill);
     cli_put_number_(out, ",\"decode_ms\":", r->ms_decode);
     cli_put_number_(out, ",\"first_token_ms\":", r->ms_first_token);
-    cli_put_number_(out, ",\"tokens_per_second\":", cli_rate_(v, r));
+    cli_put_number_(out, ",\"tokens_per_second\":", cli_rate_(r));
     buf_printf(out, "},\"forwards\":{\"prefill\":%d,\"denoise\":%d,\"commit\":%d,\"ar\":%d}",
                r->n_forwards_prefill, r->n_forwards_denoise, r->n_forwards_commit,
                r->n_forwards_ar);
     cli_put_number_(out,
-                    ",\"tokens_per_forward\":", cli_ratio_((f64)r->ids.n, cli_forwards_(v, r)));
+                    ",\"tokens_per_forward\":", cli_ratio_((f64)r->ids.n, decode_forwards(r)));
     buf_char(out, ',');
     cli_put_model_json_(out, v->cli, x);
     buf_char(out, ',');
@@ -1687,7 +1679,7 @@ static bool cli_chat_turn_(CliChat *t, Str line, Err *e) {
         t->texts[t->n_texts++] = r.text; /* the turn takes the text over */
         r.text = (Buf){0};
         buf_clear(&t->stats);
-        cli_put_stats_(&t->stats, &t->show, &r);
+        cli_put_stats_(&t->stats, &r);
         if (t->cli->verbose) cli_print_stats_(&t->show, &r);
     } else {
         cli_chat_forget_(t, before);

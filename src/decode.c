@@ -125,8 +125,15 @@ typedef struct {
     const char *finish;     /* "stop", "length" or "cancelled" */
     i32 n_prompt, n_cached; /* prompt tokens, and how many of them were in the cache */
     i32 n_forwards_prefill, n_forwards_denoise, n_forwards_commit, n_forwards_ar;
+    i32 n_from_prefill; /* tokens of the answer that reading the prompt gave: 0 or 1 */
     f64 ms_prefill, ms_decode, ms_first_token;
 } DecodeResult;
+
+/* The forwards that the answer's tokens are counted against: a prefill is one of them when it gave a
+ * token, else it only read the prompt. */
+static i32 decode_forwards(const DecodeResult *r) {
+    return r->n_from_prefill + r->n_forwards_denoise + r->n_forwards_commit + r->n_forwards_ar;
+}
 
 static void decode_result_free(DecodeResult *r) {
     buf_free(&r->text);
@@ -168,6 +175,7 @@ typedef struct {
     i32 next_token;      /* prediction for block_begin, made by the row before it; -1 none */
     f32 next_prob;
     i32 n_forwards[PHASE_DONE];
+    i32 n_from_prefill; /* tokens that the prefill revealed */
     /* what has come out */
     i32 n_out; /* tokens of the answer that are out: positions [n_prompt, n_prompt + n_out) */
     Buf text;
@@ -319,7 +327,7 @@ static bool decode_begin(Decode *d, const i32 *prompt, i32 n_prompt, const Decod
     i32 whole = (d->n_limit - n_prompt + d->p.block_size - 1) / d->p.block_size * d->p.block_size;
     d->n_total = MIN_OF(n_prompt + whole, d->n_ctx);
     d->block = 0, d->n_out = 0, d->n_sent = 0, d->next_token = -1;
-    d->n_targets = d->n_reveals = 0;
+    d->n_targets = d->n_reveals = d->n_from_prefill = 0;
     memset(d->n_forwards, 0, sizeof d->n_forwards);
     buf_clear(&d->text);
     d->utf8 = (TokUtf8){0};
@@ -650,6 +658,7 @@ static bool decode_absorb(Decode *d, f32 *logits, const DecodeEvents *ev, Err *e
         decode_reveal_(d, d->targets[0], d->best[0], d->best_prob[0]);
         d->block_begin = d->targets[0], d->block_end = d->block_begin + 1;
     }
+    if (phase == PHASE_PREFILL) d->n_from_prefill = d->n_reveals;
     if (!decode_advance_(d, ev, e)) return false;
     if (phase == PHASE_DENOISE) decode_after_denoise_(d);
     if (d->finish && (d->p.early_stop || ar)) d->phase = PHASE_DONE;

@@ -393,6 +393,7 @@ static bool engine_finish(Engine *g, i32 slot, DecodeResult *r, Err *e) {
                         .n_forwards_denoise = n[PHASE_DENOISE],
                         .n_forwards_commit = n[PHASE_COMMIT],
                         .n_forwards_ar = n[PHASE_AR],
+                        .n_from_prefill = d->n_from_prefill,
                         .ms_prefill = s->prefill_ms,
                         .ms_first_token = s->first_ms};
     r->ms_decode = os_now_ms() - s->from_ms - s->prefill_ms;

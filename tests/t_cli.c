@@ -199,11 +199,10 @@ static void test_ids(void) {
 
 static void test_stats(void) {
     Buf out = {0};
-    CliShow show = {0};
     DecodeResult r = {
         .n_forwards_denoise = 2, .n_forwards_commit = 1, .ms_decode = 10, .ms_first_token = 3.14};
     for (i32 i = 0; i < 12; i++) tok_ids_push(&r.ids, i, NULL);
-    cli_put_stats_(&out, &show, &r);
+    cli_put_stats_(&out, &r);
     CHECK(str_starts(
         buf_view(&out),
         STR("12 tokens \xc2\xb7 3 forwards (2 denoise + 1 commit) \xc2\xb7 4.0 tokens/forward "
@@ -211,8 +210,8 @@ static void test_stats(void) {
     buf_clear(&out);
     r.n_forwards_denoise = r.n_forwards_commit = 0;
     r.n_forwards_ar = 11;
-    show.n_first = 1;
-    cli_put_stats_(&out, &show, &r);
+    r.n_from_prefill = 1;
+    cli_put_stats_(&out, &r);
     CHECK(str_starts(
         buf_view(&out),
         STR("12 tokens \xc2\xb7 12 forwards \xc2\xb7 1.0 tokens/forward \xc2\xb7 1100 tok/s")));
