@@ -251,6 +251,97 @@ static void check_reuse(void) {
     engine_close(used);
 }
 
+/* ---- many slots in one forward ---- */
+
+#define SLOTS 5
+
+/* Every slot's answer, started at different times beside others of other modes, is its solo answer. */
+static void check_slots(void) {
+    EngineOptions o = options(MODEL_PATH, 2, NULL), alone = o;
+    o.n_slots = SLOTS;
+    Engine *g = open_with(&o), *solo = open_with(&alone);
+    for (int round = 0; g && solo && round < 4; round++) {
+        TokIds ids[SLOTS];
+        DecodeParams p[SLOTS];
+        i32 started = 0, steps = 0;
+        Err e = {0};
+        for (i32 i = 0; i < SLOTS; i++) {
+            ids[i] = prompt_of(g, QUESTIONS[(i + round) % 4]);
+            p[i] = params((DecodeMode)((i + round) % 4), (f32)(i % 2) * 0.8f);
+            p[i].sample.seed = (u64)(100 * round + i);
+        }
+        bool busy = true;
+        while (busy || started < SLOTS) {
+            if (steps++ % 3 == 0 && started < SLOTS) {
+                CHECK_OK(engine_start(g, started, ids[started].p, (i32)ids[started].n, &p[started],
+                                      NULL, &e),
+                         e);
+                started++;
+            }
+            CHECK_OK(engine_step(g, &e), e);
+            busy = false;
+            for (i32 i = 0; i < started; i++) busy = busy || engine_busy(g, i);
+        }
+        for (i32 i = 0; i < SLOTS; i++) {
+            DecodeResult got, want;
+            CHECK_OK(engine_finish(g, i, &got, &e), e);
+            solo->slots[0].decode.n_cached = 0;
+            CHECK_OK(engine_generate(solo, 0, ids[i].p, (i32)ids[i].n, &p[i], NULL, &want, &e), e);
+            CHECK_STR(buf_view(&got.text), buf_view(&want.text));
+            CHECK(got.ids.n == want.ids.n &&
+                  memcmp(got.ids.p, want.ids.p, got.ids.n * sizeof(i32)) == 0);
+            decode_result_free(&got);
+            decode_result_free(&want);
+            tok_ids_free(&ids[i]);
+        }
+        CHECK(engine_pick_slot(g, (i32[]){1}, 1) >= 0);
+    }
+    engine_close(g);
+    engine_close(solo);
+}
+
+/* Penalties and biases act, alternatives come sorted and hold what was chosen. */
+static void on_token(void *arg, const DecodeToken *t) {
+    f64 sum = 0;
+    CHECK_INT(t->n_top, 5);
+    for (i32 i = 0; i < t->n_top; i++) {
+        CHECK(i == 0 || t->top[i].prob <= t->top[i - 1].prob);
+        sum += (f64)t->top[i].prob;
+    }
+    CHECK(sum <= 1.0001);
+    CHECK_INT(t->top[0].token, t->token); /* at temperature 0 */
+    CHECK_NEAR(t->top[0].prob, t->prob, 1e-6);
+    CHECK_INT(t->index, (*(i32 *)arg)++);
+}
+
+static void check_changed_logits(void) {
+    EngineOptions o = options(MODEL_PATH, 1, NULL);
+    Engine *g = open_with(&o);
+    TokIds ids = prompt_of(g, QUESTIONS[2]);
+    for (int mode = DECODE_AR; mode <= DECODE_ADAPTIVE; mode++) {
+        DecodeParams p = params((DecodeMode)mode, 0);
+        DecodeResult plain, r;
+        Err e = {0};
+        i32 n = 0;
+        DecodeEvents ev = {.arg = &n, .token = on_token};
+        p.n_top = 5;
+        CHECK_OK(engine_generate(g, 0, ids.p, (i32)ids.n, &p, &ev, &plain, &e), e);
+        CHECK_INT(n, plain.ids.n);
+        DecodeBias never = {.token = plain.ids.p[1], .bias = -100};
+        p.biases = &never, p.n_biases = 1, p.n_top = 0;
+        CHECK_OK(engine_generate(g, 0, ids.p, (i32)ids.n, &p, NULL, &r, &e), e);
+        for (size_t i = 0; i < r.ids.n; i++) CHECK(r.ids.p[i] != never.token);
+        decode_result_free(&r);
+        p.n_biases = 0, p.frequency_penalty = 10;
+        CHECK_OK(engine_generate(g, 0, ids.p, (i32)ids.n, &p, NULL, &r, &e), e);
+        CHECK(!str_eq(buf_view(&r.text), buf_view(&plain.text)));
+        decode_result_free(&r);
+        decode_result_free(&plain);
+    }
+    tok_ids_free(&ids);
+    engine_close(g);
+}
+
 static bool cancel_soon(void *arg) {
     return --*(int *)arg < 0;
 }
@@ -340,6 +431,8 @@ int main(void) {
     check_limits();
     check_context();
     check_reuse();
+    check_slots();
+    check_changed_logits();
     check_cancel();
     check_modes();
 #ifdef DLM_TEST_ALLOC
