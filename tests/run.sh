@@ -28,8 +28,8 @@ try() { # try NAME COMMAND...: runs one test program under a time limit and adds
     [ "$bad" = 0 ] || broken="$broken [$name]"
 }
 
-# These want a browser, or minutes: `check` runs them, and `test` when they are named.
-LONG_SCRIPTS='browser abuse'
+# These want heavy packages, or minutes: `check` runs them, and `test` when they are named.
+LONG_SCRIPTS='browser abuse buildah'
 
 finish() { # the closing line
     [ -z "$broken" ] || echo "failed in:$broken"
@@ -182,6 +182,7 @@ run_check() {
     export LIMIT=1200
     run_test # at the best level
     want chromium-headless-shell chromium-headless-shell chromium
+    want buildah buildah buildah
     get
     only=$LONG_SCRIPTS
     scripts e2e ./dlm
