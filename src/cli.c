@@ -319,7 +319,7 @@ static const CliOpt CLI_OPTS[] = {
      .help = "Connections of one address at the same time."},
     {0, "max-per-key", NULL, CLI_INT, "N", CLI_AT(server.per_key_max), .min = 0, .max = 65536,
      .verbs = CLI_SERVE, .group = CLI_G_SECURITY, .unset = "any number",
-     .help = "Requests of one key at the same time; more are refused (429)."},
+     .help = "Answers of one key at the same time; more are refused (429)."},
     {0, "max-body", NULL, CLI_INT, "KIB", CLI_AT(server.body_max_kib), .min = 1, .max = 262144,
      .verbs = CLI_SERVE, .group = CLI_G_SECURITY, .help = "The largest request."},
     {0, "idle", NULL, CLI_INT, "SECONDS", CLI_AT(server.idle_s), .min = 1, .max = 86400,

@@ -60,6 +60,8 @@
 #define MBEDTLS_PKCS1_V15
 #define MBEDTLS_PKCS1_V21
 #define MBEDTLS_PSA_CRYPTO_C
+/* Each handshake holds keys in the store; the fixed one has 32 places, and the 33rd handshake would fail. */
+#define MBEDTLS_PSA_KEY_STORE_DYNAMIC
 
 /* ---- certificates and keys: read, and written by dlm cert ---- */
 #define MBEDTLS_ASN1_PARSE_C

@@ -74,8 +74,8 @@ static ServerOptions server_options_default(void) {
 
 typedef struct {
     char name[SERVER_NAME_MAX], value[SERVER_KEY_MAX];
-    size_t n;       /* bytes of value */
-    i32 n_requests; /* that it generates now */
+    size_t n;      /* bytes of value */
+    i32 n_answers; /* in progress */
 } ServerKey_;
 
 typedef struct {
@@ -337,24 +337,24 @@ static bool server_check_key_(ServerWorker *w, ApiError *x) {
                             : "an API key is needed: send it as 'Authorization: Bearer KEY'");
 }
 
-/* Counts a request of the worker's key; false when it has as many as it may. */
-static bool server_enter_key_(ServerWorker *w, ApiError *x) {
+/* Counts n answers for the worker's key; false when it would have more than it may. */
+static bool server_enter_key_(ServerWorker *w, i32 n, ApiError *x) {
     Server *s = w->server;
     i32 max = s->o.per_key_max;
     if (!w->note.key[0]) return true;
     os_lock(&s->lock);
     ServerKey_ *key = server_named_key_(s, w->note.key);
-    bool ok = !key || !max || key->n_requests < max;
-    if (ok && key) key->n_requests++;
+    bool ok = !key || !max || key->n_answers + n <= max;
+    if (ok && key) key->n_answers += n;
     os_unlock(&s->lock);
     return ok || api_fail(x, 429, "rate_limit_exceeded",
-                          "this key has %d requests in progress, and may have no more", max);
+                          "this key may have %d answers in progress, no more", max);
 }
 
-static void server_leave_key_(ServerWorker *w) {
+static void server_leave_key_(ServerWorker *w, i32 n) {
     os_lock(&w->server->lock);
     ServerKey_ *key = w->note.key[0] ? server_named_key_(w->server, w->note.key) : NULL;
-    if (key && key->n_requests > 0) key->n_requests--;
+    if (key) key->n_answers -= MIN_OF(n, key->n_answers);
     os_unlock(&w->server->lock);
 }
 
@@ -620,7 +620,7 @@ static void server_generate_(ServerWorker *w, ServerCall_ *c) {
         ok =
             api_fail(&c->x, 400, NULL, "%d answers are more than can run and wait here at once: %d",
                      c->n_choices, s->o.queue_max + s->model.n_slots);
-    if (ok && server_enter_key_(w, &c->x)) {
+    if (ok && server_enter_key_(w, c->n_choices, &c->x)) {
         if (batch_submit(&s->batch, &c->call)) {
             server_follow_(c);
             w->note.n_choices = c->n_choices;
@@ -630,7 +630,7 @@ static void server_generate_(ServerWorker *w, ServerCall_ *c) {
                      "all slots are busy and the queue is full: try again in %d s",
                      server_retry_after_(s));
         }
-        server_leave_key_(w);
+        server_leave_key_(w, c->n_choices);
     }
     server_conclude_(c);
 }
@@ -936,7 +936,8 @@ static void server_serve_(ServerWorker *w) {
     for (bool first = true, more = true; more; first = false)
         more = server_wait_request_(w, first) && server_handle_(w);
     w->transport.close(&w->transport, os_now_ms() + (w->broken ? 0 : SERVER_GOODBYE_MS));
-    http_reset(&w->http);
+    http_free(&w->http);
+    buf_free(&w->out);
 }
 
 static void server_worker_(void *arg) {
@@ -1020,7 +1021,7 @@ static void server_reload_(Server *s) {
     os_lock(&s->lock);
     for (i32 i = 0; i < keys.n; i++) {
         ServerKey_ *same = server_named_key_(s, keys.p[i].name);
-        if (same) keys.p[i].n_requests = same->n_requests;
+        if (same) keys.p[i].n_answers = same->n_answers;
     }
     ServerKeys_ old = s->keys;
     s->keys = keys;

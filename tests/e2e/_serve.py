@@ -19,6 +19,7 @@ class Server:
 
     def __init__(self, *args, env=None, tls=False, wrapper=(), wait=True, **more):
         self.args = args
+        self.key = {}  # headers that .ask sends with every request
         self.tls = tls
         self.log = []
         options = [] if "--port" in args else ["--port", "0"]
@@ -65,9 +66,9 @@ class Server:
     def context(self):
         return ssl.create_default_context(cafile=self.tls)
 
-    def connect(self, timeout=20, tls=None):
-        """A raw connection."""
-        s = socket.create_connection(("127.0.0.1", self.port), timeout)
+    def connect(self, timeout=20, tls=None, source=""):
+        """A raw connection, of another address of this machine when `source` is one."""
+        s = socket.create_connection(("127.0.0.1", self.port), timeout, (source, 0))
         s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.tls if tls is None else tls:
             s = self.context().wrap_socket(s, server_hostname="localhost")
@@ -82,7 +83,9 @@ class Server:
             )
         if body is not None and not isinstance(body, bytes):
             body = json.dumps(body).encode()
-        c.request(method, path, body, {"Content-Type": "application/json", **(headers or {})})
+        c.request(
+            method, path, body, {"Content-Type": "application/json", **self.key, **(headers or {})}
+        )
         r = c.getresponse()
         data = r.read()
         c.close()

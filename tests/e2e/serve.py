@@ -523,7 +523,7 @@ def test_limits():
         )
         got = []
         thread = threading.Thread(
-            target=lambda: got.append(s.ask("POST", "/v1/chat/completions", {**slow, "n": 3}, key))
+            target=lambda: got.append(s.ask("POST", "/v1/chat/completions", slow, key))
         )
         thread.start()
         wait(lambda: "dlm_slots_busy 0" not in s.ask("GET", "/metrics", headers=key)[2].decode())
@@ -738,6 +738,25 @@ def test_tls():
                     raise ssl.SSLError("closed")
 
         raises((ssl.SSLError, ConnectionError), stranger, "a client without a certificate")
+
+
+def test_handshakes():
+    """A hundred at the same time: each holds keys in the library's store while it lasts."""
+    with Server("-np", "1", *TLS, tls=CERT) as s:
+        context, good = s.context(), []
+
+        def shake():
+            for _ in range(4):
+                with socket.create_connection(("127.0.0.1", s.port), 20) as plain:
+                    with context.wrap_socket(plain, server_hostname="localhost") as c:
+                        good.append(c.version())
+
+        threads = [threading.Thread(target=shake) for _ in range(100)]
+        for x in threads:
+            x.start()
+        for x in threads:
+            x.join()
+        t.check(len(good) == 400, f"{len(good)} of 400 handshakes")
 
 
 def only_12_of(context):
