@@ -17,7 +17,7 @@ of such runs.
 
 --write OUT.json keeps the outcomes of these runs that differ: an engine with f32 keys and values
 is right when it is close to one of them.
-  python3 tests/py/ref_tiny.py --f16 embed --runs 300 --write tests/golden/tiny-dlm-logits.json
+  python3 tests/py/ref_tiny.py --f16 embed --runs 300 --write build/tiny-dlm-outcomes.json
 """
 
 import argparse
