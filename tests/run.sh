@@ -205,6 +205,9 @@ run_check() {
     only='pool engine'
     compile_tests tsan "clang $CFLAGS -O1 -g -fsanitize=thread"
     units tsan
+    run clang $CFLAGS -O1 -g -fsanitize=thread $TLS dlm.c -o build/dlm-tsan $TLS_LIB -lpthread -lm
+    only='serve abuse'
+    scripts tsan build/dlm-tsan
     only=''
     for target in tests/fuzz/fuzz_*.c; do
         room=$(basename "$target" .c) && room=${room#fuzz_}

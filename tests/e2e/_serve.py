@@ -126,13 +126,17 @@ class Server:
             status = self.process.wait()
         self.reader.join(5)
         self.process.stderr.close()
+        if any("Sanitizer" in line for line in self.log):
+            print("\n".join(self.log), flush=True)
+            return -1
         return status
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self.stop()
+        if self.stop() == -1:
+            raise RuntimeError("a sanitizer found something: see above")
 
 
 def read_all(s):

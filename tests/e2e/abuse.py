@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 
-from _run import Count, run
+from _run import DLM, Count, run
 from _serve import Server, dechunk, events, read_all
 
 t = Count()
@@ -32,6 +32,7 @@ SLOW = {
     "dual_cache": False,
     "logit_bias": {"1020": -100, "1021": -100, "1022": -100},
 }
+CHECKED = os.path.basename(DLM) != "dlm"  # sanitizers keep what is freed for a while
 FOLDER = tempfile.TemporaryDirectory()
 CERT, KEY = os.path.join(FOLDER.name, "cert.pem"), os.path.join(FOLDER.name, "key.pem")
 
@@ -333,7 +334,7 @@ def attack():
         )
         after = settled(s, before)
         print(f"memory: {before / 2**20:.2f} MiB before, {after / 2**20:.2f} MiB after")
-        t.check(after <= before * 1.02, f"memory grew from {before} to {after}")
+        t.check(CHECKED or after <= before * 1.02, f"memory grew from {before} to {after}")
         t.check(s.stop() == 0, "exit status")
 
 
@@ -348,7 +349,10 @@ def in_turn():
             good += s.raw(ask).endswith(b'{"status":"ok"}')
         print(f"10000 connections in turn: {time.monotonic() - began:.1f} s")
         t.check(good == 10000, f"{10000 - good} of 10000 failed")
-        t.check(settled(s, before) <= before * 1.02, f"memory grew from {before} to {s.rss()}")
+        t.check(
+            CHECKED or settled(s, before) <= before * 1.02,
+            f"memory grew from {before} to {s.rss()}",
+        )
 
 
 def shortages():
@@ -370,9 +374,8 @@ def shortages():
         t.check(s.ask("POST", "/v1/chat/completions", chat(QUESTION))[0] == 200, "after EMFILE")
         t.check(s.stop() == 0, "exit status")
     with open("/dev/full", "wb") as full:
-        dlm = os.path.join(os.path.dirname(__file__), "..", "..", os.environ.get("DLM", "dlm"))
         path = os.path.join(FOLDER.name, "s.sock")
-        p = subprocess.Popen([dlm, "serve", "-np", "1", "--host", path], stderr=full)
+        p = subprocess.Popen([DLM, "serve", "-np", "1", "--host", path], stderr=full)
         ok = False
         for _ in range(100):
             ok = ok or run("health", path).returncode == 0

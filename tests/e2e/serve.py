@@ -25,7 +25,7 @@ t = Count()
 QUESTION = "What is 2+2?"
 STORY = "Tell me a story about a cat named Tom."
 KEY = "a-key-of-the-tests"
-CHECKED = "debug" in os.path.basename(DLM)  # sanitizers: slower, and no sandbox
+CHECKED = os.path.basename(DLM) != "dlm"  # a build with sanitizers: slower, and no sandbox
 FOLDER = tempfile.TemporaryDirectory()
 CERT, PRIVATE = os.path.join(FOLDER.name, "cert.pem"), os.path.join(FOLDER.name, "key.pem")
 TLS = ("--tls-cert", CERT, "--tls-key", PRIVATE)
@@ -310,7 +310,7 @@ def test_shapes():
         bad = [ln for ln in text.splitlines() if not line.fullmatch(ln)]
         t.check(not bad and s.metric("dlm_generated_tokens_total") > 10, bad)
         t.check(s.stop() == 0, "exit status")
-        for ln in s.log:
+        for ln in s.log[1:] if CHECKED else s.log:  # the first says that there is no sandbox
             entry = json.loads(ln)
             t.check({"time", "level"} <= entry.keys(), entry)
 
