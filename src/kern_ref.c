@@ -167,11 +167,37 @@ static u8 ref_tile_code(const DlmMat *w, i32 o, i32 i) {
     return tile[4 * (o % DLM_TILE_OUT) + i % 4] >> 2 * (i % DLM_TILE_IN / 4) & 3;
 }
 
-/* Sum of (code - 1) q over inputs [lo, hi): |each| <= 2 * 128, so an i32 holds 2^23 of them. */
-static i32 ref_ternary_dot_(const DlmMat *w, i32 o, const i8 *q, i32 lo, i32 hi) {
-    i32 acc = 0;
-    for (i32 i = lo; i < hi; i++) acc += ((i32)ref_tile_code(w, o, i) - 1) * q[i];
-    return acc;
+/* Inputs whose weights are unpacked at a time: whole tiles, and it divides every block of scales. */
+#define REF_RUN 64
+
+/* Values -1..2 of output o, inputs [lo, lo + n), n <= REF_RUN; lo a multiple of a tile. */
+static void ref_tile_values_(const DlmMat *w, i32 o, i32 lo, i32 n, i8 *v) {
+    i64 n_tiles = (w->n_in + DLM_TILE_IN - 1) / DLM_TILE_IN;
+    const u8 *tile = (const u8 *)w->data +
+                     ((i64)(o / DLM_TILE_OUT) * n_tiles + lo / DLM_TILE_IN) * DLM_TILE_BYTES +
+                     4 * (o % DLM_TILE_OUT);
+    for (i32 i = 0; i < n; i++)
+        v[i] =
+            (i8)((tile[i / DLM_TILE_IN * DLM_TILE_BYTES + i % 4] >> 2 * (i % DLM_TILE_IN / 4) & 3) -
+                 1);
+}
+
+/* acc[m] += sum of value * q[m] over inputs [lo, hi), for up to REF_ROWS rows: one unpacking serves
+ * them all. |each| <= 2 * 128, so an i32 holds 2^23 of them. */
+#define REF_ROWS 8
+static void ref_ternary_dots_(const DlmMat *w, i32 o, const i8 *q, i64 q_stride, i32 n_rows, i32 lo,
+                              i32 hi, i32 *acc) {
+    i8 v[REF_RUN];
+    for (i32 at = lo; at < hi; at += REF_RUN) {
+        i32 n = MIN_OF(REF_RUN, hi - at);
+        ref_tile_values_(w, o, at, n, v);
+        for (i32 m = 0; m < n_rows; m++) {
+            const i8 *row = q + m * q_stride + at;
+            i32 sum = 0;
+            for (i32 i = 0; i < n; i++) sum += v[i] * row[i];
+            acc[m] += sum;
+        }
+    }
 }
 
 /* The scale of output o, input block b, of a matrix that has a scale per block. */
@@ -180,24 +206,30 @@ static f32 ref_tile_scale(const DlmMat *w, i32 o, i32 b) {
     return w->scales[((i64)(o / DLM_TILE_OUT) * n_blocks + b) * DLM_TILE_OUT + o % DLM_TILE_OUT];
 }
 
+/* One output of up to REF_ROWS rows. Blocks that have their own scale add in rising order. */
+static void ref_ternary_output_(f32 *y, i64 y_stride, const DlmMat *w, i32 o, const i8 *q,
+                                i64 q_stride, const f32 *inv_scale, i32 n_rows) {
+    i32 acc[REF_ROWS] = {0};
+    f32 blocks[REF_ROWS] = {0};
+    if (!w->scales) ref_ternary_dots_(w, o, q, q_stride, n_rows, 0, w->n_in, acc);
+    for (i32 b = 0; w->scales && b < w->n_in / w->scale_block; b++) {
+        memset(acc, 0, sizeof acc);
+        ref_ternary_dots_(w, o, q, q_stride, n_rows, b * w->scale_block, (b + 1) * w->scale_block,
+                          acc);
+        for (i32 m = 0; m < n_rows; m++) blocks[m] += (f32)acc[m] * ref_tile_scale(w, o, b);
+    }
+    for (i32 m = 0; m < n_rows; m++)
+        y[m * y_stride] =
+            w->scales ? blocks[m] * inv_scale[m] : (f32)acc[m] * (w->scale * inv_scale[m]);
+}
+
 static void ref_ternary(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi, const i8 *q,
                         i64 q_stride, const f32 *inv_scale, const i32 *sum, i32 n_rows) {
     (void)sum; /* the SIMD levels use it to turn codes 0..3 into values -1..2 */
-    for (i32 m = 0; m < n_rows; m++)
-        for (i32 o = out_lo; o < out_hi; o++) {
-            const i8 *row = q + m * q_stride;
-            f32 *out = y + m * y_stride + o;
-            if (!w->scales) {
-                *out = (f32)ref_ternary_dot_(w, o, row, 0, w->n_in) * (w->scale * inv_scale[m]);
-                continue;
-            }
-            f32 acc = 0; /* one scale per block: blocks add in rising order */
-            for (i32 b = 0; b < w->n_in / w->scale_block; b++)
-                acc +=
-                    (f32)ref_ternary_dot_(w, o, row, b * w->scale_block, (b + 1) * w->scale_block) *
-                    ref_tile_scale(w, o, b);
-            *out = acc * inv_scale[m];
-        }
+    for (i32 m = 0; m < n_rows; m += REF_ROWS)
+        for (i32 o = out_lo; o < out_hi; o++)
+            ref_ternary_output_(y + m * y_stride + o, y_stride, w, o, q + m * q_stride, q_stride,
+                                inv_scale + m, MIN_OF(REF_ROWS, n_rows - m));
 }
 
 /* Weight i of row p of a dense matrix; exact in every format. */

@@ -20,7 +20,7 @@ def load(path):
         return json.load(f)
 
 
-def dlm(*args, timeout=60):
+def dlm(*args, timeout=240):
     """Runs dlm; the result has returncode (negative: a signal), stdout and stderr as text."""
     return subprocess.run(
         [DLM, *args],
