@@ -29,7 +29,7 @@ try() { # try NAME COMMAND...: runs one test program under a time limit and adds
 }
 
 # These want heavy packages, or minutes: `check` runs them, and `test` when they are named.
-LONG_SCRIPTS='browser abuse buildah'
+LONG_SCRIPTS='browser abuse buildah deploy proxies'
 
 finish() { # the closing line
     [ -z "$broken" ] || echo "failed in:$broken"
@@ -184,6 +184,9 @@ run_check() {
     run_test # at the best level
     want chromium-headless-shell chromium-headless-shell chromium
     want buildah buildah buildah
+    want systemd-analyze systemd -
+    want nginx nginx-light nginx
+    want haproxy haproxy haproxy
     get
     only=$LONG_SCRIPTS
     scripts e2e ./dlm

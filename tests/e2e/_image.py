@@ -2,13 +2,16 @@
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import re
 import shutil
+import socket
+import struct
 import subprocess
 
-from _run import ROOT
+from _run import DLM, ROOT
 
 DOCKERFILE = os.path.join(ROOT, "Dockerfile")
 NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (
@@ -92,17 +95,40 @@ def isolate(user):
     must(libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None))
 
 
+def loopback_up():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        SIOCSIFFLAGS, UP = 0x8914, 1
+        fcntl.ioctl(s, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", UP))
+
+
+def make_certificate(folder, user):
+    """tls.crt and tls.key in a new folder, for this machine; returns the certificate."""
+    os.makedirs(folder)
+    crt, key = os.path.join(folder, "tls.crt"), os.path.join(folder, "tls.key")
+    made = [DLM, "cert", "localhost", "127.0.0.1", "--tls-cert", crt, "--tls-key", key]
+    subprocess.run(made, check=True, capture_output=True)
+    if os.getuid() == 0:
+        os.chown(key, *user)
+    with open(crt, encoding="ascii") as f:
+        return f.read()
+
+
 @contextlib.contextmanager
-def read_only(root):
-    """Nothing under `root` can be written inside."""
-    path = os.fsencode(root)
-    must(libc.mount(path, path, None, MS_BIND, None))
-    flags = MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV
-    must(libc.mount(None, path, None, flags, None))
+def bind(folder, at, flags=0):
+    """`folder` in the place of `at`."""
+    source, target = os.fsencode(folder), os.fsencode(at)
+    must(libc.mount(source, target, None, MS_BIND, None))
     try:
+        if flags:
+            must(libc.mount(None, target, None, MS_REMOUNT | MS_BIND | flags, None))
         yield
     finally:
-        must(libc.umount2(path, MNT_DETACH))
+        must(libc.umount2(target, MNT_DETACH))
+
+
+def read_only(root):
+    """Nothing under `root` can be written inside."""
+    return bind(root, root, MS_RDONLY | MS_NOSUID | MS_NODEV)
 
 
 class Container:

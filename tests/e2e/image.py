@@ -4,31 +4,21 @@
 image.py [FOLDER]: the root file system is FOLDER instead, as an image builder made it.
 """
 
-import fcntl
 import json
 import os
 import signal
-import socket
 import ssl
-import struct
-import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 
-from _image import Container, Image, isolate, read_only, stages
-from _run import DLM, ROOT, Count
+from _image import Container, Image, isolate, loopback_up, make_certificate, read_only, stages
+from _run import ROOT, Count
 
 t = Count()
 KEY = "a-key-of-the-image"
 TLS = "/tls"  # where CMD looks for tls.crt and tls.key
-
-
-def loopback_up():
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        SIOCSIFFLAGS, UP = 0x8914, 1
-        fcntl.ioctl(s, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", UP))
 
 
 def check_dockerfile(image):
@@ -44,17 +34,6 @@ def check_dockerfile(image):
     t.check(sent == set(copied), f".dockerignore lets {sent} through, COPY takes {copied}")
     for path in copied:
         t.check(os.path.exists(os.path.join(ROOT, path)), f"COPY {path}: there is none")
-
-
-def make_certificate(folder, user):
-    os.makedirs(folder)
-    crt, key = os.path.join(folder, "tls.crt"), os.path.join(folder, "tls.key")
-    made = [DLM, "cert", "localhost", "127.0.0.1", "--tls-cert", crt, "--tls-key", key]
-    subprocess.run(made, check=True, capture_output=True)
-    if os.getuid() == 0:
-        os.chown(key, *user)
-    with open(crt, encoding="ascii") as f:
-        return f.read()
 
 
 def request(context, path, body=None, key=KEY):
