@@ -505,7 +505,8 @@ def test_info():
 def options():
     """{--name: all its spellings} from the help of every command."""
     found = {}
-    for verb in ("run", "chat", "info", "bench", "tokenize", "detokenize", "version"):
+    verbs = ("run", "chat", "serve", "health", "cert", "info", "bench", "tokenize", "detokenize")
+    for verb in (*verbs, "version"):
         text = run("help", verb).stdout.decode()
         for m in re.finditer(r"^  (?:(-\w), |    )--(?:\[no-\])?([\w-]+)", text, re.M):
             found["--" + m.group(2)] = m.group(1)
@@ -513,9 +514,9 @@ def options():
 
 
 def test_help():
-    topics = ("modes", "formats", "sampling", "exit-codes", "env")
-    verbs = ("run", "chat", "info", "bench", "tokenize", "detokenize", "version", "help")
-    verbs += ("completion",)
+    topics = ("modes", "formats", "sampling", "exit-codes", "env", "sandbox", "health")
+    verbs = ("run", "chat", "serve", "health", "cert", "info", "bench", "tokenize", "detokenize")
+    verbs += ("version", "help", "completion")
     for name in (None, *topics, *verbs):
         done = run("help", *([name] if name else []))
         text = done.stdout.decode()
