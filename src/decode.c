@@ -155,17 +155,16 @@ typedef struct {
     i32 *best;             /* [n_ctx] */
     f32 *best_prob;        /* [n_ctx] */
     i32 *heap;             /* [n_vocab] sampling scratch */
-    f32 *row;    /* [n_vocab] one row of logits, when more than its best token is wanted */
-    u16 *counts; /* [n_vocab] occurrences in the answer, for the penalties */
-    DecodeTop
-        *tops; /* [n_ctx][DECODE_TOP_MAX], by position; taken when a request first wants them */
+    f32 *row;        /* [n_vocab] one row of logits, when more than its best token is wanted */
+    u16 *counts;     /* [n_vocab] occurrences in the answer, for the penalties */
+    DecodeTop *tops; /* [n_ctx][DECODE_TOP_MAX], by position; taken when first wanted */
     i32 n_targets, n_reveals;
     /* this request */
     DecodeParams p; /* resolved: no zeros left */
     ModelAttention attention;
     i32 origin; /* blocks begin at origin + k * block_size (and at 0) */
-    i32 n_prompt, n_limit,
-        n_total; /* positions: end of the prompt, of the answer, of the canvas (full attention) */
+    /* positions: the end of the prompt, of the answer, of the canvas (full attention) */
+    i32 n_prompt, n_limit, n_total;
     DecodePhase phase;
     i32 prefill_to;             /* cells that the planned prefill chunk will make final */
     i32 n_cached;               /* cells [0, n_cached) are final for tokens [0, n_cached) */
