@@ -1074,8 +1074,18 @@ static bool server_wait_empty_(Server *s, f64 deadline_ms) {
     return true;
 }
 
+/* Whom the kernel let in before the signal is told that the server goes, not cut off. */
+static void server_accept_waiting_(Server *s) {
+    NetConn c;
+    for (ServerWorker *w; (w = server_free_worker_(s));) {
+        if (net_accept(&s->listener, &c, NULL, os_now_ms()) != NET_OK) return;
+        server_hand_over_(s, w, &c);
+    }
+}
+
 /* Lets what is being answered come to its end. False: somebody is still being served. */
 static bool server_drain_(Server *s) {
+    server_accept_waiting_(s);
     net_listener_close(&s->listener);
     atomic_store(&s->state, SERVER_DRAINING_);
     i32 n = server_count_busy_(s);
