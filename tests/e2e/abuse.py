@@ -304,6 +304,28 @@ def warm(s):
         read_all(c)
 
 
+def assault(s):
+    """Every kind of enemy at once, for SECONDS; the good client is served throughout."""
+    with Good(s) as good:
+        e = Enemy(s)
+        threads = crowd(e, 40, slowloris) + crowd(e, 10, slow_body) + crowd(e, 20, half_open)
+        threads += crowd(e, 4, slow_reader) + crowd(e, 100, garbage)
+        until = time.monotonic() + SECONDS
+        threads += crowd(e, 16, lambda s, r: cancel(s, r, until))
+        for x in threads:
+            x.join()
+    t.check(
+        not good.failed and good.served > 20, f"{good.served} served, not {good.failed[:3]}"
+    )
+    print(f"under attack: {good.served} good requests, the slowest {good.worst * 1e3:.0f} ms")
+    end = time.monotonic() + 20
+    while s.metric("dlm_slots_busy") and time.monotonic() < end:
+        time.sleep(0.1)
+    t.check(
+        s.metric("dlm_slots_busy") == 0 and s.metric("dlm_queue_length") == 0, "left behind"
+    )
+
+
 def attack():
     args = ("-np", "8", "--queue", "200", "--max-per-address", "120", "--max-per-key", "4")
     keys = [k + "-" + k for k in ["good", "slow", "cancels"] + [f"warm{i}" for i in range(8)]]
@@ -311,30 +333,17 @@ def attack():
     with Server(*args, *tls, tls=CERT, env={"DLM_API_KEY": ",".join(keys)}) as s:
         s.key = {"Authorization": "Bearer good-good"}
         warm(s)
-        for x in crowd(s, 100, lambda s, r: cancel(s, r, time.monotonic() + 4)):
-            x.join()
+        # The first attack brings memory near its height; a second one must not add to it for good.
+        # What the allocator keeps depends on how full the slow readers' mail happened to be at once
+        # (batch.c: 4 MiB each at most), so the limit is two of those; without slow readers six
+        # attacks in a row stay within 2 %.
+        assault(s)
         before = settled(s, 0, 1)
-        with Good(s) as good:
-            e = Enemy(s)
-            threads = crowd(e, 40, slowloris) + crowd(e, 10, slow_body) + crowd(e, 20, half_open)
-            threads += crowd(e, 4, slow_reader) + crowd(e, 100, garbage)
-            until = time.monotonic() + SECONDS
-            threads += crowd(e, 16, lambda s, r: cancel(s, r, until))
-            for x in threads:
-                x.join()
-        t.check(
-            not good.failed and good.served > 20, f"{good.served} served, not {good.failed[:3]}"
-        )
-        print(f"under attack: {good.served} good requests, the slowest {good.worst * 1e3:.0f} ms")
-        end = time.monotonic() + 20
-        while s.metric("dlm_slots_busy") and time.monotonic() < end:
-            time.sleep(0.1)
-        t.check(
-            s.metric("dlm_slots_busy") == 0 and s.metric("dlm_queue_length") == 0, "left behind"
-        )
+        assault(s)
         after = settled(s, before)
         print(f"memory: {before / 2**20:.2f} MiB before, {after / 2**20:.2f} MiB after")
-        t.check(CHECKED or after <= before * 1.02, f"memory grew from {before} to {after}")
+        limit = before + 2 * 4 * 2**20
+        t.check(CHECKED or after <= limit, f"memory grew from {before} to {after}")
         t.check(s.stop() == 0, "exit status")
 
 
