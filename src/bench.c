@@ -25,7 +25,6 @@
 
 #define BENCH_REPS_MAX 101
 #define BENCH_STREAM_BYTES ((u64)256 << 20) /* far beyond any cache */
-#define BENCH_ROWS_MAX 512
 
 typedef enum { BENCH_MD, BENCH_CSV, BENCH_JSON } BenchFormat;
 
