@@ -1,10 +1,11 @@
-/* gguf.c - read a GGUF file (version 2 and 3) in place.
+/* gguf.c - read a GGUF file (version 2 and 3) in place; write the directory of a new one.
  *
  * Owns:      the directory (keys, tensors, their hash index); the values stay in the caller's bytes.
  * Stands on: base mem dlm_kernels.h
  * Promises:  never reads outside [p, p+n); every size from the file passes one checked function; after a
  *            successful open every string, array and tensor extent lies inside the file and no two
- *            tensors overlap; the first error wins and names the key or tensor and its place. */
+ *            tensors overlap; the first error wins and names the key or tensor and its place. What the
+ *            writer writes, the reader opens. */
 #ifndef DLM_GGUF_C
 #define DLM_GGUF_C
 
@@ -688,6 +689,213 @@ static i64 gguf_array_int(const GgufArray *a, u64 i) {
     ASSERT((gguf_is_int_(a->elem) || a->elem == GGUF_BOOL) && i < a->count);
     if (a->elem == GGUF_BOOL) return a->data[i];
     return gguf_load_int_(a->elem, a->data + GGUF_VALUES_[a->elem].size * i);
+}
+
+/* ---- writing: the directory of a version 3 file. The tensors' bytes never pass through here:
+ *
+ *     GgufWriter w;
+ *     gguf_writer_open(&w, e);
+ *     gguf_put_str(&w, "general.architecture", STR("llama"));        and the other keys
+ *     u64 n = gguf_put_tensor(&w, name, DLM_TQ2_0, 2, ne);           for every tensor
+ *     bool ok = gguf_writer_head(&w, &head);
+ *     gguf_writer_close(&w);
+ *
+ * then the caller writes head, and in the same order each tensor's n bytes and gguf_padding(n) zeros. The
+ * first error sticks: later puts do nothing, and gguf_writer_head returns false. ---- */
+
+typedef struct {
+    Buf bytes; /* the records as they will lie in the file */
+    Buf at;    /* [n] u64: where in bytes each one begins */
+    u32 n;
+} GgufRecords_;
+
+typedef struct {
+    GgufRecords_ kvs_, tensors_;
+    u64 n_bytes; /* of all tensors so far, with the padding behind each */
+    Err *e;      /* gets the first error */
+    bool failed;
+} GgufWriter;
+
+static void gguf_writer_open(GgufWriter *w, Err *e) {
+    *w = (GgufWriter){.e = e};
+}
+
+static void gguf_writer_close(GgufWriter *w) {
+    GgufRecords_ *both[2] = {&w->kvs_, &w->tensors_};
+    for (int i = 0; i < 2; i++) buf_free(&both[i]->bytes), buf_free(&both[i]->at);
+    *w = (GgufWriter){0};
+}
+
+/* The zeros that follow n bytes of a tensor's data. */
+static u64 gguf_padding(u64 n) {
+    return -n % GGUF_ALIGN_DEFAULT;
+}
+
+static bool gguf_cannot_write_(GgufWriter *w, const char *what, Str name, const char *why) {
+    w->failed = true;
+    return err_set(w->e, ERR_MODEL, "%s '%.*s' cannot be written: %s", what, STR_ARG(name), why);
+}
+
+static void gguf_put_u32_(Buf *b, u32 v) {
+    buf_put(b, &v, sizeof v);
+}
+
+static void gguf_put_u64_(Buf *b, u64 v) {
+    buf_put(b, &v, sizeof v);
+}
+
+static void gguf_put_str_(Buf *b, Str s) {
+    gguf_put_u64_(b, s.n);
+    buf_str(b, s);
+}
+
+/* Begins a record with its name. */
+static bool gguf_begin_record_(GgufWriter *w, GgufRecords_ *r, Str name) {
+    bool key = r == &w->kvs_;
+    const char *what = key ? "key" : "tensor";
+    if (w->failed) return false;
+    if (!gguf_clean_name_(name) || name.n > (key ? GGUF_KEY_MAX : GGUF_NAME_MAX))
+        return gguf_cannot_write_(w, what, name,
+                                  "its name is empty, too long or holds control bytes");
+    if (r->n == (key ? GGUF_KV_MAX : GGUF_TENSORS_MAX))
+        return gguf_cannot_write_(w, what, name, "dlm takes at most 16384 keys and 16384 tensors");
+    gguf_put_u64_(&r->at, r->bytes.n);
+    gguf_put_str_(&r->bytes, name);
+    r->n++;
+    return true;
+}
+
+static Buf *gguf_begin_kv_(GgufWriter *w, const char *key, GgufValueType type) {
+    if (!gguf_begin_record_(w, &w->kvs_, str_of(key))) return NULL;
+    gguf_put_u32_(&w->kvs_.bytes, type);
+    return &w->kvs_.bytes;
+}
+
+static void gguf_put_u32(GgufWriter *w, const char *key, u32 v) {
+    Buf *b = gguf_begin_kv_(w, key, GGUF_U32);
+    if (b) gguf_put_u32_(b, v);
+}
+
+static void gguf_put_f32(GgufWriter *w, const char *key, f32 v) {
+    Buf *b = gguf_begin_kv_(w, key, GGUF_F32);
+    if (b) buf_put(b, &v, sizeof v);
+}
+
+static void gguf_put_bool(GgufWriter *w, const char *key, bool v) {
+    Buf *b = gguf_begin_kv_(w, key, GGUF_BOOL);
+    if (b) buf_char(b, v);
+}
+
+static void gguf_put_str(GgufWriter *w, const char *key, Str v) {
+    Buf *b = gguf_begin_kv_(w, key, GGUF_STRING);
+    if (b && v.n > GGUF_STRING_MAX)
+        gguf_cannot_write_(w, "key", str_of(key), "its string is longer than 1 MiB");
+    else if (b)
+        gguf_put_str_(b, v);
+}
+
+static Buf *gguf_begin_array_(GgufWriter *w, const char *key, GgufValueType elem, u64 n) {
+    Buf *b = gguf_begin_kv_(w, key, GGUF_ARRAY);
+    if (!b) return NULL;
+    if (n > GGUF_ARRAY_MAX) {
+        gguf_cannot_write_(w, "key", str_of(key), "its array has more than 2^28 elements");
+        return NULL;
+    }
+    gguf_put_u32_(b, elem);
+    gguf_put_u64_(b, n);
+    return b;
+}
+
+static void gguf_put_u32s(GgufWriter *w, const char *key, const u32 *v, u64 n) {
+    Buf *b = gguf_begin_array_(w, key, GGUF_U32, n);
+    if (b) buf_put(b, v, n * sizeof *v);
+}
+
+static void gguf_put_i32s(GgufWriter *w, const char *key, const i32 *v, u64 n) {
+    Buf *b = gguf_begin_array_(w, key, GGUF_I32, n);
+    if (b) buf_put(b, v, n * sizeof *v);
+}
+
+static void gguf_put_f32s(GgufWriter *w, const char *key, const f32 *v, u64 n) {
+    Buf *b = gguf_begin_array_(w, key, GGUF_F32, n);
+    if (b) buf_put(b, v, n * sizeof *v);
+}
+
+static void gguf_put_strs(GgufWriter *w, const char *key, const Str *v, u64 n) {
+    Buf *b = gguf_begin_array_(w, key, GGUF_STRING, n);
+    for (u64 i = 0; b && i < n && !w->failed; i++) {
+        if (v[i].n > GGUF_ELEM_MAX)
+            gguf_cannot_write_(w, "key", str_of(key), "it has a string longer than 64 KiB");
+        gguf_put_str_(b, v[i]);
+    }
+}
+
+/* Copies a key of an open file as it is. Its alignment stays behind: that is the file's, not the model's. */
+static void gguf_put_raw_kv(GgufWriter *w, const GgufKv *kv) {
+    Buf *b = &w->kvs_.bytes;
+    if (str_eq(kv->key, STR("general.alignment")) || !gguf_begin_record_(w, &w->kvs_, kv->key))
+        return;
+    gguf_put_u32_(b, kv->type);
+    if (kv->type == GGUF_STRING) gguf_put_u64_(b, kv->n_bytes);
+    if (kv->type == GGUF_ARRAY) gguf_put_u32_(b, kv->elem), gguf_put_u64_(b, kv->count);
+    buf_put(b, kv->data, kv->n_bytes);
+}
+
+/* Adds a tensor of n_dims dimensions, ne[0] the contiguous one. Returns the bytes of its data, 0 after an
+ * error. */
+static u64 gguf_put_tensor(GgufWriter *w, Str name, DlmType type, u32 n_dims, const u64 *ne) {
+    GgufRecords_ *r = &w->tensors_;
+    u64 dims[GGUF_DIMS_MAX] = {1, 1, 1, 1}, n = 0, end = 0;
+    bool fits = n_dims >= 1 && n_dims <= GGUF_DIMS_MAX;
+    for (u32 d = 0; fits && d < n_dims; d++) {
+        dims[d] = ne[d];
+        fits = ne[d] <= GGUF_NE_MAX;
+    }
+    if (!gguf_begin_record_(w, r, name)) return 0;
+    if (!fits || !gguf_tensor_bytes(type, dims, &n) || !add_ok(w->n_bytes, n, &end) ||
+        !align_ok(end, GGUF_ALIGN_DEFAULT, &end))
+        return gguf_cannot_write_(w, "tensor", name,
+                                  "no tensor of its type can have its dimensions");
+    gguf_put_u32_(&r->bytes, n_dims);
+    buf_put(&r->bytes, dims, n_dims * sizeof *dims);
+    gguf_put_u32_(&r->bytes, type);
+    gguf_put_u64_(&r->bytes, w->n_bytes);
+    w->n_bytes = end;
+    return n;
+}
+
+/* No name may come twice: the reader's index tells. */
+static bool gguf_check_unique_(GgufWriter *w, const GgufRecords_ *r, const char *what) {
+    Str *names = mem_alloc_n(r->n, sizeof *names, w->e);
+    GgufIndex ix = {0};
+    bool ok = names && gguf_index_open_(&ix, names, sizeof *names, r->n, w->e);
+    for (u32 i = 0; ok && i < r->n; i++) {
+        const u8 *at = (const u8 *)r->bytes.p + load_u64((const u8 *)r->at.p + 8 * i);
+        names[i] = (Str){(const char *)at + 8, load_u64(at)};
+        ok = gguf_index_add_(&ix, names[i], i) ||
+             gguf_cannot_write_(w, what, names[i], "there are two of that name");
+    }
+    mem_free(ix.slots);
+    mem_free(names);
+    return ok;
+}
+
+/* Appends all that comes before the tensors' data. */
+static bool gguf_writer_head(GgufWriter *w, Buf *out) {
+    const Buf *parts[4] = {&w->kvs_.bytes, &w->kvs_.at, &w->tensors_.bytes, &w->tensors_.at};
+    for (int i = 0; i < 4; i++)
+        if (w->failed || !buf_ok(parts[i], "the directory of the GGUF file", w->e)) return false;
+    if (!gguf_check_unique_(w, &w->kvs_, "key") || !gguf_check_unique_(w, &w->tensors_, "tensor"))
+        return false;
+    size_t begin = out->n;
+    buf_str(out, STR("GGUF"));
+    gguf_put_u32_(out, 3);
+    gguf_put_u64_(out, w->tensors_.n);
+    gguf_put_u64_(out, w->kvs_.n);
+    buf_str(out, buf_view(&w->kvs_.bytes));
+    buf_str(out, buf_view(&w->tensors_.bytes));
+    for (u64 n = gguf_padding(out->n - begin); n > 0; n--) buf_char(out, 0);
+    return buf_ok(out, "the directory of the GGUF file", w->e);
 }
 
 #endif

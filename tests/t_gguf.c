@@ -1,4 +1,5 @@
-/* t_gguf.c - the GGUF reader against files made here, byte by byte: good ones, and one per crime. */
+/* t_gguf.c - the GGUF reader against files made here, byte by byte: good ones, and one per crime; the
+ * writer against the reader. */
 #define DLM_TEST_ALLOC
 #include "../src/gguf.c"
 #include "test.h"
@@ -626,6 +627,183 @@ static void test_published(void) {
     }
 }
 
+/* ---- the writer: what it writes, the reader opens and finds again ---- */
+
+/* Head and data of what w holds, every tensor's bytes being its number. */
+static bool write_out(GgufWriter *w, const u64 *n_bytes, Buf *out) {
+    if (!gguf_writer_head(w, out)) return false;
+    for (u32 i = 0; i < w->tensors_.n; i++) {
+        for (u64 k = 0; k < n_bytes[i]; k++) buf_char(out, (char)i);
+        for (u64 k = gguf_padding(n_bytes[i]); k > 0; k--) buf_char(out, 0);
+    }
+    return buf_ok(out, "the file", w->e);
+}
+
+static bool write_all(Buf *out, Err *e) {
+    GgufWriter w;
+    u64 n[3];
+    gguf_writer_open(&w, e);
+    gguf_put_str(&w, "str", STR("hello"));
+    gguf_put_u32(&w, "u32", 4000000000u);
+    gguf_put_f32(&w, "f32", 0.25f);
+    gguf_put_bool(&w, "bool", true);
+    gguf_put_u32s(&w, "u32s", (u32[]){1, UINT32_MAX}, 2);
+    gguf_put_i32s(&w, "i32s", (i32[]){-1, 7, INT32_MIN}, 3);
+    gguf_put_f32s(&w, "f32s", (f32[]){-0.5f}, 1);
+    gguf_put_strs(&w, "strs", (Str[]){STR("a"), STR(""), STR("bcd")}, 3);
+    gguf_put_strs(&w, "none", NULL, 0);
+    n[0] = gguf_put_tensor(&w, STR("w"), DLM_F32, 2, (u64[]){4, 3});
+    n[1] = gguf_put_tensor(&w, STR("i2s"), DLM_I2_S, 2, (u64[]){256, 4});
+    n[2] = gguf_put_tensor(&w, STR("q"), DLM_Q8_0, 1, (u64[]){64});
+    bool ok = write_out(&w, n, out);
+    if (ok) CHECK(n[0] == 48 && n[1] == 288 && n[2] == 68 && w.n_bytes == 64 + 288 + 96);
+    gguf_writer_close(&w);
+    return ok;
+}
+
+static void check_written(const Gguf *g) {
+    Err e = {0};
+    Str s = {0};
+    u32 u = 0;
+    f32 x = 0;
+    bool b = false, found = false;
+    GgufArray a = {0};
+    CHECK_INT(g->version, 3);
+    CHECK_INT(g->n_kv, 9);
+    CHECK_OK(gguf_get_str(g, "str", &s, &e) && str_eq(s, STR("hello")), e);
+    CHECK_OK(gguf_get_u32(g, "u32", &u, &e) && u == 4000000000u, e);
+    CHECK_OK(gguf_get_f32(g, "f32", &x, &e) && x == 0.25f, e);
+    CHECK_OK(gguf_get_bool(g, "bool", &b, &e) && b, e);
+    CHECK_OK(gguf_get_array(g, "u32s", GGUF_U32, &a, &found, &e) && a.count == 2, e);
+    CHECK_INT(gguf_array_int(&a, 1), UINT32_MAX);
+    CHECK_OK(gguf_get_array(g, "i32s", GGUF_I32, &a, &found, &e) && a.count == 3, e);
+    CHECK_INT(gguf_array_int(&a, 2), INT32_MIN);
+    CHECK_OK(gguf_get_array(g, "f32s", GGUF_F32, &a, &found, &e) && a.count == 1, e);
+    CHECK(gguf_array_f32(&a, 0) == -0.5f);
+    CHECK_OK(gguf_get_array(g, "none", GGUF_STRING, &a, &found, &e) && found && a.count == 0, e);
+    CHECK_OK(gguf_get_array(g, "strs", GGUF_STRING, &a, &found, &e) && a.count == 3, e);
+    GgufStrIter it = {.a = a};
+    Str want[] = {STR("a"), STR(""), STR("bcd")};
+    for (int i = 0; i < 3; i++)
+        if (CHECK(gguf_str_next(&it, &s))) CHECK_STR(s, want[i]);
+    static const char *const names[] = {"w", "i2s", "q"};
+    for (u32 i = 0; i < g->n_tensors; i++) {
+        const GgufTensor *t = &g->tensors[i];
+        CHECK_STR(t->name, str_of(names[i]));
+        CHECK(t->data[0] == i && t->data[t->n_bytes - 1] == i);
+    }
+}
+
+static void test_writer(void) {
+    Buf out = {0}, copy = {0};
+    Err e = {0};
+    Gguf g = {0};
+    if (CHECK_OK(write_all(&out, &e), e) &&
+        CHECK_OK(gguf_open(&g, (const u8 *)out.p, out.n, "t.gguf", &e), e)) {
+        check_written(&g);
+        GgufWriter w; /* key by key and tensor by tensor, the copy has the same bytes */
+        u64 n[3] = {0};
+        gguf_writer_open(&w, &e);
+        for (u32 i = 0; i < g.n_kv; i++) gguf_put_raw_kv(&w, &g.kv[i]);
+        for (u32 i = 0; i < g.n_tensors; i++) {
+            const GgufTensor *t = &g.tensors[i];
+            n[i] = gguf_put_tensor(&w, t->name, t->type, t->n_dims, t->ne);
+        }
+        CHECK_OK(write_out(&w, n, &copy), e);
+        CHECK_STR(buf_view(&copy), buf_view(&out));
+        gguf_writer_close(&w);
+    }
+    gguf_close(&g);
+    buf_free(&out);
+    buf_free(&copy);
+}
+
+/* Every value type comes through gguf_put_raw_kv; the alignment key does not. */
+static void test_raw_kv(void) {
+    static File f;
+    Buf out = {0};
+    Err e = {0};
+    Gguf g, h = {0};
+    put_good(&f, 3);
+    f.p[16]++; /* one key more, in front */
+    File more = {.n = 0};
+    put_kv_u32(&more, "general.alignment", 32);
+    memmove(f.p + 24 + more.n, f.p + 24, f.n - 24), memcpy(f.p + 24, more.p, more.n);
+    f.n += more.n; /* the data are now misplaced, but stay inside */
+    if (!CHECK_OK(gguf_open(&g, f.p, f.n + 32, "t.gguf", &e), e)) return;
+    GgufWriter w;
+    gguf_writer_open(&w, &e);
+    for (u32 i = 0; i < g.n_kv; i++) gguf_put_raw_kv(&w, &g.kv[i]);
+    if (CHECK_OK(gguf_writer_head(&w, &out), e) &&
+        CHECK_OK(gguf_open(&h, (const u8 *)out.p, out.n, "copy", &e), e)) {
+        CHECK_INT(h.n_kv, g.n_kv - 1);
+        for (u32 i = 0; i < h.n_kv; i++) {
+            const GgufKv *a = &h.kv[i], *b = &g.kv[i + 1];
+            CHECK_STR(a->key, b->key);
+            CHECK(a->type == b->type && a->elem == b->elem && a->count == b->count);
+            CHECK_U64(a->n_bytes, b->n_bytes);
+            CHECK_MEM(a->data, b->data, MIN_OF(a->n_bytes, b->n_bytes));
+        }
+    }
+    gguf_writer_close(&w);
+    gguf_close(&g);
+    gguf_close(&h);
+    buf_free(&out);
+}
+
+/* Runs `puts_` on a writer; its head must be refused with `part`, and nothing be appended. */
+#define CANNOT_WRITE(part, puts_)               \
+    do {                                        \
+        Err e_ = {0};                           \
+        Buf out_ = {0};                         \
+        GgufWriter w;                           \
+        gguf_writer_open(&w, &e_);              \
+        puts_;                                  \
+        CHECK(!gguf_writer_head(&w, &out_));    \
+        CHECK_ERR(e_, ERR_MODEL, part);         \
+        CHECK_U64(out_.n, 0);                   \
+        gguf_writer_close(&w), buf_free(&out_); \
+    } while (0)
+
+static void test_writer_crimes(void) {
+    static char long_text[(1 << 20) + 2];
+    memset(long_text, 'x', sizeof long_text - 1);
+    Str text = str_of(long_text);
+    u64 ne[5] = {256, 4, 1, 1, 1};
+    CANNOT_WRITE("key 'k' cannot be written: there are two",
+                 (gguf_put_u32(&w, "k", 1), gguf_put_bool(&w, "k", 1)));
+    CANNOT_WRITE("tensor 't' cannot be written: there are two",
+                 (gguf_put_tensor(&w, STR("t"), DLM_F32, 1, ne),
+                  gguf_put_tensor(&w, STR("t"), DLM_F32, 1, ne)));
+    CANNOT_WRITE("key '' cannot be written: its name", gguf_put_u32(&w, "", 1));
+    CANNOT_WRITE("its name", gguf_put_u32(&w, "a\nb", 1));
+    CANNOT_WRITE("its name", gguf_put_u32(&w, long_text, 1));
+    CANNOT_WRITE("its name", gguf_put_tensor(&w, str_cut(text, 0, 256), DLM_F32, 1, ne));
+    CANNOT_WRITE("longer than 1 MiB", gguf_put_str(&w, "k", text));
+    CANNOT_WRITE("longer than 64 KiB", gguf_put_strs(&w, "k", &text, 1));
+    CANNOT_WRITE("more than 2^28 elements", gguf_put_u32s(&w, "k", NULL, GGUF_ARRAY_MAX + 1));
+    CANNOT_WRITE("dimensions", gguf_put_tensor(&w, STR("t"), DLM_F32, 0, ne));
+    CANNOT_WRITE("dimensions", gguf_put_tensor(&w, STR("t"), DLM_F32, 5, ne));
+    CANNOT_WRITE("dimensions", gguf_put_tensor(&w, STR("t"), DLM_TQ2_0, 1, (u64[]){64}));
+    CANNOT_WRITE("dimensions", gguf_put_tensor(&w, STR("t"), (DlmType)9, 1, ne));
+    CANNOT_WRITE("dimensions", gguf_put_tensor(&w, STR("t"), DLM_F32, 2, (u64[]){1, 0}));
+    CANNOT_WRITE("dimensions", gguf_put_tensor(&w, STR("t"), DLM_F32, 1, (u64[]){1u << 31}));
+    CANNOT_WRITE(
+        "at most 16384 keys", for (u32 i = 0; i <= GGUF_KV_MAX; i++) {
+            char key[16];
+            snprintf(key, sizeof key, "%u", i);
+            gguf_put_bool(&w, key, true);
+        });
+}
+
+static bool write_and_drop(void *arg, Err *e) {
+    (void)arg;
+    Buf out = {0};
+    bool ok = write_all(&out, e);
+    buf_free(&out);
+    return ok;
+}
+
 int main(int argc, char **argv) {
     File f;
     if (argc == 2) { /* writes the fuzz seed */
@@ -650,5 +828,9 @@ int main(int argc, char **argv) {
     put_good(&f, 3);
     CHECK_INT(test_alloc_failures(open_and_close, &f), 5);
     test_published();
+    test_writer();
+    test_raw_kv();
+    test_writer_crimes();
+    CHECK_INT(test_alloc_failures(write_and_drop, NULL), 12);
     return test_end();
 }
