@@ -26,36 +26,14 @@
 #define MODEL_BLOCK_MAX \
     256 /* tokens in a diffusion block: also the most rows of one denoise step */
 
-/* ---- families: each a row of data. Sources: the GGUF architecture names and tensor lists of
- * llama.cpp and of the BitNet fork, and the published model code. ---- */
-
-typedef enum { NEED_NO, NEED_MAYBE, NEED_YES } ModelNeed;
-
-typedef struct {
-    const char *arch; /* general.architecture, and the prefix of its keys */
-    DlmRope rope;
-    DlmAct act;
-    ModelNeed sub_norm; /* SubLN: RMS norms before the output and down projections */
-    ModelNeed qkv_bias;
-    bool act_key; /* `{arch}.hidden_act` may override act */
-} ModelFamily;
-
-static const ModelFamily MODEL_FAMILIES[] = {
-    {"bitnet-b1.58", DLM_ROPE_NEOX, DLM_ACT_RELU2, NEED_YES, NEED_NO, true},
-    {"bitnet-25", DLM_ROPE_NEOX, DLM_ACT_RELU2, NEED_YES, NEED_NO, true},
-    {"bitnet", DLM_ROPE_NEOX, DLM_ACT_SILU, NEED_YES, NEED_NO, true},
-    {"llama", DLM_ROPE_NORM, DLM_ACT_SILU, NEED_MAYBE, NEED_MAYBE, false},
-    {"qwen2", DLM_ROPE_NEOX, DLM_ACT_SILU, NEED_NO, NEED_YES, false},
-};
-
 /* ---- the decode record: how this checkpoint was trained to be decoded ---- */
 
 typedef enum { ATTEND_CAUSAL, ATTEND_BLOCK, ATTEND_FULL } ModelAttention;
 static const char *const MODEL_ATTENTION_NAMES[] = {"causal", "block", "full"};
 
 /* Where a field of the record came from; printed by `dlm info`. */
-typedef enum { FROM_DEFAULT, FROM_FILE, FROM_VOCABULARY, FROM_FLAG } ModelSource;
-static const char *const MODEL_SOURCE_NAMES[] = {"default", "file", "vocabulary", "flag"};
+typedef enum { FROM_DEFAULT, FROM_FAMILY, FROM_FILE, FROM_VOCABULARY, FROM_FLAG } ModelSource;
+static const char *const MODEL_SOURCE_NAMES[] = {"default", "family", "file", "vocabulary", "flag"};
 
 typedef struct {
     i32 mask_id; /* -1: this model cannot diffuse */
@@ -70,6 +48,102 @@ typedef struct {
     ModelSource from_mask, from_block, from_sub_block, from_threshold, from_attention, from_shift,
         from_align, from_first;
 } DecodeRecord;
+
+/* What the checkpoints of a family were trained for, where their published code fixes it. */
+static const DecodeRecord MODEL_DREAM = {.mask_id = -1,
+                                         .block_size = 32,
+                                         .sub_block_size = 32,
+                                         .threshold = 0.9f,
+                                         .attention = ATTEND_FULL,
+                                         .shift = true,
+                                         .align_prompt = true};
+static const DecodeRecord MODEL_LLADA = {.mask_id = -1,
+                                         .block_size = 32,
+                                         .sub_block_size = 32,
+                                         .threshold = 0.9f,
+                                         .attention = ATTEND_FULL,
+                                         .align_prompt = true};
+static const DecodeRecord MODEL_FAST_DLLM = {.mask_id = -1,
+                                             .block_size = 32,
+                                             .sub_block_size = 8,
+                                             .threshold = 0.9f,
+                                             .attention = ATTEND_BLOCK,
+                                             .shift = true,
+                                             .first_by_commit = true};
+static const DecodeRecord MODEL_SDAR = {.mask_id = -1,
+                                        .block_size = 4,
+                                        .sub_block_size = 4,
+                                        .threshold = 0.85f,
+                                        .attention = ATTEND_BLOCK};
+static const DecodeRecord MODEL_WEDLM = {.mask_id = -1,
+                                         .block_size = 16,
+                                         .sub_block_size = 16,
+                                         .threshold = 0.7f,
+                                         .attention = ATTEND_CAUSAL,
+                                         .align_prompt = true};
+
+/* ---- families: each a row of data. Sources: the GGUF architecture names and tensor lists of
+ * llama.cpp and of the BitNet fork, and the published model code.
+ *
+ * The tensors of blk.N beside attn_norm, ffn_norm and the seven matrices attn_q, attn_k, attn_v,
+ * attn_output, ffn_gate, ffn_up, ffn_down, where a family or a file has them:
+ *   attn_{q,k,v,output}.bias
+ *   attn_{q,k}_norm.weight  [head_dim]    norms of each head's query and key, before the rotation
+ *   {attn,ffn}_sub_norm.weight            SubLN before the output and down projections, or
+ *   X_norm_in.weight        [n_in of X]   SubLN before every matrix X
+ *   attn_qkv.weight                       q, k and v as one matrix, their rows in that order
+ *   ffn_up.weight of 2 n_ff rows          gate and up as one matrix, the gate's rows first
+ *   X.scale                               one f32 beside a ternary X.weight, which it multiplies
+ * The file's: token_embd, output_norm, output (absent: tied), rope_freqs.weight (Llama 3's
+ * divisors), rope_factors_long.weight and rope_factors_short.weight (longrope). Under
+ * DLM_ROPE_NORM the rows of q and k are permuted from Hugging Face's order; sub-norms never are.
+ * Keys of the architecture that only dlm knows: attention.sub_norm_rms_epsilon (absent: that of
+ * the other norms) and no_rope_layer_interval (of so many layers the last does not rotate).
+ * attention.sliding_window_pattern is an array of bool, or a period whose last layer does not
+ * slide. ---- */
+
+typedef enum { NEED_NO, NEED_MAYBE, NEED_YES } ModelNeed;
+
+typedef struct {
+    const char *arch; /* general.architecture, and the prefix of its keys */
+    DlmRope rope;
+    DlmAct act;
+    bool act_key;                          /* `{arch}.hidden_act` may override act */
+    ModelNeed sub_norm, qkv_bias, qk_norm; /* sub_norm: SubLN */
+    i32 no_rope_interval;       /* of so many layers the last does not rotate; 0: all rotate */
+    const DecodeRecord *decode; /* or NULL: the common default */
+} ModelFamily;
+
+/* Mistral, SmolLM2 and the ternary Falcon3 and Llama 3 come as llama; DiffuCoder as dream; models
+ * that were made to diffuse later, as the family they were made from. */
+static const ModelFamily MODEL_FAMILIES[] = {
+    {.arch = "bitnet-b1.58",
+     .rope = DLM_ROPE_NEOX,
+     .act = DLM_ACT_RELU2,
+     .act_key = true,
+     .sub_norm = NEED_YES,
+     .qkv_bias = NEED_MAYBE},
+    {.arch = "bitnet-25",
+     .rope = DLM_ROPE_NEOX,
+     .act = DLM_ACT_RELU2,
+     .act_key = true,
+     .sub_norm = NEED_YES},
+    {.arch = "bitnet", .rope = DLM_ROPE_NEOX, .act_key = true, .sub_norm = NEED_YES},
+    {.arch = "llama", .rope = DLM_ROPE_NORM, .sub_norm = NEED_MAYBE, .qkv_bias = NEED_MAYBE},
+    {.arch = "smollm3", .rope = DLM_ROPE_NORM, .sub_norm = NEED_MAYBE, .no_rope_interval = 4},
+    {.arch = "qwen2", .rope = DLM_ROPE_NEOX, .sub_norm = NEED_MAYBE, .qkv_bias = NEED_YES},
+    {.arch = "qwen3", .rope = DLM_ROPE_NEOX, .sub_norm = NEED_MAYBE, .qk_norm = NEED_YES},
+    {.arch = "phi3", .rope = DLM_ROPE_NEOX},
+    {.arch = "dream", .rope = DLM_ROPE_NEOX, .qkv_bias = NEED_YES, .decode = &MODEL_DREAM},
+    {.arch = "llada", .rope = DLM_ROPE_NORM, .decode = &MODEL_LLADA},
+    {.arch = "fast-dllm", .rope = DLM_ROPE_NEOX, .qkv_bias = NEED_YES, .decode = &MODEL_FAST_DLLM},
+    {.arch = "sdar", .rope = DLM_ROPE_NEOX, .qk_norm = NEED_YES, .decode = &MODEL_SDAR},
+    {.arch = "wedlm",
+     .rope = DLM_ROPE_NEOX,
+     .qkv_bias = NEED_MAYBE,
+     .qk_norm = NEED_MAYBE,
+     .decode = &MODEL_WEDLM},
+};
 
 /* ---- the model ---- */
 
@@ -158,7 +232,7 @@ static bool model_family_(Model *m, Err *e) {
                        "%s: the key general.architecture is missing, and without it nothing says "
                        "which family of models this is; convert the file anew",
                        m->file->label);
-    char known[128] = "";
+    char known[256] = "";
     for (size_t i = 0, n = 0; i < COUNT_OF(MODEL_FAMILIES); i++, n = strlen(known))
         snprintf(known + n, sizeof known - n, "%s%s", i ? ", " : "", MODEL_FAMILIES[i].arch);
     return err_set(e, ERR_MODEL, "%s: architecture '%.*s' is not one that dlm runs (%s)",
@@ -289,22 +363,37 @@ static bool model_record_name_(const Model *m, const char *key, const char *cons
                    STR_ARG(v));
 }
 
+/* The record before the file's keys: the family's own or the common one. */
+static void model_record_default_(Model *m) {
+    const DecodeRecord *family = m->family->decode;
+    DecodeRecord *d = &m->decode;
+    ModelSource from = family ? FROM_FAMILY : FROM_DEFAULT;
+    *d = family ? *family
+                : (DecodeRecord){
+                      .block_size = 32, .sub_block_size = 8, .threshold = 0.9f, .shift = true};
+    d->from_block = d->from_sub_block = d->from_threshold = d->from_attention = d->from_shift =
+        d->from_align = d->from_first = from;
+}
+
 static bool model_record_(Model *m, const ModelOptions *o, Err *e) {
     static const char *const aligns[] = {"absolute", "prompt_end"},
                              *const firsts[] = {"masked", "commit"}, *const rules[] = {"threshold"};
     DecodeRecord *d = &m->decode;
     char key[128];
-    int attention = ATTEND_CAUSAL, align = 0, first = 0, rule = 0;
+    model_record_default_(m);
+    int attention = (int)d->attention, align = d->align_prompt, first = d->first_by_commit,
+        rule = 0;
     ModelSource from_rule = FROM_DEFAULT;
-    *d = (DecodeRecord){.block_size = 32, .sub_block_size = 8, .threshold = 0.9f, .shift = true};
     bool causal = true,
          has_causal = gguf_find(m->file, str_of(model_key_(m, key, "attention.causal")));
     if (!gguf_get_bool(m->file, key, &causal, e)) return false;
-    if (has_causal && !causal) attention = ATTEND_FULL, d->from_attention = FROM_FILE;
+    if (has_causal && !causal && attention == ATTEND_CAUSAL)
+        attention = ATTEND_FULL, d->from_attention = FROM_FILE;
     if (!model_record_name_(m, "diffusion.attention", MODEL_ATTENTION_NAMES, 3, &attention,
                             &d->from_attention, e))
         return false;
-    align = attention != ATTEND_BLOCK; /* only the block mask ties blocks to absolute positions */
+    if (!m->family->decode) /* only the block mask ties blocks to absolute positions */
+        align = attention != ATTEND_BLOCK;
     if (!model_record_name_(m, "diffusion.align", aligns, 2, &align, &d->from_align, e))
         return false;
     if (!model_record_name_(m, "diffusion.first_token", firsts, 2, &first, &d->from_first, e))
@@ -317,7 +406,8 @@ static bool model_record_(Model *m, const ModelOptions *o, Err *e) {
     if (!model_record_u32_(m, "diffusion.block_size", 1, MODEL_BLOCK_MAX, &d->block_size,
                            &d->from_block, e))
         return false;
-    d->sub_block_size = d->block_size % 8 ? d->block_size : 8;
+    if (d->from_block == FROM_FILE || !m->family->decode)
+        d->sub_block_size = d->block_size % 8 ? d->block_size : 8;
     if (!model_record_u32_(m, "diffusion.sub_block_size", 1, (u32)d->block_size, &d->sub_block_size,
                            &d->from_sub_block, e))
         return false;
