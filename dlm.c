@@ -22,7 +22,7 @@
  * goes as return values, or through callbacks that were handed down.
  *
  *     roof            tls  api  batch  server  sandbox  cli  doors to the outside; only cli exits
- *     fourth floor    sample  decode  engine  bench          diffusion: why the house exists
+ *     fourth floor    sample  decode  tempo  engine  bench   diffusion: why the house exists
  *     third floor     model  graph                           what a model is; one forward pass
  *     second floor    quant  kern_{ref,tile,x86,arm}  kern   numbers
  *     first floor     gguf  utf8  json  http  tok  tmpl      pure functions on bytes, all fuzzed
@@ -134,6 +134,8 @@ FAST_ROOMS
 #include "src/sample.c"
 /* Blocks, sub-blocks, thresholds, commits, stops. */
 #include "src/decode.c"
+/* Which way of decoding is the fastest on this machine. */
+#include "src/tempo.c"
 /* A loaded model and its slots: prompts in, text and events out. */
 #include "src/engine.c"
 /* The cost of a forward by its rows, beside the machine's ceilings. */

@@ -489,7 +489,7 @@ static bool api_read_mode_(ApiParser_ *p, ApiValue_ v) {
             p->r->decode.mode = (DecodeMode)i;
             return true;
         }
-    return api_want_(p, v, "\"greedy\", \"iterative\", \"adaptive\" or \"ar\"");
+    return api_want_(p, v, "\"greedy\", \"iterative\", \"adaptive\", \"ar\" or \"auto\"");
 }
 
 /* A number that asks for log probabilities, with so many alternatives. */
@@ -983,7 +983,7 @@ static bool api_check_(ApiParser_ *p) {
         return api_bad_(p->x, "echo",
                         "'echo' with 'logprobs' is not supported: the prompt has none");
     if (r->suffix.n) return api_bad_(p->x, "suffix", "'suffix' is not supported by this model");
-    if (d->mode != DECODE_AR && p->m->model->decode.mask_id < 0)
+    if (d->mode != DECODE_AR && d->mode != DECODE_AUTO && p->m->model->decode.mask_id < 0)
         return api_bad_(p->x, "decode_mode",
                         "this model has no mask token: 'decode_mode' must be \"ar\"");
     return api_check_blocks_(p);
@@ -1911,7 +1911,7 @@ static void api_put_props(Buf *out, const ApiModel *m) {
     api_put_text_(out, ",\"attention\":", str_of(MODEL_ATTENTION_NAMES[d->attention]));
     buf_str(out, STR(",\"modes\":["));
     for (size_t i = 0; i < COUNT_OF(DECODE_MODE_NAMES); i++)
-        if (i == DECODE_AR || d->mask_id >= 0)
+        if (i == DECODE_AR || i == DECODE_AUTO || d->mask_id >= 0)
             buf_printf(out, "%s\"%s\"", i ? "," : "", DECODE_MODE_NAMES[i]);
     buf_str(out, STR("]}}"));
 }

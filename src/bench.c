@@ -1,7 +1,7 @@
 /* bench.c - what a forward costs as its rows grow, next to what the machine could do at best.
  *
  * Owns:      nothing beyond one run.
- * Stands on: base mem os pool kern graph decode engine json
+ * Stands on: base mem os pool kern graph decode tempo engine json
  * Promises:  ceilings and costs are measured in the same run; costs are medians, ceilings the best
  *            that was seen, so that noise makes the ratios worse, never better.
  *
@@ -22,6 +22,7 @@
 #include "mem.c"
 #include "os.c"
 #include "pool.c"
+#include "tempo.c"
 
 #define BENCH_REPS_MAX 101
 #define BENCH_STREAM_BYTES ((u64)256 << 20) /* far beyond any cache */
@@ -136,18 +137,8 @@ static bool bench_ceilings_(Engine *g, BenchResult *r, Err *e) {
 
 /* ---- forwards ---- */
 
-/* One forward over the first n positions of slot 0, causal; the last n_logits rows ask for logits.
- */
 static f64 bench_forward_(Engine *g, i32 n, i32 n_logits) {
-    for (i32 i = 0; i < n; i++)
-        g->rows[i] = (DlmRow){.token = i % g->model.n_vocab,
-                              .pos = i,
-                              .cell = i,
-                              .kv_hi = i + 1,
-                              .logits = i < n - n_logits ? -1 : i - (n - n_logits)};
-    f64 from = os_now_ms();
-    graph_forward(&g->graph, g->rows, n, n_logits);
-    return os_now_ms() - from;
+    return tempo_forward(&g->graph, g->rows, 0, n, n_logits);
 }
 
 /* Rows of logits that a step of n rows asks for: each row of a small step, a sub-block's of a

@@ -111,11 +111,9 @@ typedef struct {
     i32 value;
 } CliWord;
 
-static const CliWord CLI_MODES[] = {{"greedy", DECODE_GREEDY},
-                                    {"iterative", DECODE_ITERATIVE},
-                                    {"adaptive", DECODE_ADAPTIVE},
-                                    {"ar", DECODE_AR},
-                                    {NULL, 0}};
+static const CliWord CLI_MODES[] = {{"greedy", DECODE_GREEDY},     {"iterative", DECODE_ITERATIVE},
+                                    {"adaptive", DECODE_ADAPTIVE}, {"ar", DECODE_AR},
+                                    {"auto", DECODE_AUTO},         {NULL, 0}};
 static const CliWord CLI_COLORS[] = {
     {"auto", CLI_COLOR_AUTO}, {"always", CLI_COLOR_ALWAYS}, {"never", CLI_COLOR_NEVER}, {NULL, 0}};
 static const CliWord CLI_FORMATS[] = {
@@ -426,6 +424,11 @@ static const CliTopic CLI_TOPICS[] = {
      "  greedy     Reveal everything after one pass: the fastest and the roughest.\n"
      "  ar         No diffusion: one token at a time, left to right, causal. What serves models\n"
      "             that were not trained to diffuse.\n"
+     "  auto       What is fastest on this machine: ar, or iterative with or without dual cache, in\n"
+     "             sub-blocks or whole blocks. It times forwards of a few sizes for at most 0.3 s,\n"
+     "             counts tokens per forward as it goes, says in a line what it chose, and keeps\n"
+     "             both for the next run in $XDG_CACHE_HOME/dlm (or ~/.cache/dlm), if it can. The\n"
+     "             text is that of the way it chose, so another machine may give another text.\n"
      "\n"
      "A finished block is committed by one more pass over its final tokens. The closing line counts\n"
      "the passes that made the answer: denoising, committing, those of ar, and the reading of the\n"
@@ -1172,11 +1175,13 @@ static bool cli_engine_open_(CliEngine *x, const Cli *c, Err *e) {
     *x = (CliEngine){.chat_template = {.max = CLI_PROMPT_MAX}, .trace_fd = -1};
     EngineOptions options = c->engine;
     options.block_size_max = c->decode.block_size;
+    options.automatic = c->decode.mode == DECODE_AUTO;
     f64 from = os_now_ms();
     bool ok = cli_params_(c, &x->params, e) &&
               (!c->template_file || os_read_file(c->template_file, &x->chat_template, e)) &&
               engine_open(&x->engine, &options, e) &&
-              (c->decode.mode == DECODE_AR || engine_can_diffuse(x->engine, e));
+              (c->decode.mode == DECODE_AR || c->decode.mode == DECODE_AUTO ||
+               engine_can_diffuse(x->engine, e));
     if (!ok) {
         cli_engine_close_(x);
         return false;
@@ -1526,10 +1531,10 @@ static void cli_put_model_json_(Buf *out, const Cli *c, const CliEngine *x) {
                x->model->n_ctx_train);
 }
 
-static void cli_put_decode_json_(Buf *out, const CliEngine *x) {
+static void cli_put_decode_json_(Buf *out, const CliEngine *x, DecodeMode mode) {
     const DecodeParams *p = &x->params;
     const DecodeRecord *d = &x->model->decode;
-    cli_put_string_(out, "\"decode\":{\"mode\":", str_of(DECODE_MODE_NAMES[p->mode]));
+    cli_put_string_(out, "\"decode\":{\"mode\":", str_of(DECODE_MODE_NAMES[mode]));
     cli_put_number_(out, ",\"threshold\":", (f64)(p->threshold > 0 ? p->threshold : d->threshold));
     buf_printf(out, ",\"block_size\":%d,\"sub_block_size\":%d,\"dual_cache\":%s,\"early_stop\":%s",
                p->block_size ? p->block_size : d->block_size,
@@ -1562,12 +1567,11 @@ static void cli_put_answer_json_(Buf *out, const CliShow *v, const CliEngine *x,
     buf_printf(out, "},\"forwards\":{\"prefill\":%d,\"denoise\":%d,\"commit\":%d,\"ar\":%d}",
                r->n_forwards_prefill, r->n_forwards_denoise, r->n_forwards_commit,
                r->n_forwards_ar);
-    cli_put_number_(out,
-                    ",\"tokens_per_forward\":", cli_ratio_((f64)r->ids.n, decode_forwards(r)));
+    cli_put_number_(out, ",\"tokens_per_forward\":", cli_ratio_((f64)r->ids.n, decode_forwards(r)));
     buf_char(out, ',');
     cli_put_model_json_(out, v->cli, x);
     buf_char(out, ',');
-    cli_put_decode_json_(out, x);
+    cli_put_decode_json_(out, x, r->mode);
     buf_printf(out, ",\"seed\":%llu,\"peak_rss_bytes\":%llu}\n",
                (unsigned long long)x->params.sample.seed, (unsigned long long)os_peak_rss());
 }
@@ -2478,6 +2482,17 @@ static bool cli_bench_(const Cli *c, Err *e) {
     return cli_print_buf_(&out, ok, e);
 }
 
+/* Where --decode-mode auto remembers what it measured; opened before a sandbox closes the way. */
+static int cli_open_notes_(const Cli *c) {
+    const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    char dir[512];
+    if (c->decode.mode != DECODE_AUTO || c->help) return -1;
+    int n = cache && *cache ? snprintf(dir, sizeof dir, "%s", cache)
+            : home && *home ? snprintf(dir, sizeof dir, "%s/.cache", home)
+                            : -1;
+    return n > 0 && n < (int)sizeof dir ? os_open_notes(dir, "tempo", TEMPO_NOTES_MAX) : -1;
+}
+
 static bool cli_dispatch_(Cli *c, const CliVerb *verb, Err *e) {
     Buf out = {0};
     if (c->quiet)
@@ -2515,7 +2530,11 @@ static int cli_main(int argc, char **argv) {
     const CliVerb *verb;
     os_hold_standard_files();
     os_catch_signals();
-    if (cli_parse_(&c, &verb, argc, argv, &e)) cli_dispatch_(&c, verb, &e);
+    if (cli_parse_(&c, &verb, argc, argv, &e)) {
+        c.engine.notes = cli_open_notes_(&c);
+        cli_dispatch_(&c, verb, &e);
+        os_close(&c.engine.notes);
+    }
     if (e.code != ERR_NONE && e.code != ERR_INTERRUPTED) fprintf(stderr, "dlm: %s\n", e.msg);
     return (int)e.code;
 }

@@ -31,8 +31,15 @@
 #include "sample.c"
 #include "tok.c"
 
-typedef enum { DECODE_AR, DECODE_GREEDY, DECODE_ITERATIVE, DECODE_ADAPTIVE } DecodeMode;
-static const char *const DECODE_MODE_NAMES[] = {"ar", "greedy", "iterative", "adaptive"};
+/* DECODE_AUTO is a wish: the engine turns it into one of the others before a request begins. */
+typedef enum {
+    DECODE_AR,
+    DECODE_GREEDY,
+    DECODE_ITERATIVE,
+    DECODE_ADAPTIVE,
+    DECODE_AUTO
+} DecodeMode;
+static const char *const DECODE_MODE_NAMES[] = {"ar", "greedy", "iterative", "adaptive", "auto"};
 
 #define DECODE_STOPS_MAX 16
 #define DECODE_TEXT_MAX ((size_t)64 << 20)
@@ -123,8 +130,10 @@ typedef struct {
     Buf text;
     TokIds ids;             /* generated, up to and including the stop token */
     const char *finish;     /* "stop", "length" or "cancelled" */
+    DecodeMode mode;        /* that was used */
     i32 n_prompt, n_cached; /* prompt tokens, and how many of them were in the cache */
     i32 n_forwards_prefill, n_forwards_denoise, n_forwards_commit, n_forwards_ar;
+    i64 n_rows;         /* of the denoising and committing forwards together */
     i32 n_from_prefill; /* tokens of the answer that reading the prompt gave: 0 or 1 */
     f64 ms_prefill, ms_decode, ms_first_token;
 } DecodeResult;
@@ -174,6 +183,7 @@ typedef struct {
     i32 next_token;      /* prediction for block_begin, made by the row before it; -1 none */
     f32 next_prob;
     i32 n_forwards[PHASE_DONE];
+    i64 n_rows;         /* of the denoising and committing forwards so far */
     i32 n_from_prefill; /* tokens that the prefill revealed */
     /* what has come out */
     i32 n_out; /* tokens of the answer that are out: positions [n_prompt, n_prompt + n_out) */
@@ -256,6 +266,7 @@ static bool decode_seek_sub_block_(Decode *d) {
 static bool decode_resolve_(Decode *d, const DecodeParams *p, Err *e) {
     const DecodeRecord *r = &d->m->decode;
     d->p = *p;
+    ASSERT(p->mode != DECODE_AUTO);
     if (d->p.block_size == 0) d->p.block_size = r->block_size;
     if (d->p.sub_block_size == 0) d->p.sub_block_size = MIN_OF(r->sub_block_size, d->p.block_size);
     if (!(d->p.threshold > 0)) d->p.threshold = r->threshold;
@@ -327,6 +338,7 @@ static bool decode_begin(Decode *d, const i32 *prompt, i32 n_prompt, const Decod
     d->n_total = MIN_OF(n_prompt + whole, d->n_ctx);
     d->block = 0, d->n_out = 0, d->n_sent = 0, d->next_token = -1;
     d->n_targets = d->n_reveals = d->n_from_prefill = 0;
+    d->n_rows = 0;
     memset(d->n_forwards, 0, sizeof d->n_forwards);
     buf_clear(&d->text);
     d->utf8 = (TokUtf8){0};
@@ -431,6 +443,7 @@ static i32 decode_plan(Decode *d, DlmRow *rows, i32 n_rows_max, i32 *n_logits) {
     case PHASE_DONE: break;
     }
     ASSERT(n <= n_rows_max);
+    if (d->phase == PHASE_DENOISE || d->phase == PHASE_COMMIT) d->n_rows += n;
     *n_logits = d->n_targets;
     return n;
 }

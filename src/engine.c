@@ -2,7 +2,7 @@
  *
  * Owns:      the file's mapping, tokenizer, model, thread pool, backend, graph and one decoder per
  *            slot.
- * Stands on: base mem os pool gguf tok tmpl kern model graph decode
+ * Stands on: base mem os pool gguf tok tmpl kern model graph decode tempo
  * Promises:  immutable after engine_open except for the slots; what a slot generates does not depend
  *            on what it or another slot generated before, or generates beside it. */
 #ifndef DLM_ENGINE_C
@@ -18,6 +18,7 @@
 #include "model.c"
 #include "os.c"
 #include "pool.c"
+#include "tempo.c"
 #include "tmpl.c"
 #include "tok.c"
 
@@ -40,10 +41,12 @@ typedef struct {
     i32 n_rows_max;     /* rows of one forward at least; 0: ENGINE_ROWS_MAX */
     i32 block_size_max; /* largest block that requests may ask for; 0: the model's */
     i32 n_slots;
+    bool automatic; /* requests will be DECODE_AUTO: measure now what that needs */
+    int notes; /* a file open for reading and appending that remembers what was measured, or -1 */
 } EngineOptions;
 
 static EngineOptions engine_options_default(void) {
-    return (EngineOptions){.mask_token_id = -1, .kv_type = DLM_F16, .n_slots = 1};
+    return (EngineOptions){.mask_token_id = -1, .kv_type = DLM_F16, .n_slots = 1, .notes = -1};
 }
 
 /* One generation at a time, and the cache that it leaves behind for the next. */
@@ -51,6 +54,7 @@ typedef struct {
     Decode decode;
     DecodeEvents events; /* the caller's */
     bool busy;           /* started and not finished */
+    bool automatic;      /* the way of decoding was tempo's choice */
     u64 used;            /* Engine.clock when it was last started */
     i32 n_cached;        /* prompt tokens found in the cache */
     f64 from_ms, first_ms,
@@ -66,6 +70,7 @@ typedef struct {
     DlmOps ops;
     Graph graph;
     GraphOptions graph_options;
+    Tempo tempo;       /* for DECODE_AUTO */
     EngineSlot *slots; /* [n_slots] */
     DlmRow *rows;      /* [n_rows_max] */
     i32 n_slots;
@@ -107,6 +112,7 @@ static bool engine_map_(Engine *g, const char *path, Err *e) {
 
 static void engine_close(Engine *g) {
     if (!g) return;
+    if (g->slots) tempo_write_notes(&g->tempo);
     for (i32 i = 0; g->slots && i < g->n_slots; i++) decode_close(&g->slots[i].decode);
     mem_free(g->slots);
     mem_free(g->rows);
@@ -162,7 +168,9 @@ static bool engine_open_(Engine *g, const EngineOptions *o, Err *e) {
     if (!model_read(&g->model, &g->file, &g->tok, &mo, e)) return false;
     if (!pool_open(&g->pool, o->n_threads ? o->n_threads : os_cpu_count(), e)) return false;
     if (!kern_open_cpu(&g->ops, g->pool, o->cpu_level, e)) return false;
-    return model_load(&g->model, &mo, &g->ops, e) && engine_open_slots_(g, o, e);
+    if (!model_load(&g->model, &mo, &g->ops, e)) return false;
+    tempo_open(&g->tempo, &g->model, pool_threads(g->pool), o->notes);
+    return engine_open_slots_(g, o, e);
 }
 
 /* Opens the model file (or the built-in one), loads it and prepares the slots. */
@@ -175,6 +183,7 @@ static bool engine_open(Engine **out, const EngineOptions *o, Err *e) {
         engine_close(g);
         return false;
     }
+    if (o->automatic) tempo_prepare(&g->tempo, &g->graph, g->rows, 0);
     g->load_ms = os_now_ms() - from;
     *out = g;
     return true;
@@ -237,6 +246,24 @@ static void engine_on_token_(void *arg, const DecodeToken *t) {
     if (s->events.token) s->events.token(s->events.arg, t);
 }
 
+/* Is the slot still generating? False too for a finished answer that engine_finish has not
+ * collected. */
+static bool engine_busy(const Engine *g, i32 slot) {
+    return g->slots[slot].busy && g->slots[slot].decode.phase != PHASE_DONE;
+}
+
+/* *p with DECODE_AUTO turned into the way that is fastest here and now. */
+static DecodeParams engine_params_(Engine *g, i32 slot, const DecodeParams *p) {
+    DecodeParams use = *p;
+    g->slots[slot].automatic = p->mode == DECODE_AUTO;
+    if (p->mode != DECODE_AUTO) return use;
+    i32 n_streams = 1;
+    for (i32 i = 0; i < g->n_slots; i++) n_streams += engine_busy(g, i);
+    if (tempo_prepare(&g->tempo, &g->graph, g->rows, slot)) g->slots[slot].decode.n_cached = 0;
+    tempo_choose(&g->tempo, &g->model, n_streams, &use);
+    return use;
+}
+
 /* Begins a request in a free slot. prompt: [n_prompt] ids; the stop strings and biases of p must
  * live until the slot is finished. events may be NULL. */
 static bool engine_start(Engine *g, i32 slot, const i32 *prompt, i32 n_prompt,
@@ -254,19 +281,14 @@ static bool engine_start(Engine *g, i32 slot, const i32 *prompt, i32 n_prompt,
             "block size %d is larger than %d, for which memory was reserved when the model was loaded",
             p->block_size, g->graph.n_logits_max);
     s->from_ms = os_now_ms();
-    if (!decode_begin(&s->decode, prompt, n_prompt, p, e)) return false;
+    const DecodeParams use = engine_params_(g, slot, p);
+    if (!decode_begin(&s->decode, prompt, n_prompt, &use, e)) return false;
     s->events = events ? *events : none;
     s->n_cached = s->decode.n_cached;
     s->first_ms = s->prefill_ms = 0;
     s->used = ++g->clock;
     s->busy = true;
     return true;
-}
-
-/* Is the slot still generating? False too for a finished answer that engine_finish has not
- * collected. */
-static bool engine_busy(const Engine *g, i32 slot) {
-    return g->slots[slot].busy && g->slots[slot].decode.phase != PHASE_DONE;
 }
 
 /* Ends a slot's generation at once; engine_finish then returns what was sent so far. */
@@ -394,11 +416,14 @@ static bool engine_finish(Engine *g, i32 slot, DecodeResult *r, Err *e) {
                         .n_forwards_commit = n[PHASE_COMMIT],
                         .n_forwards_ar = n[PHASE_AR],
                         .n_from_prefill = d->n_from_prefill,
+                        .n_rows = d->n_rows,
+                        .mode = d->p.mode,
                         .ms_prefill = s->prefill_ms,
                         .ms_first_token = s->first_ms};
     r->ms_decode = os_now_ms() - s->from_ms - s->prefill_ms;
     for (i32 i = 0; i < d->n_out; i++)
         if (!tok_ids_push(&r->ids, d->tokens[d->n_prompt + i], e)) return false;
+    if (s->automatic && d->finish) tempo_note(&g->tempo, r);
     buf_put(&r->text, d->text.p, d->finish ? d->text.n : d->n_sent);
     return buf_ok(&r->text, "the answer", e);
 }

@@ -163,7 +163,8 @@ static void os_want_huge_pages(void *p, u64 n) {
 /* Gives back the pages that lie wholly inside [p, p + n) of a file mapping; touched again, they are
  * read again. Never for memory that was written to: its contents would be lost. */
 static void os_forget(const void *p, u64 n) {
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = ((uintptr_t)p + page - 1) / page * page;
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE),
+              from = ((uintptr_t)p + page - 1) / page * page;
     uintptr_t to = ((uintptr_t)p + n) / page * page;
     if (from < to) madvise((void *)from, to - from, MADV_DONTNEED);
 }
@@ -195,7 +196,7 @@ static OsWait os_wait_input(int fd, int ms, int seen) {
 #define OS_READ_CHUNK ((size_t)64 << 10)
 
 /* Appends everything that is left in fd. */
-static bool os_read_fd_(int fd, const char *name, Buf *out, Err *e) {
+static bool os_read_fd(int fd, const char *name, Buf *out, Err *e) {
     size_t max = out->max ? out->max : BUF_MAX_DEFAULT;
     for (;;) {
         /* At the lid one byte more is asked for, to tell "exactly full" from "too long". */
@@ -208,8 +209,7 @@ static bool os_read_fd_(int fd, const char *name, Buf *out, Err *e) {
         if (got < 0 && errno == EINTR) continue;
         if (got < 0) return err_set(e, ERR_RUNTIME, "cannot read %s: %s", name, strerror(errno));
         if (got == 0) return true;
-        if (want == 0)
-            return err_set(e, ERR_RUNTIME, "%s is too long: over %zu bytes", name, max);
+        if (want == 0) return err_set(e, ERR_RUNTIME, "%s is too long: over %zu bytes", name, max);
         out->n += (size_t)got;
         out->p[out->n] = 0;
     }
@@ -219,13 +219,13 @@ static bool os_read_fd_(int fd, const char *name, Buf *out, Err *e) {
 static bool os_read_file(const char *path, Buf *out, Err *e) {
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
     if (fd < 0) return err_set(e, ERR_RUNTIME, "cannot open '%s': %s", path, strerror(errno));
-    bool ok = os_read_fd_(fd, path, out, e);
+    bool ok = os_read_fd(fd, path, out, e);
     close(fd);
     return ok;
 }
 
 static bool os_read_stdin(Buf *out, Err *e) {
-    return os_read_fd_(OS_STDIN, "standard input", out, e);
+    return os_read_fd(OS_STDIN, "standard input", out, e);
 }
 
 /* Was something piped into us, as opposed to a terminal, /dev/null or nothing at all? */
@@ -318,6 +318,24 @@ static bool os_close_file(int fd, const char *path, Err *e) {
 static void os_close(int *fd) {
     if (*fd >= 0) close(*fd);
     *fd = -1;
+}
+
+#define OS_NOTES_PATH_MAX 4096
+
+/* Opens DIR/dlm/NAME for reading, and for appending to; a file of more than max bytes begins anew.
+ * Returns its descriptor, or -1: notes are a convenience. */
+static int os_open_notes(const char *dir, const char *name, u64 max) {
+    char path[OS_NOTES_PATH_MAX];
+    struct stat st;
+    if (snprintf(path, sizeof path, "%s/dlm", dir) >= (int)sizeof path) return -1;
+    if (mkdir(path, 0700) != 0 && errno != EEXIST) return -1;
+    if (snprintf(path, sizeof path, "%s/dlm/%s", dir, name) >= (int)sizeof path) return -1;
+    int fd = open(path, O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NOFOLLOW, 0600);
+    if (fd < 0) return -1;
+    bool fits = fstat(fd, &st) == 0 && S_ISREG(st.st_mode) &&
+                ((u64)st.st_size <= max || ftruncate(fd, 0) == 0);
+    if (!fits) os_close(&fd);
+    return fd;
 }
 
 /* Can others than the owner read this file? */
@@ -494,9 +512,9 @@ static u64 os_cgroup_limit_(OsCgroups where, Str controller,
     u64 least = UINT64_MAX;
     for (;;) {
         while (path.n && path.p[path.n - 1] == '/') path.n--;
-        int n = snprintf(dir, sizeof dir, "%s%s%.*s%.*s", where.mount, v2 ? "" : "/",
-                         (int)controller.n, v2 ? "" : controller.p,
-                         (int)MIN_OF(path.n, OS_PATH_MAX), path.p);
+        int n =
+            snprintf(dir, sizeof dir, "%s%s%.*s%.*s", where.mount, v2 ? "" : "/", (int)controller.n,
+                     v2 ? "" : controller.p, (int)MIN_OF(path.n, OS_PATH_MAX), path.p);
         if (n > 0 && (size_t)n < sizeof dir) least = MIN_OF(least, grant(dir, v2));
         if (path.n == 0) return least;
         while (path.n && path.p[path.n - 1] != '/') path.n--;
@@ -546,7 +564,8 @@ static u64 os_rss(int fd) {
     u64 pages = 0;
     size_t at = 0;
     Str s = {text, n > 0 ? (size_t)n : 0};
-    if (!os_number_(s, &at, &pages) || !os_number_(s, &at, &pages)) return 0; /* size resident ... */
+    if (!os_number_(s, &at, &pages) || !os_number_(s, &at, &pages))
+        return 0; /* size resident ... */
     return pages * (u64)sysconf(_SC_PAGESIZE);
 }
 

@@ -32,7 +32,7 @@ static int child_status(void (*fn)(void), Buf *said) {
     }
     close(out[1]);
     Err e = {0};
-    CHECK_OK(os_read_fd_(out[0], "the child", said, &e), e);
+    CHECK_OK(os_read_fd(out[0], "the child", said, &e), e);
     close(out[0]);
     int status = 0;
     CHECK(waitpid(pid, &status, 0) == pid);
@@ -107,7 +107,7 @@ static void interrupt_reading(void) {
     if (pipe(in) != 0 || !os_thread_start(&t, interrupt_reader, NULL, &e)) _exit(98);
     atomic_store(&asked.word, 1);
     os_gate_wake_all(&asked);
-    bool ok = os_read_fd_(in[0], "a silent pipe", &b, &e); /* ends whenever the signal comes */
+    bool ok = os_read_fd(in[0], "a silent pipe", &b, &e); /* ends whenever the signal comes */
     os_thread_join(&t);
     _exit(ok ? 97 : (int)e.code);
 }

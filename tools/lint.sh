@@ -12,7 +12,7 @@ ROOMS='base mem os pool net
     gguf utf8 json http tok safet tmpl
     quant kern_ref kern_tile kern_x86 kern_arm kern
     model graph
-    sample decode engine bench convert
+    sample decode tempo engine bench convert
     tls api batch server sandbox cli'
 LINES=110 # columns, the limit that no line may pass; the style asks for 100
 FUNCTION=70
