@@ -76,13 +76,6 @@ static f32 f32_rint_(f32 x) {
     return (x + magic) - magic;
 }
 
-/* C's lroundf for |x| < 2^22: half away from zero, as ggml's ternary encoders round. */
-static i32 f32_lround_(f32 x) {
-    i32 t = (i32)x;
-    f32 rest = x - (f32)t; /* exact */
-    return rest >= 0.5f ? t + 1 : rest <= -0.5f ? t - 1 : t;
-}
-
 /* ---- sizes ---- */
 
 static bool quant_is_ternary(DlmType type) {
@@ -377,7 +370,8 @@ static void iq4_xs_unpack_(const u8 *p, DlmUnpacked *u) {
 #if defined(__GNUC__)
 __attribute__((noinline))
 #endif
-static void quant_unpack(DlmType type, const u8 *p, DlmUnpacked *u) {
+static void
+quant_unpack(DlmType type, const u8 *p, DlmUnpacked *u) {
     switch (type) {
     case DLM_Q4_0: q4_0_unpack_(p, u); return;
     case DLM_Q4_1: q4_1_unpack_(p, u); return;
@@ -423,25 +417,134 @@ static void quant_values(DlmType type, const u8 *p, i64 n, f32 *out) {
 
 /* ---- encoders: x [n] f32 to one row, n a multiple of the block size ---- */
 
+/* The largest |x|. The bits of a positive float order as it does, and integers are compared many at a
+ * time. */
 static f32 max_abs_(const f32 *x, int n) {
-    f32 m = 0;
-    for (int i = 0; i < n; i++) m = MAX_OF(m, f32_abs_(x[i]));
-    return m;
-}
-
-static void q8_0_encode_(DlmBlockQ8_0 *b, const f32 *x) {
-    f32 d = max_abs_(x, DLM_QK8_0) / 127.0f, id = d != 0 ? 1.0f / d : 0;
-    b->d = f32_to_f16(d);
-    for (int j = 0; j < DLM_QK8_0; j++) b->q[j] = (i8)f32_lround_(x[j] * id);
-}
-
-static void ternary_codes_of_(const f32 *x, int n, u8 *codes, u16 *d16, int code_max) {
-    f32 d = max_abs_(x, n), id = d != 0 ? 1.0f / d : 0;
-    *d16 = f32_to_f16(d);
+    u32 top = 0;
     for (int i = 0; i < n; i++) {
-        i32 c = f32_lround_(x[i] * id) + 1;
-        codes[i] = (u8)MIN_OF(MAX_OF(c, 0), code_max);
+        u32 bits;
+        memcpy(&bits, x + i, sizeof bits);
+        bits &= 0x7fffffffu;
+        top = MAX_OF((i32)bits, (i32)top);
     }
+    f32 out;
+    memcpy(&out, &top, sizeof out);
+    return out;
+}
+
+static bool is_finite_(f32 x) {
+    return x - x == 0;
+}
+
+/* False when the scale is beyond the range of a 16-bit float. */
+static bool put_scale_(u16 *h, f32 scale) {
+    *h = f32_to_f16(scale);
+    return (*h & 0x7c00) != 0x7c00;
+}
+
+/* What weights are multiplied by to become codes. A block of zeros, or of numbers so small that this is
+ * infinite, decodes to zeros whatever its codes are. */
+static f32 inverse_(f32 scale) {
+    return scale != 0 ? 1.0f / scale : 0;
+}
+
+/* The code floor(v), at most top; 0 for a v that is not finite. */
+static u8 floor_code_(f32 v, int top) {
+    return (u8)(v >= 0 && v < 256 ? MIN_OF((int)v, top) : 0);
+}
+
+/* Half away from zero, as C's roundf, for |v| < 2^22; 0 for a v that is not finite. */
+static i32 round_code_(f32 v) {
+    if (!(v > -4194304.0f && v < 4194304.0f)) return 0;
+    i32 t = (i32)v;
+    f32 rest = v - (f32)t; /* exact */
+    return rest >= 0.5f ? t + 1 : rest <= -0.5f ? t - 1 : t;
+}
+
+/* Q4_0 and Q5_0: the weight of largest magnitude, which keeps its sign, becomes code 0; zero is `half`. */
+static bool signed_codes_(const f32 *x, int half, u16 *d16, u8 *codes /* [32] */) {
+    f32 top = x[0];
+    for (int i = 1; i < 32; i++)
+        if (f32_abs_(x[i]) > f32_abs_(top)) top = x[i];
+    f32 d = top / (f32)-half, id = inverse_(d);
+    for (int i = 0; i < 32; i++)
+        codes[i] = floor_code_(x[i] * id + ((f32)half + 0.5f), 2 * half - 1);
+    return put_scale_(d16, d);
+}
+
+/* Q4_1 and Q5_1: codes 0 to top from the smallest weight to the largest. */
+static bool range_codes_(const f32 *x, int top, u16 *d16, u16 *m16, u8 *codes /* [32] */) {
+    f32 low = x[0], high = x[0];
+    for (int i = 1; i < 32; i++) {
+        low = MIN_OF(x[i], low);
+        high = MAX_OF(x[i], high);
+    }
+    f32 d = (high - low) / (f32)top, id = inverse_(d);
+    for (int i = 0; i < 32; i++) codes[i] = floor_code_((x[i] - low) * id + 0.5f, top);
+    bool ok = put_scale_(d16, d);
+    return put_scale_(m16, low) && ok;
+}
+
+static void put_nibbles_(const u8 *codes /* [32] */, u8 *qs /* [16] */) {
+    for (int j = 0; j < 16; j++) qs[j] = (u8)((codes[j] & 15) | (codes[j + 16] & 15) << 4);
+}
+
+static void put_fifth_bits_(const u8 *codes /* [32] */, u8 qh[4]) {
+    u32 bits = 0;
+    for (int j = 0; j < 32; j++) bits |= (u32)(codes[j] >> 4) << j;
+    memcpy(qh, &bits, sizeof bits);
+}
+
+static bool q4_0_encode_(const f32 *x, u8 *p) {
+    DlmBlockQ4_0 *b = (DlmBlockQ4_0 *)p;
+    u8 codes[32];
+    bool ok = signed_codes_(x, 8, &b->d, codes);
+    put_nibbles_(codes, b->qs);
+    return ok;
+}
+
+static bool q4_1_encode_(const f32 *x, u8 *p) {
+    DlmBlockQ4_1 *b = (DlmBlockQ4_1 *)p;
+    u8 codes[32];
+    bool ok = range_codes_(x, 15, &b->d, &b->m, codes);
+    put_nibbles_(codes, b->qs);
+    return ok;
+}
+
+static bool q5_0_encode_(const f32 *x, u8 *p) {
+    DlmBlockQ5_0 *b = (DlmBlockQ5_0 *)p;
+    u8 codes[32];
+    bool ok = signed_codes_(x, 16, &b->d, codes);
+    put_nibbles_(codes, b->qs);
+    put_fifth_bits_(codes, b->qh);
+    return ok;
+}
+
+static bool q5_1_encode_(const f32 *x, u8 *p) {
+    DlmBlockQ5_1 *b = (DlmBlockQ5_1 *)p;
+    u8 codes[32];
+    bool ok = range_codes_(x, 31, &b->d, &b->m, codes);
+    put_nibbles_(codes, b->qs);
+    put_fifth_bits_(codes, b->qh);
+    return ok;
+}
+
+static bool q8_0_encode_(const f32 *x, u8 *p) {
+    DlmBlockQ8_0 *b = (DlmBlockQ8_0 *)p;
+    f32 d = max_abs_(x, DLM_QK8_0) / 127.0f, id = inverse_(d);
+    for (int j = 0; j < DLM_QK8_0; j++) b->q[j] = (i8)round_code_(x[j] * id);
+    return put_scale_(&b->d, d);
+}
+
+/* The largest |x| is the scale; what is half of it or more becomes -1 or +1. */
+static bool ternary_codes_of_(const f32 *x, int n, u8 *codes, u16 *d16) {
+    f32 d = max_abs_(x, n), id = inverse_(d);
+    if (!is_finite_(id)) id = 0;
+    for (int i = 0; i < n; i++) {
+        f32 v = x[i] * id;
+        codes[i] = (u8)(1 + (v >= 0.5f) - (v <= -0.5f));
+    }
+    return put_scale_(d16, d);
 }
 
 static u8 tq1_byte_(const u8 *codes, int stride, int n_trits) {
@@ -451,48 +554,112 @@ static u8 tq1_byte_(const u8 *codes, int stride, int n_trits) {
                 243); /* ceil(v * 256 / 3^5): decoding by multiplication then is exact */
 }
 
-static void tq1_encode_(DlmBlockTQ1_0 *b, const f32 *x) {
+static bool tq1_encode_(const f32 *x, u8 *p) {
+    DlmBlockTQ1_0 *b = (DlmBlockTQ1_0 *)p;
     u8 c[DLM_QK_T];
-    ternary_codes_of_(x, DLM_QK_T, c, &b->d, 2);
+    bool ok = ternary_codes_of_(x, DLM_QK_T, c, &b->d);
     for (int m = 0; m < 32; m++) b->qs[m] = tq1_byte_(c + m, 32, 5);
     for (int m = 0; m < 16; m++) b->qs[32 + m] = tq1_byte_(c + 160 + m, 16, 5);
     for (int j = 0; j < 4; j++) b->qh[j] = tq1_byte_(c + 240 + j, 4, 4);
+    return ok;
 }
 
-static void tq2_encode_(DlmBlockTQ2_0 *b, const f32 *x) {
+static bool tq2_encode_(const f32 *x, u8 *p) {
+    DlmBlockTQ2_0 *b = (DlmBlockTQ2_0 *)p;
     u8 c[DLM_QK_T];
-    ternary_codes_of_(x, DLM_QK_T, c, &b->d, 2);
+    bool ok = ternary_codes_of_(x, DLM_QK_T, c, &b->d);
     for (int i = 0; i < 64; i++) {
         const u8 *group = c + i / 32 * 128 + i % 32;
         b->qs[i] = (u8)(group[0] | group[32] << 2 | group[64] << 4 | group[96] << 6);
     }
+    return ok;
 }
 
-static void q2_encode_(DlmBlockQ2_0 *b, const f32 *x) {
+static bool q2_encode_(const f32 *x, u8 *p) {
+    DlmBlockQ2_0 *b = (DlmBlockQ2_0 *)p;
     u8 c[DLM_QK2_0];
-    ternary_codes_of_(x, DLM_QK2_0, c, &b->d, 3);
+    bool ok = ternary_codes_of_(x, DLM_QK2_0, c, &b->d);
     for (int i = 0; i < 16; i++)
         b->qs[i] = (u8)(c[4 * i] | c[4 * i + 1] << 2 | c[4 * i + 2] << 4 | c[4 * i + 3] << 6);
+    return ok;
 }
 
-/* Encodes a row; out has quant_row_bytes(type, n) bytes. False for a type without a row encoder
- * (I2_S: its one scale belongs to the whole tensor; nor the 2- to 6-bit types, which dlm only
- * reads). */
-static bool quant_encode_row(DlmType type, const f32 *x, i64 n, u8 *out) {
-    if (type == DLM_I2_S || (quant_is_blocks(type) && type != DLM_Q8_0)) return false;
-    u64 bytes = quant_row_bytes(type, n);
-    i64 n_blocks = n / quant_info(type)->block;
-    if (type == DLM_F32) memcpy(out, x, bytes);
-    for (i64 i = 0; i < n_blocks; i++) switch (type) {
-        case DLM_F16: ((u16 *)(void *)out)[i] = f32_to_f16(x[i]); break;
-        case DLM_BF16: ((u16 *)(void *)out)[i] = f32_to_bf16(x[i]); break;
-        case DLM_Q8_0: q8_0_encode_((DlmBlockQ8_0 *)(void *)out + i, x + i * DLM_QK8_0); break;
-        case DLM_TQ1_0: tq1_encode_((DlmBlockTQ1_0 *)(void *)out + i, x + i * DLM_QK_T); break;
-        case DLM_TQ2_0: tq2_encode_((DlmBlockTQ2_0 *)(void *)out + i, x + i * DLM_QK_T); break;
-        case DLM_Q2_0: q2_encode_((DlmBlockQ2_0 *)(void *)out + i, x + i * DLM_QK2_0); break;
-        default: break;
-        }
+static bool f32_encode_(const f32 *x, u8 *p) {
+    memcpy(p, x, sizeof *x);
     return true;
+}
+
+static bool f16_encode_(const f32 *x, u8 *p) {
+    return put_scale_((u16 *)(void *)p, x[0]);
+}
+
+static bool bf16_encode_(const f32 *x, u8 *p) {
+    u16 h = f32_to_bf16(x[0]);
+    memcpy(p, &h, sizeof h);
+    return (h & 0x7f80) != 0x7f80;
+}
+
+/* One block each; false when a weight or scale is beyond the range of the 16-bit float it becomes. */
+static const struct {
+    DlmType type;
+    bool (*encode)(const f32 *x, u8 *p);
+} QUANT_ENCODERS_[] = {
+    {DLM_F32, f32_encode_},   {DLM_F16, f16_encode_},   {DLM_BF16, bf16_encode_},
+    {DLM_Q8_0, q8_0_encode_}, {DLM_Q4_0, q4_0_encode_}, {DLM_Q4_1, q4_1_encode_},
+    {DLM_Q5_0, q5_0_encode_}, {DLM_Q5_1, q5_1_encode_}, {DLM_TQ1_0, tq1_encode_},
+    {DLM_TQ2_0, tq2_encode_}, {DLM_Q2_0, q2_encode_},
+};
+
+/* Can weights be turned into this type? I2_S comes from quant_i2_s, the others from quant_row. */
+static bool quant_can_make(DlmType type) {
+    for (size_t i = 0; i < COUNT_OF(QUANT_ENCODERS_); i++)
+        if (QUANT_ENCODERS_[i].type == type) return true;
+    return type == DLM_I2_S;
+}
+
+static bool all_finite_(const f32 *x, i64 n) {
+    for (; n >= 32; x += 32, n -= 32)
+        if (!is_finite_(max_abs_(x, 32))) return false;
+    return is_finite_(max_abs_(x, (int)n));
+}
+
+/* Encodes a row of a type that quant_can_make and that has rows of their own (not I2_S); dst has
+ * quant_row_bytes(type, n) bytes. Returns NULL, or what is wrong with the weights. */
+static const char *quant_row(DlmType type, const f32 *x, i64 n, void *dst) {
+    if (!all_finite_(x, n)) return "a weight is NaN or infinite";
+    const DlmTypeInfo *info = quant_info(type);
+    bool ok = true;
+    for (size_t k = 0; k < COUNT_OF(QUANT_ENCODERS_); k++) {
+        if (QUANT_ENCODERS_[k].type != type) continue;
+        ASSERT(n % info->block == 0);
+        for (i64 i = 0; i < n / info->block; i++)
+            ok &= QUANT_ENCODERS_[k].encode(x + i * info->block, (u8 *)dst + i * info->bytes);
+        return ok ? NULL : "a weight is too large for a 16-bit float, or its scale is";
+    }
+    ASSERT(!"quant_row: not a type with an encoder");
+    return NULL;
+}
+
+/* Codes of an I2_S tensor (0 = -1, 1 = 0, 2 = +1), any run of them whose length is a multiple of 128, to
+ * n/4 bytes of the official layout. */
+static void quant_i2s_codes(const u8 *codes, i64 n, u8 *dst) {
+    ASSERT(n % 128 == 0);
+    for (i64 i = 0; i < n / 4; i++) {
+        const u8 *c = codes + i / 32 * 128 + i % 32;
+        dst[i] = (u8)(c[0] << 6 | c[32] << 4 | c[64] << 2 | c[96]);
+    }
+}
+
+/* What follows an I2_S tensor's codes. */
+static void quant_i2s_tail(f32 scale, u8 dst[DLM_I2S_TAIL]) {
+    memset(dst, 0, DLM_I2S_TAIL);
+    memcpy(dst, &scale, sizeof scale);
+}
+
+/* A whole I2_S tensor; n_in * n_out is a multiple of 128, dst has n_in * n_out / 4 + DLM_I2S_TAIL bytes. */
+static void quant_i2_s(const u8 *codes, i64 n_in, i64 n_out, f32 scale, void *dst) {
+    quant_i2s_codes(codes, n_in * n_out, dst);
+    quant_i2s_tail(scale, (u8 *)dst + n_in * n_out / 4);
 }
 
 #endif

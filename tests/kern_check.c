@@ -162,7 +162,7 @@ static DlmMat random_matrix(const DlmTypeInfo *info, i32 n_out, i32 n_in) {
     static f32 row[N_MAX];
     for (i32 o = 0; o < n_out; o++) {
         fill(row, n_in, o % 2);
-        if (m.kind != DLM_MAT_BLOCKS) quant_encode_row(info->type, row, n_in, data + o * bytes);
+        if (m.kind != DLM_MAT_BLOCKS) quant_row(info->type, row, n_in, data + o * bytes);
         for (i64 i = 0; m.kind == DLM_MAT_BLOCKS && i < bytes; i++)
             data[o * bytes + i] = (u8)test_rng(&rng);
         for (i64 b = 0; m.kind == DLM_MAT_BLOCKS && b < n_in / (i64)info->block; b++)
