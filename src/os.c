@@ -338,6 +338,84 @@ static int os_open_notes(const char *dir, const char *name, u64 max) {
     return fd;
 }
 
+/* ---- a file that appears whole or not at all ---- */
+
+#define OS_NEW_PATH_MAX 4096
+
+typedef struct {
+    const char *path; /* where it will be */
+    int fd;
+    bool named; /* it lies at temp already: the file system has no files without names */
+    char temp[OS_NEW_PATH_MAX];
+} OsNewFile;
+
+/* Is there a file, or a folder, of this name? */
+static bool os_is_file(const char *path) {
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISREG(st.st_mode);
+}
+
+static bool os_is_folder(const char *path) {
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+static bool os_is_same_file(const char *a, const char *b) {
+    struct stat x, y;
+    return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+/* Begins a file that os_new_finish puts at `path`. Until then it has no name where the file system can
+ * do that: whatever ends this process, nothing is left behind. Elsewhere it is path.PID.tmp. */
+static bool os_new_open(OsNewFile *f, const char *path, Err *e) {
+    *f = (OsNewFile){.path = path, .fd = -1};
+    struct stat st;
+    int n = snprintf(f->temp, sizeof f->temp, "%s.%d.tmp", path, (int)getpid());
+    if (n < 0 || n >= (int)sizeof f->temp)
+        return err_set(e, ERR_USAGE, "the name of the new file is too long");
+    if (stat(path, &st) == 0 && !S_ISREG(st.st_mode))
+        return err_set(e, ERR_USAGE, "'%s' is there and is not a file; name another one", path);
+    char folder[OS_NEW_PATH_MAX];
+    const char *slash = strrchr(path, '/');
+    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path + 1) : 1,
+             slash ? path : ".");
+    if (access("/proc/self/fd", X_OK) == 0)
+        f->fd = open(folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0666);
+    if (f->fd >= 0) return true;
+    f->named = true;
+    f->fd = open(f->temp, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOCTTY, 0666);
+    if (f->fd >= 0) return true;
+    return err_set(e, ERR_RUNTIME, "cannot create '%s': %s", path, strerror(errno));
+}
+
+/* Drops an unfinished file; does nothing for one that is finished or was never begun. */
+static void os_new_drop(OsNewFile *f) {
+    if (f->fd >= 0 && f->named) unlink(f->temp);
+    os_close(&f->fd);
+}
+
+/* Puts the file in its place, over one that was there, once all of it is on the disk. */
+static bool os_new_finish(OsNewFile *f, Err *e) {
+    char link[64];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", f->fd);
+    bool ok = fsync(f->fd) == 0;
+    if (ok && !f->named) {
+        ok = linkat(AT_FDCWD, link, AT_FDCWD, f->temp, AT_SYMLINK_FOLLOW) == 0;
+        f->named = ok;
+    }
+    ok = ok && rename(f->temp, f->path) == 0;
+    if (!ok) err_set(e, ERR_RUNTIME, "cannot finish '%s': %s", f->path, strerror(errno));
+    if (ok) f->named = false;
+    os_new_drop(f);
+    return ok;
+}
+
+/* Maps what was written so far, for reading. */
+static bool os_new_map(const OsNewFile *f, OsMap *m, Err *e) {
+    *m = (OsMap){0};
+    return os_map_fd_(m, f->fd, f->path, e);
+}
+
 /* Can others than the owner read this file? */
 static bool os_is_shared_file(const char *path) {
     struct stat st;

@@ -328,6 +328,36 @@ static void test_threads(void) {
     os_gate_wait(&gate, 0); /* the word has changed: returns at once */
 }
 
+static void test_new_file(void) {
+    Err e = {0};
+    OsNewFile f;
+    OsMap m;
+    if (!CHECK_OK(os_new_open(&f, at("new"), &e), e)) return;
+    CHECK_OK(os_write_all(f.fd, "half", 4, &e), e);
+    CHECK(!os_is_file(at("new")));
+    os_new_drop(&f);
+    os_new_drop(&f);
+    CHECK(!os_is_file(at("new")) && !os_is_file(f.temp));
+    for (int again = 0; again < 2; again++) { /* the second replaces the first */
+        if (!CHECK_OK(os_new_open(&f, at("new"), &e), e)) return;
+        CHECK_OK(os_write_all(f.fd, "whole", 5, &e) && os_new_map(&f, &m, &e), e);
+        CHECK(m.n == 5 && memcmp(m.p, "whole", 5) == 0);
+        os_unmap(&m);
+        CHECK_OK(os_new_finish(&f, &e), e);
+        CHECK(os_is_file(at("new")) && !os_is_file(f.temp) && f.fd == -1);
+    }
+    char other[128];
+    snprintf(other, sizeof other, "%s", at("new"));
+    CHECK(os_is_same_file(at("new"), other) && !os_is_same_file(other, at("five")));
+    CHECK(os_is_folder(dir) && !os_is_folder(other) && !os_is_file(dir));
+    CHECK(!os_new_open(&f, dir, &e));
+    CHECK_ERR(e, ERR_USAGE, "is not a file");
+    e = (Err){0};
+    CHECK(!os_new_open(&f, at("nowhere/new"), &e));
+    CHECK_ERR(e, ERR_RUNTIME, "cannot create");
+    CHECK(unlink(other) == 0);
+}
+
 int main(void) {
     snprintf(dir, sizeof dir, "/tmp/t_os.XXXXXX");
     if (!CHECK(mkdtemp(dir) != NULL)) return test_end();
@@ -337,6 +367,7 @@ int main(void) {
     test_read();
     test_lines();
     test_write();
+    test_new_file();
     test_cgroups();
     test_machine();
     test_threads();
