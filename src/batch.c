@@ -6,8 +6,9 @@
  *            cancelled gives its slot back within one forward; nobody's slowness delays a step.
  *
  * An asker fills a BatchCall with one job for each answer that it wants and submits it. What happens is
- * written into the call's mail, and the call's waker is pulled, once for each forward. The asker takes
- * the mail away whole and reads the events from it. When no job is left the call is its own again. */
+ * written into the call's mail, and the call's waker is pulled when there is mail where was none, and when
+ * a job ends. The asker takes the mail away whole, whenever it likes, and reads the events from it. When no
+ * job is left the call is its own again. */
 #ifndef DLM_BATCH_C
 #define DLM_BATCH_C
 
@@ -184,10 +185,10 @@ static void batch_poke_(Batch *b) {
 }
 
 /* Moves what the step brought into the call's mail. An asker that does not read it loses its jobs.
- * Under the lock. */
-static void batch_deliver_(BatchJob *j) {
+ * Under the lock. True when the asker may not know yet that there is mail. */
+static bool batch_deliver_(BatchJob *j) {
     BatchCall *c = j->call;
-    if (!j->fresh.n && !j->fresh.failed) return;
+    bool first = !c->mail.n;
     if (!c->mail.n && !c->mail.failed && !j->fresh.failed) {
         Buf empty = c->mail;
         c->mail = j->fresh;
@@ -197,6 +198,7 @@ static void batch_deliver_(BatchJob *j) {
         for (i32 i = 0; i < c->n_jobs; i++) atomic_store(&c->jobs[i].cancelled, true);
     }
     buf_clear(&j->fresh);
+    return first;
 }
 
 /* The job is over. The call may be gone as soon as the lock is open. */
@@ -272,9 +274,9 @@ static void batch_collect_(Batch *b, i32 *n_running, const Err *failure) {
         } else if (j->fresh.n || j->fresh.failed) {
             const NetWaker *waker = j->call->waker;
             os_lock(&b->lock);
-            batch_deliver_(j);
+            bool first = batch_deliver_(j);
             os_unlock(&b->lock);
-            net_wake(waker);
+            if (first) net_wake(waker);
         }
     }
 }

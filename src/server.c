@@ -38,6 +38,7 @@
 #define SERVER_HEAD_MS 10e3      /* a request's head, in all, from its first byte */
 #define SERVER_STALL_MS 10e3     /* a body or an answer: so long, and longer for its size at ... */
 #define SERVER_RATE 16.0         /* ... this many bytes in a millisecond */
+#define SERVER_GATHER_MS 8       /* events are written this often at most: no screen shows more */
 #define SERVER_PING_MS 15e3      /* a stream that has nothing to say shows that it lives */
 #define SERVER_GOODBYE_MS 1e3    /* for the other side to close as well */
 #define SERVER_BREATH_MS 20      /* between two looks, when there is no free worker or descriptor */
@@ -552,15 +553,27 @@ static bool server_take_mail_(ServerCall_ *c) {
     return !last;
 }
 
+/* Waits for mail. What comes soon after the last that was written waits for more of its kind: a quick model
+ * would have every token cost a wake-up and a packet. An end is told at once. */
+static NetResult server_wait_mail_(ServerCall_ *c, f64 written_ms, f64 deadline_ms) {
+    ServerWorker *w = c->w;
+    NetResult r = net_wait(&w->conn, &w->waker, deadline_ms);
+    net_waker_clear(&w->waker);
+    if (r != NET_WOKEN || os_now_ms() >= written_ms + SERVER_GATHER_MS) return r;
+    r = net_wait(&w->conn, &w->waker, written_ms + SERVER_GATHER_MS);
+    net_waker_clear(&w->waker);
+    return r == NET_TIMEOUT ? NET_WOKEN : r;
+}
+
 /* Waits for the answers and passes them on until they are complete, the client has gone, the time is up,
  * or something failed. */
 static void server_follow_(ServerCall_ *c) {
     ServerWorker *w = c->w;
     bool more = true;
-    f64 ping_ms = os_now_ms() + SERVER_PING_MS;
+    f64 written_ms = 0, ping_ms = os_now_ms() + SERVER_PING_MS;
     while (more && !c->gone && !c->x.status) {
-        NetResult r = net_wait(&w->conn, &w->waker,
-                               c->req.stream ? MIN_OF(ping_ms, c->deadline_ms) : c->deadline_ms);
+        NetResult r = server_wait_mail_(
+            c, written_ms, c->req.stream ? MIN_OF(ping_ms, c->deadline_ms) : c->deadline_ms);
         if (r == NET_END) c->gone = true;
         if (r == NET_TIMEOUT && os_now_ms() >= c->deadline_ms)
             api_fail(&c->x, 504, "timeout",
@@ -568,13 +581,13 @@ static void server_follow_(ServerCall_ *c) {
                      w->server->o.timeout_s);
         else if (r == NET_TIMEOUT)
             api_put_stream_ping(&c->events, w->note.route);
-        net_waker_clear(&w->waker);
         if (atomic_load(&w->server->state) == SERVER_CUTTING_)
             api_fail(&c->x, 503, "shutting_down", "the server is shutting down");
         if (r == NET_WOKEN) more = server_take_mail_(c);
         if (c->events.n && !c->gone) {
             server_flush_(c);
-            ping_ms = os_now_ms() + SERVER_PING_MS;
+            written_ms = os_now_ms();
+            ping_ms = written_ms + SERVER_PING_MS;
         }
     }
     if (more) batch_cancel(&w->server->batch, &c->call);

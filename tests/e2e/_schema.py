@@ -298,7 +298,7 @@ SCHEMAS = {
                     "block_size_max": INT,
                     "threshold": POSITIVE,
                     "attention": one_of("causal", "block", "full"),
-                    "modes": array(one_of("ar", "greedy", "iterative", "adaptive"), 1),
+                    "modes": array(one_of("ar", "greedy", "iterative", "adaptive", "auto"), 1),
                 }
             ),
         }
