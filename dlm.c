@@ -25,7 +25,7 @@
  *     fourth floor    sample  decode  tempo  engine  bench   diffusion: why the house exists
  *     third floor     model  graph                           what a model is; one forward pass
  *     second floor    quant  kern_{ref,tile,x86,arm}  kern   numbers
- *     first floor     gguf  utf8  json  http  tok  tmpl      pure functions on bytes, all fuzzed
+ *     first floor     gguf  utf8  json  http  pre  tok  tmpl pure functions on bytes, all fuzzed
  *     ground          base  mem  os  pool  net               knows no models and no formats
  *
  * The way of one answer, from the door up and down again:
@@ -93,6 +93,8 @@
 #include "src/gguf.c"
 /* Code points and their classes, from a generated table. */
 #include "src/utf8.c"
+/* How a text is cut into words before it is tokenized: the published expressions and their matcher. */
+#include "src/pre.c"
 /* Text to token ids and back. */
 #include "src/tok.c"
 SMALL_ROOMS

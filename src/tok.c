@@ -1,7 +1,7 @@
 /* tok.c - byte-level BPE: text to token ids and back, as the vocabulary in a GGUF file says.
  *
  * Owns:      its tables; token texts stay in the GGUF mapping, which must outlive the Tok.
- * Stands on: base mem utf8 gguf
+ * Stands on: base mem utf8 pre gguf
  * Promises:  immutable once open, so any number of threads may encode; no text, however long or broken,
  *            takes more than O(n log n) time; untrusted text never becomes a control token. */
 #ifndef DLM_TOK_C
@@ -10,13 +10,14 @@
 #include "base.c"
 #include "gguf.c"
 #include "mem.c"
+#include "pre.c"
 #include "utf8.c"
 
-#define TOK_VOCAB_MAX (1u << 22)         /* tokens */
-#define TOK_MERGES_MAX (1u << 23)        /* merges */
-#define TOK_TEXT_MAX ((size_t)64 << 10)  /* bytes of one token's text */
-#define TOK_SPECIAL_MAX ((size_t)256)    /* bytes of a token that is looked for in the text */
-#define TOK_INPUT_MAX ((size_t)1 << 30)  /* bytes of text in one call */
+#define TOK_VOCAB_MAX (1u << 22)        /* tokens */
+#define TOK_MERGES_MAX (1u << 23)       /* merges */
+#define TOK_TEXT_MAX ((size_t)64 << 10) /* bytes of one token's text */
+#define TOK_SPECIAL_MAX ((size_t)256)   /* bytes of a token that is looked for in the text */
+#define TOK_INPUT_MAX ((size_t)1 << 30) /* bytes of text in one call */
 #define TOK_IDS_MAX_DEFAULT ((size_t)1 << 28)
 /* Slots that a look-up may visit. Tables are at most 2/3 full, where honest rows stay under a
  * hundred; a longer one was made on purpose, and is refused when the table is filled. */
@@ -53,246 +54,17 @@ static bool tok_ids_push(TokIds *ids, i32 id, Err *e) {
     return true;
 }
 
-/* ---- pre-tokenizers: the published regular expressions, by hand ----
- *
- * A split takes the piece s.p[i .. s.n) and returns where its first part ends: either a match of
- * the expression at i, or the text before the next match. Splits are applied one inside the other,
- * and a lookahead sees the end of the piece, as in the `tokenizers` package. Each advances at least
- * one code point and looks at every code point a bounded number of times. */
-
-typedef size_t (*TokSplit)(Str s, size_t i);
-
-#define TOK_OTHER (~(UTF8_LETTER | UTF8_NUMBER | UTF8_SPACE)) /* [^\s\p{L}\p{N}] */
-
-/* The class of the code point at i, and where the next one begins; 0 at the end of the piece. */
-static u32 tok_class_(Str s, size_t i, size_t *next) {
-    *next = i;
-    return i < s.n ? utf8_class(utf8_next(s, next)) : 0;
-}
-
-/* The end of the run of code points in `set` that begins at i. */
-static size_t tok_run_(Str s, size_t i, u32 set) {
-    size_t next;
-    while (tok_class_(s, i, &next) & set) i = next;
-    return i;
-}
-
-static bool tok_is_newline_(Str s, size_t i) {
-    return i < s.n && (s.p[i] == '\r' || s.p[i] == '\n');
-}
-
-/* 's|'t|'re|'ve|'m|'ll|'d: the end of the match at i, or i. */
-static size_t tok_contraction_(Str s, size_t i, bool any_case) {
-    if (i >= s.n || s.p[i] != '\'') return i;
-    size_t j = i + 1, k;
-    if (j >= s.n) return i;
-    u32 a = utf8_next(s, &j), b = 0;
-    k = j;
-    if (k < s.n) b = utf8_next(s, &k);
-    if (any_case) {
-        a = utf8_fold_ascii(a);
-        b = utf8_fold_ascii(b);
-    }
-    if (a == 's' || a == 't' || a == 'm' || a == 'd') return j;
-    if ((a == 'r' || a == 'v') && b == 'e') return k;
-    return a == 'l' && b == 'l' ? k : i;
-}
-
-/* \s+(?!\S)|\s+ at i, a white space: a run leaves its last character to the word that follows. */
-static size_t tok_spaces_(Str s, size_t i) {
-    size_t last = i, end = i, next;
-    while (tok_class_(s, end, &next) & UTF8_SPACE) {
-        last = end;
-        end = next;
-    }
-    return end == s.n || last == i ? end : last;
-}
-
-/* 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+ */
-static size_t tok_split_gpt2_(Str s, size_t i) {
-    size_t end = tok_contraction_(s, i, false), next;
-    if (end > i) return end;
-    size_t word = i + (s.p[i] == ' ');
-    u32 class = tok_class_(s, word, &next);
-    if (class & UTF8_LETTER) return tok_run_(s, next, UTF8_LETTER);
-    if (class & UTF8_NUMBER) return tok_run_(s, next, UTF8_NUMBER);
-    if (class & TOK_OTHER) return tok_run_(s, next, TOK_OTHER);
-    return tok_spaces_(s, i);
-}
-
-/* (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,DIGITS}| ?[^\s\p{L}\p{N}]+[\r\n]*|
- * \s*[\r\n]+|\s+(?!\S)|\s+ */
-static size_t tok_split_cl100k_(Str s, size_t i, u32 digits) {
-    size_t end = tok_contraction_(s, i, true), next, after;
-    if (end > i) return end;
-    u32 class = tok_class_(s, i, &next);
-    if (class & UTF8_LETTER) return tok_run_(s, next, UTF8_LETTER);
-    if (class & UTF8_NUMBER) {
-        for (end = next; --digits && tok_class_(s, end, &next) & UTF8_NUMBER;) end = next;
-        return end;
-    }
-    if (!tok_is_newline_(s, i) && tok_class_(s, next, &after) & UTF8_LETTER)
-        return tok_run_(s, after, UTF8_LETTER);
-    if (tok_class_(s, i + (s.p[i] == ' '), &next) & TOK_OTHER) {
-        for (end = tok_run_(s, next, TOK_OTHER); tok_is_newline_(s, end);) end++;
-        return end;
-    }
-    /* Only white space is left. \s* gives back what it must: up to the run's last newline. */
-    size_t run = tok_run_(s, i, UTF8_SPACE);
-    for (end = run; end > i; end--)
-        if (tok_is_newline_(s, end - 1)) return end;
-    return tok_spaces_(s, i);
-}
-
-static size_t tok_split_qwen2_(Str s, size_t i) {
-    return tok_split_cl100k_(s, i, 1);
-}
-
-static size_t tok_split_llama3_(Str s, size_t i) {
-    return tok_split_cl100k_(s, i, 3);
-}
-
-/* \p{N} */
-static size_t tok_split_digit_(Str s, size_t i) {
-    size_t next;
-    return tok_class_(s, i, &next) & UTF8_NUMBER ? next : tok_run_(s, next, ~UTF8_NUMBER);
-}
-
-/* [\r\n] */
-static size_t tok_split_newline_(Str s, size_t i) {
-    if (tok_is_newline_(s, i)) return i + 1;
-    while (i < s.n && !tok_is_newline_(s, i)) i++;
-    return i;
-}
-
-/* [\p{P}\$\+<=>\^~\|`]+ : punctuation, and every symbol of ASCII */
-static size_t tok_split_punct_(Str s, size_t i) {
-    bool want = false;
-    for (size_t at = i, next; at < s.n; at = next) {
-        u32 class = tok_class_(s, at, &next);
-        bool is = class & UTF8_PUNCTUATION || ((u8)s.p[at] < 0x80 && class & UTF8_SYMBOL);
-        if (at == i) want = is;
-        if (is != want) return at;
-    }
-    return s.n;
-}
-
-static bool tok_three_digits_(Str s, size_t i) {
-    if (s.n - i < 3) return false;
-    for (size_t k = i; k < i + 3; k++)
-        if (s.p[k] < '0' || s.p[k] > '9') return false;
-    return true;
-}
-
-/* [0-9][0-9][0-9] */
-static size_t tok_split_thousand_(Str s, size_t i) {
-    if (tok_three_digits_(s, i)) return i + 3;
-    while (i < s.n && !tok_three_digits_(s, i)) i++;
-    return i;
-}
-
-/* \s?SET+ : the end of the match at i, or i. */
-static size_t tok_spaced_(Str s, size_t i, u32 set) {
-    size_t next, after;
-    u32 class = tok_class_(s, i, &next);
-    if (class & set) return tok_run_(s, next, set);
-    if (class & UTF8_SPACE && tok_class_(s, next, &after) & set) return tok_run_(s, after, set);
-    return i;
-}
-
-static size_t tok_split_spaced_(Str s, size_t i, u32 set) {
-    size_t end = tok_spaced_(s, i, set), next;
-    if (end > i) return end;
-    for (tok_class_(s, i, &next); next < s.n && tok_spaced_(s, next, set) == next;)
-        tok_class_(s, next, &next);
-    return next;
-}
-
-static size_t tok_split_letters_(Str s, size_t i) {
-    return tok_split_spaced_(s, i, UTF8_LETTER);
-}
-
-static size_t tok_split_puncts_(Str s, size_t i) {
-    return tok_split_spaced_(s, i, UTF8_PUNCTUATION);
-}
-
-/* [U+4E00-U+9FA5 U+0800-U+4E00 U+AC00-U+D7FF]+ : DeepSeek's idea of CJK, as published */
-static size_t tok_split_cjk_(Str s, size_t i) {
-    bool want = false;
-    for (size_t at = i, next; at < s.n; at = next) {
-        next = at;
-        u32 cp = utf8_next(s, &next);
-        bool is = (cp >= 0x800 && cp <= 0x9FA5) || (cp >= 0xAC00 && cp <= 0xD7FF);
-        if (at == i) want = is;
-        if (is != want) return at;
-    }
-    return s.n;
-}
-
-typedef enum {
-    TOK_PRE_GPT2,
-    TOK_PRE_SMOLLM,
-    TOK_PRE_QWEN2,
-    TOK_PRE_LLAMA3,
-    TOK_PRE_DBRX,
-    TOK_PRE_FALCON,
-    TOK_PRE_DEEPSEEK_CODER
-} TokPre;
-
-#define TOK_SPLITS_MAX 5
-
-static const struct {
-    TokSplit split[TOK_SPLITS_MAX]; /* outermost first; NULL ends the list */
-    bool ignore_merges;             /* a word that is a token is that token, whatever its merges */
-    bool add_bos;                   /* when the file does not say */
-} TOK_PRES[] = {
-    [TOK_PRE_GPT2] = {{tok_split_gpt2_}, false, false},
-    [TOK_PRE_SMOLLM] = {{tok_split_digit_, tok_split_gpt2_}, false, false},
-    [TOK_PRE_QWEN2] = {{tok_split_qwen2_}, false, false},
-    [TOK_PRE_LLAMA3] = {{tok_split_llama3_}, true, true},
-    [TOK_PRE_DBRX] = {{tok_split_llama3_}, false, false},
-    [TOK_PRE_FALCON] = {{tok_split_punct_, tok_split_gpt2_, tok_split_thousand_}, false, false},
-    [TOK_PRE_DEEPSEEK_CODER] = {{tok_split_newline_, tok_split_letters_, tok_split_puncts_,
-                                 tok_split_cjk_, tok_split_digit_},
-                                false, false},
-};
-
-/* Values of tokenizer.ggml.pre, as llama.cpp's converter writes them. */
-static const struct {
-    const char *name;
-    TokPre pre;
-} TOK_PRE_NAMES[] = {
-    {"gpt-2", TOK_PRE_GPT2},         {"phi-2", TOK_PRE_GPT2},
-    {"mpt", TOK_PRE_GPT2},           {"olmo", TOK_PRE_GPT2},
-    {"jais", TOK_PRE_GPT2},          {"trillion", TOK_PRE_GPT2},
-    {"exaone4", TOK_PRE_GPT2},       {"modern-bert", TOK_PRE_GPT2},
-    {"smollm", TOK_PRE_SMOLLM},      {"starcoder", TOK_PRE_SMOLLM},
-    {"refact", TOK_PRE_SMOLLM},      {"command-r", TOK_PRE_SMOLLM},
-    {"codeshell", TOK_PRE_SMOLLM},   {"exaone", TOK_PRE_SMOLLM},
-    {"minerva-7b", TOK_PRE_SMOLLM},  {"mellum2", TOK_PRE_SMOLLM},
-    {"qwen2", TOK_PRE_QWEN2},        {"deepseek-r1-qwen", TOK_PRE_QWEN2},
-    {"stablelm2", TOK_PRE_QWEN2},    {"megrez", TOK_PRE_QWEN2},
-    {"hunyuan", TOK_PRE_QWEN2},      {"solar-open", TOK_PRE_QWEN2},
-    {"llama-bpe", TOK_PRE_LLAMA3},   {"llama3", TOK_PRE_LLAMA3},
-    {"llama-v3", TOK_PRE_LLAMA3},    {"falcon3", TOK_PRE_LLAMA3},
-    {"falcon-h1", TOK_PRE_LLAMA3},   {"pixtral", TOK_PRE_LLAMA3},
-    {"lfm2", TOK_PRE_LLAMA3},        {"dbrx", TOK_PRE_DBRX},
-    {"smaug-bpe", TOK_PRE_DBRX},     {"falcon", TOK_PRE_FALCON},
-    {"deepseek-coder", TOK_PRE_DEEPSEEK_CODER},
-};
-#define TOK_PRE_LIST "gpt-2, smollm, qwen2, llama-bpe, dbrx, falcon, deepseek-coder"
-
 /* ---- the tokenizer ---- */
 
 /* tokenizer.ggml.token_type */
 enum {
     TOK_UNDEFINED,
-    TOK_NORMAL,  /* spelled in byte characters, built by merges */
+    TOK_NORMAL, /* spelled in byte characters, built by merges */
     TOK_UNKNOWN,
     TOK_CONTROL, /* spelled as is; made by trusted text only; not shown */
     TOK_USER,    /* spelled as is; shown */
     TOK_UNUSED,
-    TOK_BYTE     /* <0x00> .. <0xFF> */
+    TOK_BYTE /* <0x00> .. <0xFF> */
 };
 #define TOK_TYPE_BITS 7u
 #define TOK_EOG 8u /* flag beside the type: ends the generation */
@@ -321,23 +93,24 @@ typedef struct {
     u32 n_vocab;
     i32 bos, eos, eot, unk, pad, mask; /* token ids; -1: none */
     bool add_bos, add_eos;
-    TokPre pre;
     const char *pre_name;
     Str chat_template; /* empty: none */
 
-    Str *text;                         /* [n_vocab] in the mapping */
-    u8 *kind;                          /* [n_vocab] type | TOK_EOG */
-    TokSlot_ *slots;                   /* [slots_mask + 1] by hash of the text */
+    Pre pre;
+    bool ignore_merges; /* of the pre-tokenizer's row */
+    Str *text;          /* [n_vocab] in the mapping */
+    u8 *kind;           /* [n_vocab] type | TOK_EOG */
+    TokSlot_ *slots;    /* [slots_mask + 1] by hash of the text */
     u32 slots_mask;
-    TokMerge_ *merges;                 /* [merges_mask + 1] by hash of the pair */
+    TokMerge_ *merges; /* [merges_mask + 1] by hash of the pair */
     u32 merges_mask;
-    TokSpecial_ *special;              /* [n_special] in byte order */
+    TokSpecial_ *special; /* [n_special] in byte order */
     u32 n_special;
-    u32 special_first[257];            /* byte b begins [special_first[b], special_first[b + 1]) */
-    i32 byte_id[256];                  /* the token that is this one byte; -1: none */
-    u16 char_of_byte[256];             /* code points */
-    i16 byte_of_char[TOK_BYTE_CHARS];  /* -1: not such a character */
-    size_t longest;                    /* bytes of the longest token text */
+    u32 special_first[257];           /* byte b begins [special_first[b], special_first[b + 1]) */
+    i32 byte_id[256];                 /* the token that is this one byte; -1: none */
+    u16 char_of_byte[256];            /* code points */
+    i16 byte_of_char[TOK_BYTE_CHARS]; /* -1: not such a character */
+    size_t longest;                   /* bytes of the longest token text */
 } Tok;
 
 static bool tok_has_(const Tok *t, i32 id) {
@@ -438,26 +211,34 @@ static bool tok_open_pre_(Tok *t, const Gguf *g, const char *override, Err *e) {
                        "again, with its tokenizer",
                        g->label);
     if (!str_eq(model, STR("gpt2")))
-        return err_set(e, ERR_MODEL, "%s: tokenizer '%.*s' is not supported; dlm reads 'gpt2' "
-                       "(byte-level BPE)", g->label, STR_ARG(model));
+        return err_set(e, ERR_MODEL,
+                       "%s: tokenizer '%.*s' is not supported; dlm reads 'gpt2' "
+                       "(byte-level BPE)",
+                       g->label, STR_ARG(model));
     if (!gguf_get_str(g, "tokenizer.ggml.pre", &name, e)) return false;
     if (override) name = str_of(override);
     if (!name.p)
-        return err_set(e, ERR_MODEL, "%s: the file does not name its pre-tokenizer (key "
-                       "tokenizer.ggml.pre); give it with --pre NAME: " TOK_PRE_LIST, g->label);
-    for (size_t i = 0; i < COUNT_OF(TOK_PRE_NAMES); i++)
-        if (str_eq(name, str_of(TOK_PRE_NAMES[i].name))) {
-            t->pre_name = TOK_PRE_NAMES[i].name;
-            t->pre = TOK_PRE_NAMES[i].pre;
-            return true;
-        }
+        return err_set(e, ERR_MODEL,
+                       "%s: the file does not name its pre-tokenizer (key "
+                       "tokenizer.ggml.pre); give it with --pre NAME: " PRE_LIST,
+                       g->label);
+    const PreName *known = pre_find(name);
+    if (known) {
+        const PreRow *row = pre_row(known);
+        pre_compile(&t->pre, row);
+        t->pre_name = known->name;
+        t->ignore_merges = row->ignore_merges;
+        t->add_bos = row->add_bos;
+        return true;
+    }
     if (override)
-        return err_set(e, ERR_USAGE, "--pre %.*s: no such pre-tokenizer; there are " TOK_PRE_LIST,
+        return err_set(e, ERR_USAGE, "--pre %.*s: no such pre-tokenizer; there are " PRE_LIST,
                        STR_ARG(name));
-    return err_set(e, ERR_MODEL,
-                   "%s: pre-tokenizer '%.*s' is not supported; if it is the same as one of "
-                   TOK_PRE_LIST ", give that with --pre NAME",
-                   g->label, STR_ARG(name));
+    return err_set(
+        e, ERR_MODEL,
+        "%s: pre-tokenizer '%.*s' is not supported; if it is the same as one of " PRE_LIST
+        ", give that with --pre NAME",
+        g->label, STR_ARG(name));
 }
 
 static void tok_open_bytes_(Tok *t) {
@@ -531,9 +312,18 @@ static bool tok_open_types_(Tok *t, const Gguf *g, Err *e) {
 /* Tokens that end an answer, by name: files name one of them by id, and models emit the others as
  * well. The first that the vocabulary has is the end of a turn, when no key says. */
 static const char *const TOK_EOG_NAMES[] = {
-    "<|eot_id|>",    "<|im_end|>", "<|end|>", "<end_of_turn>", "<|role_end|>",
-    "<|EOT|>",       "<EOT>",      "[EOT]",   "<|eom_id|>",    "<end_of_utterance>",
-    "<|endoftext|>", "<|end_of_text|>",
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|role_end|>",
+    "<|EOT|>",
+    "<EOT>",
+    "[EOT]",
+    "<|eom_id|>",
+    "<end_of_utterance>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
     "<\357\275\234end\342\226\201of\342\226\201sentence\357\275\234>", /* DeepSeek's */
     "</s>",
 };
@@ -569,7 +359,7 @@ static bool tok_open_ids_(Tok *t, const Gguf *g, Err *e) {
     if (eom >= 0) t->kind[eom] |= TOK_EOG;
 
     const GgufKv *says = gguf_find(g, STR("tokenizer.ggml.add_bos_token"));
-    t->add_bos = !says && TOK_PRES[t->pre].add_bos && t->bos >= 0;
+    t->add_bos = !says && t->add_bos && t->bos >= 0;
     if (!gguf_get_bool(g, "tokenizer.ggml.add_bos_token", &t->add_bos, e) ||
         !gguf_get_bool(g, "tokenizer.ggml.add_eos_token", &t->add_eos, e) ||
         !gguf_get_str(g, "tokenizer.chat_template", &t->chat_template, e))
@@ -782,7 +572,7 @@ static i32 tok_find_word_(const Tok *t, TokWork_ *w, Str word) {
 /* A byte without a token is dropped before the merging, as the reference does: vocabularies leave
  * out bytes that UTF-8 never has, and some a few control characters. */
 static bool tok_encode_word_(const Tok *t, TokWork_ *w, Str word, TokIds *out, Err *e) {
-    if (TOK_PRES[t->pre].ignore_merges) {
+    if (t->ignore_merges) {
         i32 id = tok_find_word_(t, w, word);
         if (w->spelling.failed) return buf_ok(&w->spelling, "a word's spelling", e);
         if (id >= 0) return tok_ids_push(out, id, e);
@@ -807,24 +597,11 @@ static bool tok_encode_word_(const Tok *t, TokWork_ *w, Str word, TokIds *out, E
 
 /* ---- encode ---- */
 
-/* Where the word that begins at i ends. end[k] is where the piece of split k that holds i ends,
- * each piece inside that of the split before; all zero for the first word. */
-static size_t tok_word_end_(TokPre pre, Str text, size_t i, size_t end[TOK_SPLITS_MAX]) {
-    const TokSplit *split = TOK_PRES[pre].split;
-    Str piece = text;
-    for (size_t k = 0; k < TOK_SPLITS_MAX && split[k]; k++) {
-        if (i >= end[k]) end[k] = split[k](piece, i);
-        piece.n = end[k];
-    }
-    ASSERT(piece.n > i && piece.n <= text.n);
-    return piece.n;
-}
-
 /* Text without special tokens. */
 static bool tok_encode_text_(const Tok *t, TokWork_ *w, Str text, TokIds *out, Err *e) {
-    size_t end[TOK_SPLITS_MAX] = {0};
+    size_t end[PRE_SPLITS_MAX] = {0};
     for (size_t i = 0, next; i < text.n; i = next) {
-        next = tok_word_end_(t->pre, text, i, end);
+        next = pre_word_end(&t->pre, text, i, end);
         if (!tok_encode_word_(t, w, str_cut(text, i, next), out, e)) return false;
     }
     return true;
@@ -835,8 +612,10 @@ static bool tok_encode_text_(const Tok *t, TokWork_ *w, Str text, TokIds *out, E
 static u32 tok_special_bound_(const Tok *t, u32 lo, u32 hi, size_t depth, u32 byte) {
     while (lo < hi) {
         u32 mid = lo + (hi - lo) / 2;
-        if ((u8)t->special[mid].text.p[depth] < byte) lo = mid + 1;
-        else hi = mid;
+        if ((u8)t->special[mid].text.p[depth] < byte)
+            lo = mid + 1;
+        else
+            hi = mid;
     }
     return lo;
 }
@@ -935,8 +714,10 @@ static bool tok_bytes(const Tok *t, i32 id, bool special, Buf *out) {
         from = i;
         u32 c = utf8_next(s, &i);
         bool is_byte = c < TOK_BYTE_CHARS && t->byte_of_char[c] >= 0; /* else spelled as is */
-        if (is_byte) buf_char(out, (char)t->byte_of_char[c]);
-        else buf_str(out, str_cut(s, from, i));
+        if (is_byte)
+            buf_char(out, (char)t->byte_of_char[c]);
+        else
+            buf_str(out, str_cut(s, from, i));
     }
     return !out->failed;
 }

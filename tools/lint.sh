@@ -9,7 +9,7 @@ export LC_ALL=C
 
 # The rooms from the ground up: a room may include only rooms that stand before it in this list.
 ROOMS='base mem os pool net
-    gguf utf8 json http tok safet tmpl
+    gguf utf8 pre json http tok safet tmpl
     quant kern_ref kern_tile kern_x86 kern_arm kern
     model graph
     sample decode tempo engine bench convert

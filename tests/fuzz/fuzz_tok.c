@@ -23,12 +23,12 @@ static void check_encode(const Tok *t, Str text, const u8 *trusted, bool all_byt
 
 /* Our vocabulary under each pre-tokenizer, opened once. */
 static const Tok *our_tok(u8 choice) {
-    static Tok toks[COUNT_OF(TOK_PRE_NAMES)];
-    static Gguf ggufs[COUNT_OF(TOK_PRE_NAMES)];
-    static Buf files[COUNT_OF(TOK_PRE_NAMES)];
-    size_t i = choice % COUNT_OF(TOK_PRE_NAMES);
+    static Tok toks[COUNT_OF(PRE_NAMES)];
+    static Gguf ggufs[COUNT_OF(PRE_NAMES)];
+    static Buf files[COUNT_OF(PRE_NAMES)];
+    size_t i = choice % COUNT_OF(PRE_NAMES);
     if (!toks[i].n_vocab) {
-        make_chat(&files[i], TOK_PRE_NAMES[i].name);
+        make_chat(&files[i], PRE_NAMES[i].name);
         ASSERT(gguf_open(&ggufs[i], (const u8 *)files[i].p, files[i].n, "ours", NULL));
         ASSERT(tok_open(&toks[i], &ggufs[i], NULL, NULL));
     }
