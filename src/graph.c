@@ -20,12 +20,14 @@ typedef struct {
     i32 n_rows_max, n_logits_max;
     f32 *x;         /* [n_rows_max][n_embd] the residual stream */
     f32 *h;         /* [n_rows_max][max(n_embd, n_head * head_dim)] the input of a linear layer */
-    f32 *q, *att;   /* [n_rows_max][n_head * head_dim] */
+    f32 *q;         /* [n_rows_max][n_head * head_dim] */
+    f32 *att;       /* as h: attention's output, and a projection's own input */
     f32 *k, *v;     /* [n_rows_max][n_head_kv * head_dim] */
     f32 *gate, *up; /* [n_rows_max][n_ff] */
     f32 *rows;      /* [n_logits_max][n_embd] */
     f32 *logits;    /* [n_logits_max][n_vocab] */
     f32 *turns;     /* [n_ctx][n_rot/2][2] cosines and sines of the rotary embedding */
+    DlmRow *near;   /* [n_rows_max] the rows as layers that slide a window see them */
 } Graph;
 
 typedef struct {
@@ -45,7 +47,7 @@ static u64 graph_kv_bytes(const Model *m, const GraphOptions *o) {
 static u64 graph_scratch_bytes(const Model *m, const GraphOptions *o) {
     u64 q = (u64)m->n_head * (u64)m->head_dim, kv = (u64)m->n_head_kv * (u64)m->head_dim,
         embd = (u64)m->n_embd;
-    u64 row = embd + MAX_OF(embd, q) + 2 * q + 2 * kv + 2 * (u64)m->n_ff;
+    u64 row = embd + 2 * MAX_OF(embd, q) + q + 2 * kv + 2 * (u64)m->n_ff;
     return 4 * (row * (u64)o->n_rows_max + (embd + (u64)m->n_vocab) * (u64)o->n_logits_max +
                 (u64)o->n_ctx * (u64)m->n_rot);
 }
@@ -58,23 +60,50 @@ static f32 *graph_floats_(Graph *g, i64 n, i64 each, Err *e) {
     return p;
 }
 
-/* Rotation angles: pos * theta^(-2i/n_rot), the product rounded to f32 as the reference
- * implementations do. */
+/* YaRN (Peng et al. 2023): frequency i is as trained when it turns more than beta_fast times in the
+ * original context, divided by the factor when less than beta_slow times, and mixed in between. */
+static f32 graph_yarn_(const Model *m, i32 i, f32 freq) {
+    const ModelRope *r = &m->rope;
+    f64 span = (f64)m->n_rot / (2 * kern_log(r->theta)), two_pi = 6.283185307179586;
+    f64 low = span * kern_log(r->n_ctx_orig / (r->beta_fast * two_pi));
+    f64 high = span * kern_log(r->n_ctx_orig / (r->beta_slow * two_pi));
+    i32 first = (i32)MIN_OF(MAX_OF(low, 0), m->n_rot),
+        last = (i32)MIN_OF(MAX_OF(high, 0), m->n_rot);
+    last = MIN_OF(last + (high > last), m->n_rot - 1);
+    f64 slow = ((f64)i - first) / (last > first ? last - first : 0.001);
+    slow = MIN_OF(MAX_OF(slow, 0), 1);
+    return (f32)((f64)freq / r->factor * slow + (f64)freq * (1 - slow));
+}
+
+/* The angle by which pair i turns from one position to the next. The products are rounded to f32 as
+ * the reference implementations do. */
+static f32 graph_frequency_(const Model *m, i32 n_ctx, i32 i) {
+    const ModelRope *r = &m->rope;
+    f32 freq = (f32)(1.0 / (f64)(f32)kern_exp(kern_log(r->theta) * (2.0 * i / m->n_rot)));
+    if (r->stretch == STRETCH_LINEAR) freq /= r->factor;
+    if (r->stretch == STRETCH_YARN) freq = graph_yarn_(m, i, freq);
+    if (r->divisors) freq /= r->divisors[i];
+    if (r->short_divisors)
+        freq /= n_ctx > r->n_ctx_orig ? r->long_divisors[i] : r->short_divisors[i];
+    return freq;
+}
+
+/* Cosines and sines for every position that a slot can hold. What stretches attention multiplies
+ * them: a query's and a key's each. */
 static bool graph_turns_(Graph *g, i32 n_ctx, Err *e) {
     const Model *m = g->m;
     i64 n = (i64)n_ctx * m->n_rot;
     f32 *host = mem_alloc_n((u64)n, sizeof(f32), e);
     if (!host) return false;
-    f64 log_theta = kern_log(m->rope_theta);
+    f64 grow = m->rope.attn_factor;
+    if (m->rope.stretch == STRETCH_YARN) grow *= 0.1 * kern_log(m->rope.factor) + 1;
     for (i32 i = 0; i < m->n_rot / 2; i++) {
-        f32 inv_freq =
-            (f32)(1.0 / (f64)(f32)kern_exp(log_theta * (2.0 * i / m->n_rot))) / m->rope_scale;
-        if (m->rope_factors) inv_freq /= m->rope_factors[i];
+        f32 freq = graph_frequency_(m, n_ctx, i);
         for (i32 pos = 0; pos < n_ctx; pos++) {
             f64 sin, cos;
-            kern_sincos((f64)((f32)pos * inv_freq), &sin, &cos);
-            host[(i64)pos * m->n_rot + 2 * i] = (f32)cos;
-            host[(i64)pos * m->n_rot + 2 * i + 1] = (f32)sin;
+            kern_sincos((f64)((f32)pos * freq), &sin, &cos);
+            host[(i64)pos * m->n_rot + 2 * i] = (f32)(cos * grow);
+            host[(i64)pos * m->n_rot + 2 * i + 1] = (f32)(sin * grow);
         }
     }
     g->ops->upload(g->ops->self, g->turns, host, (u64)n * sizeof(f32));
@@ -87,6 +116,7 @@ static void graph_close(Graph *g) {
     void *all[] = {g->kv.k, g->kv.v, g->x,  g->h,    g->q,      g->att,  g->k,
                    g->v,    g->gate, g->up, g->rows, g->logits, g->turns};
     for (size_t i = 0; i < COUNT_OF(all); i++) g->ops->free(g->ops->self, all[i]);
+    mem_free(g->near);
     *g = (Graph){0};
 }
 
@@ -115,7 +145,7 @@ static bool graph_open(Graph *g, const Model *m, const GraphOptions *o, Err *e) 
         {&g->x, o->n_rows_max, m->n_embd},
         {&g->h, o->n_rows_max, MAX_OF(m->n_embd, n_q)},
         {&g->q, o->n_rows_max, n_q},
-        {&g->att, o->n_rows_max, n_q},
+        {&g->att, o->n_rows_max, MAX_OF(m->n_embd, n_q)},
         {&g->k, o->n_rows_max, n_kv},
         {&g->v, o->n_rows_max, n_kv},
         {&g->gate, o->n_rows_max, m->n_ff},
@@ -130,9 +160,37 @@ static bool graph_open(Graph *g, const Model *m, const GraphOptions *o, Err *e) 
     const char *why =
         g->turns ? g->ops->reserve(g->ops->self, o->n_rows_max, n_in_max, o->n_ctx) : NULL;
     if (why) err_set(e, ERR_MEMORY, "%s", why);
-    if (g->turns && !why && graph_turns_(g, o->n_ctx, e)) return true;
+    g->near = g->turns && !why ? mem_alloc_n((u64)o->n_rows_max, sizeof *g->near, e) : NULL;
+    if (g->near && graph_turns_(g, o->n_ctx, e)) return true;
     graph_close(g);
     return false;
+}
+
+/* Projections that share the input g->h. Under SubLN before every projection each has its own norm
+ * of it. */
+static void graph_project_(Graph *g, const DlmLinear *jobs, f32 *const *norms, i32 n_jobs,
+                           i32 n_rows) {
+    const Model *m = g->m;
+    DlmOps *ops = g->ops;
+    if (!norms[0]) {
+        ops->linear(ops->self, jobs, n_jobs, g->h, n_rows);
+        return;
+    }
+    for (i32 i = 0; i < n_jobs; i++) {
+        ops->rms_norm(ops->self, g->att, g->h, norms[i], n_rows, m->n_embd, m->sub_norm_eps);
+        ops->linear(ops->self, &jobs[i], 1, g->att, n_rows);
+    }
+}
+
+/* Heads of queries or keys: normed each where the model does so, then turned. */
+static void graph_turn_(Graph *g, f32 *x, const f32 *norm, bool rotates, const DlmRow *rows,
+                        i32 n_rows, i32 n_head) {
+    const Model *m = g->m;
+    DlmOps *ops = g->ops;
+    if (norm) ops->rms_norm(ops->self, x, x, norm, n_rows * n_head, m->head_dim, m->norm_eps);
+    if (rotates)
+        ops->rope(ops->self, x, rows, n_rows, n_head, m->head_dim, m->n_rot, g->turns,
+                  m->family->rope);
 }
 
 static void graph_attention_(Graph *g, i32 index, const DlmRow *rows, i32 n_rows) {
@@ -140,21 +198,20 @@ static void graph_attention_(Graph *g, i32 index, const DlmRow *rows, i32 n_rows
     const ModelLayer *w = &m->layers[index];
     DlmOps *ops = g->ops;
     void *self = ops->self;
+    bool rotates = model_rotates(m, index);
     ops->rms_norm(self, g->h, g->x, w->norm_attn, n_rows, m->n_embd, m->norm_eps);
     const DlmLinear qkv[3] = {
         {&w->q, w->bias_q, g->q}, {&w->k, w->bias_k, g->k}, {&w->v, w->bias_v, g->v}};
-    ops->linear(self, qkv, 3, g->h, n_rows);
-    ops->rope(self, g->q, rows, n_rows, m->n_head, m->head_dim, m->n_rot, g->turns,
-              m->family->rope);
-    ops->rope(self, g->k, rows, n_rows, m->n_head_kv, m->head_dim, m->n_rot, g->turns,
-              m->family->rope);
+    graph_project_(g, qkv, w->norm_in, 3, n_rows);
+    graph_turn_(g, g->q, w->norm_q, rotates, rows, n_rows, m->n_head);
+    graph_turn_(g, g->k, w->norm_k, rotates, rows, n_rows, m->n_head_kv);
     ops->kv_store(self, &g->kv, index, g->k, g->v, rows, n_rows);
     ops->attend(self, g->att, g->q, &g->kv, index, rows, n_rows, m->n_head,
                 1.0f / kern_sqrtf((f32)m->head_dim));
     i32 n_q = m->n_head * m->head_dim;
     const f32 *o_in = g->att;
     if (w->norm_attn_sub) {
-        ops->rms_norm(self, g->q, g->att, w->norm_attn_sub, n_rows, n_q, m->norm_eps);
+        ops->rms_norm(self, g->q, g->att, w->norm_attn_sub, n_rows, n_q, m->sub_norm_eps);
         o_in = g->q;
     }
     const DlmLinear o = {&w->o, w->bias_o, g->h};
@@ -169,16 +226,26 @@ static void graph_feed_forward_(Graph *g, i32 index, i32 n_rows) {
     void *self = ops->self;
     ops->rms_norm(self, g->h, g->x, w->norm_ffn, n_rows, m->n_embd, m->norm_eps);
     const DlmLinear gate_up[2] = {{&w->gate, NULL, g->gate}, {&w->up, NULL, g->up}};
-    ops->linear(self, gate_up, 2, g->h, n_rows);
+    graph_project_(g, gate_up, w->norm_in + 3, 2, n_rows);
     ops->gate(self, g->gate, g->up, (i64)n_rows * m->n_ff, m->act);
     const f32 *down_in = g->gate;
     if (w->norm_ffn_sub) {
-        ops->rms_norm(self, g->up, g->gate, w->norm_ffn_sub, n_rows, m->n_ff, m->norm_eps);
+        ops->rms_norm(self, g->up, g->gate, w->norm_ffn_sub, n_rows, m->n_ff, m->sub_norm_eps);
         down_in = g->up;
     }
     const DlmLinear down = {&w->down, NULL, g->h};
     ops->linear(self, &down, 1, down_in, n_rows);
     ops->add(self, g->x, g->h, (i64)n_rows * m->n_embd);
+}
+
+/* The rows with a window over the cells up to their own: it bounds what lies before a row, never
+ * what its block shows it after. */
+static const DlmRow *graph_near_(Graph *g, const DlmRow *rows, i32 n_rows) {
+    for (i32 r = 0; r < n_rows; r++) {
+        g->near[r] = rows[r];
+        g->near[r].kv_lo = MAX_OF(rows[r].kv_lo, rows[r].cell - g->m->window + 1);
+    }
+    return g->near;
 }
 
 /* Runs the rows through the model: writes their keys and values to the cache and the logits of the
@@ -188,9 +255,10 @@ static void graph_forward(Graph *g, const DlmRow *rows, i32 n_rows, i32 n_logits
     const Model *m = g->m;
     DlmOps *ops = g->ops;
     ASSERT(n_rows >= 1 && n_rows <= g->n_rows_max && n_logits <= g->n_logits_max);
+    const DlmRow *near = m->window ? graph_near_(g, rows, n_rows) : rows;
     ops->embed(ops->self, g->x, &m->embed, rows, n_rows);
     for (i32 i = 0; i < m->n_layer; i++) {
-        graph_attention_(g, i, rows, n_rows);
+        graph_attention_(g, i, model_slides(m, i) ? near : rows, n_rows);
         graph_feed_forward_(g, i, n_rows);
     }
     if (n_logits == 0) return;

@@ -102,48 +102,75 @@ static const DecodeRecord MODEL_WEDLM = {.mask_id = -1,
  * attention.sliding_window_pattern is an array of bool, or a period whose last layer does not
  * slide. ---- */
 
+/* The parts of a layer that not every family has. */
+typedef enum {
+    PART_ALWAYS,
+    PART_QKV_BIAS,
+    PART_O_BIAS,
+    PART_QK_NORM,
+    PART_SUB_NORM,
+    PART_NORM_IN,
+    PART_FUSED_QKV,
+    PART_FUSED_GATE_UP,
+    MODEL_PARTS
+} ModelPart;
+
+/* The tensor that shows that a file has the part, and what `dlm info` calls it. */
+static const struct {
+    const char *probe, *title;
+} MODEL_PART[MODEL_PARTS] = {
+    [PART_ALWAYS] = {"token_embd.weight", NULL},
+    [PART_QKV_BIAS] = {"blk.0.attn_q.bias", "q/k/v biases"},
+    [PART_O_BIAS] = {"blk.0.attn_output.bias", "output bias"},
+    [PART_QK_NORM] = {"blk.0.attn_q_norm.weight", "q/k norms"},
+    [PART_SUB_NORM] = {"blk.0.attn_sub_norm.weight",
+                       "SubLN before the output and down projections"},
+    [PART_NORM_IN] = {"blk.0.attn_q_norm_in.weight", "SubLN before every projection"},
+    [PART_FUSED_QKV] = {"blk.0.attn_qkv.weight", "q, k and v in one matrix"},
+    [PART_FUSED_GATE_UP] = {"blk.0.ffn_up.weight", "gate and up in one matrix"},
+};
+
 typedef enum { NEED_NO, NEED_MAYBE, NEED_YES } ModelNeed;
 
 typedef struct {
     const char *arch; /* general.architecture, and the prefix of its keys */
     DlmRope rope;
     DlmAct act;
-    bool act_key;                          /* `{arch}.hidden_act` may override act */
-    ModelNeed sub_norm, qkv_bias, qk_norm; /* sub_norm: SubLN */
-    i32 no_rope_interval;       /* of so many layers the last does not rotate; 0: all rotate */
+    bool act_key;         /* `{arch}.hidden_act` may override act */
+    i32 no_rope_interval; /* of so many layers the last does not rotate; 0: all rotate */
+    ModelNeed need[MODEL_PARTS];
     const DecodeRecord *decode; /* or NULL: the common default */
 } ModelFamily;
 
-/* Mistral, SmolLM2 and the ternary Falcon3 and Llama 3 come as llama; DiffuCoder as dream; models
- * that were made to diffuse later, as the family they were made from. */
+/* Mistral, SmolLM2 and the ternary Falcon3 and Llama 3 come as llama, DiffuCoder as dream, and what
+ * was made to diffuse later as the family that it was made from. */
+#define BITNET_PARTS .need[PART_SUB_NORM] = NEED_YES, .need[PART_NORM_IN] = NEED_MAYBE
+#define SUB_NORM_PARTS .need[PART_SUB_NORM] = NEED_MAYBE, .need[PART_NORM_IN] = NEED_MAYBE
+#define BIAS_PARTS .need[PART_QKV_BIAS] = NEED_MAYBE, .need[PART_O_BIAS] = NEED_MAYBE
+#define FUSED_PARTS .need[PART_FUSED_QKV] = NEED_YES, .need[PART_FUSED_GATE_UP] = NEED_YES
+/* clang-format off */
 static const ModelFamily MODEL_FAMILIES[] = {
-    {.arch = "bitnet-b1.58",
-     .rope = DLM_ROPE_NEOX,
-     .act = DLM_ACT_RELU2,
-     .act_key = true,
-     .sub_norm = NEED_YES,
-     .qkv_bias = NEED_MAYBE},
-    {.arch = "bitnet-25",
-     .rope = DLM_ROPE_NEOX,
-     .act = DLM_ACT_RELU2,
-     .act_key = true,
-     .sub_norm = NEED_YES},
-    {.arch = "bitnet", .rope = DLM_ROPE_NEOX, .act_key = true, .sub_norm = NEED_YES},
-    {.arch = "llama", .rope = DLM_ROPE_NORM, .sub_norm = NEED_MAYBE, .qkv_bias = NEED_MAYBE},
-    {.arch = "smollm3", .rope = DLM_ROPE_NORM, .sub_norm = NEED_MAYBE, .no_rope_interval = 4},
-    {.arch = "qwen2", .rope = DLM_ROPE_NEOX, .sub_norm = NEED_MAYBE, .qkv_bias = NEED_YES},
-    {.arch = "qwen3", .rope = DLM_ROPE_NEOX, .sub_norm = NEED_MAYBE, .qk_norm = NEED_YES},
-    {.arch = "phi3", .rope = DLM_ROPE_NEOX},
-    {.arch = "dream", .rope = DLM_ROPE_NEOX, .qkv_bias = NEED_YES, .decode = &MODEL_DREAM},
+    {.arch = "bitnet-b1.58", .rope = DLM_ROPE_NEOX, .act = DLM_ACT_RELU2, .act_key = true,
+     BITNET_PARTS, BIAS_PARTS},
+    {.arch = "bitnet-25", .rope = DLM_ROPE_NEOX, .act = DLM_ACT_RELU2, .act_key = true,
+     BITNET_PARTS},
+    {.arch = "bitnet", .rope = DLM_ROPE_NEOX, .act_key = true, BITNET_PARTS},
+    {.arch = "llama", .rope = DLM_ROPE_NORM, SUB_NORM_PARTS, BIAS_PARTS},
+    {.arch = "smollm3", .rope = DLM_ROPE_NORM, .no_rope_interval = 4, SUB_NORM_PARTS},
+    {.arch = "qwen2", .rope = DLM_ROPE_NEOX, .need[PART_QKV_BIAS] = NEED_YES, SUB_NORM_PARTS},
+    {.arch = "qwen3", .rope = DLM_ROPE_NEOX, .need[PART_QK_NORM] = NEED_YES, SUB_NORM_PARTS},
+    {.arch = "phi3", .rope = DLM_ROPE_NEOX, FUSED_PARTS},
+    {.arch = "dream", .rope = DLM_ROPE_NEOX, .need[PART_QKV_BIAS] = NEED_YES,
+     .decode = &MODEL_DREAM},
     {.arch = "llada", .rope = DLM_ROPE_NORM, .decode = &MODEL_LLADA},
-    {.arch = "fast-dllm", .rope = DLM_ROPE_NEOX, .qkv_bias = NEED_YES, .decode = &MODEL_FAST_DLLM},
-    {.arch = "sdar", .rope = DLM_ROPE_NEOX, .qk_norm = NEED_YES, .decode = &MODEL_SDAR},
-    {.arch = "wedlm",
-     .rope = DLM_ROPE_NEOX,
-     .qkv_bias = NEED_MAYBE,
-     .qk_norm = NEED_MAYBE,
-     .decode = &MODEL_WEDLM},
+    {.arch = "fast-dllm", .rope = DLM_ROPE_NEOX, .need[PART_QKV_BIAS] = NEED_YES,
+     .decode = &MODEL_FAST_DLLM},
+    {.arch = "sdar", .rope = DLM_ROPE_NEOX, .need[PART_QK_NORM] = NEED_YES,
+     .decode = &MODEL_SDAR},
+    {.arch = "wedlm", .rope = DLM_ROPE_NEOX, .need[PART_QKV_BIAS] = NEED_MAYBE,
+     .need[PART_QK_NORM] = NEED_MAYBE, .decode = &MODEL_WEDLM},
 };
+/* clang-format on */
 
 /* ---- the model ---- */
 
@@ -153,10 +180,27 @@ typedef struct {
     f32 *norm_attn_sub;   /* [n_head * head_dim] or NULL */
     f32 *norm_ffn;        /* [n_embd] */
     f32 *norm_ffn_sub;    /* [n_ff] or NULL */
+    f32 *norm_in[5];      /* [n_embd] each or NULL: of q, k, v, gate and up */
+    f32 *norm_q, *norm_k; /* [head_dim] or NULL */
     f32 *bias_q;          /* [n_head * head_dim] or NULL */
     f32 *bias_k, *bias_v; /* [n_head_kv * head_dim] or NULL */
     f32 *bias_o;          /* [n_embd] or NULL */
 } ModelLayer;
+
+/* How frequencies are stretched for contexts beyond those of the first training. */
+typedef enum { STRETCH_NONE, STRETCH_LINEAR, STRETCH_YARN, STRETCH_LONGROPE } ModelStretch;
+static const char *const MODEL_STRETCH_NAMES[] = {"none", "linear", "yarn", "longrope"};
+
+typedef struct {
+    f32 theta;
+    ModelStretch stretch;
+    f32 factor;               /* linear: divides all frequencies; yarn: the slow ones */
+    f32 beta_fast, beta_slow; /* yarn: turns in n_ctx_orig tokens above which, and below which */
+    f32 attn_factor;          /* multiplies cosines and sines */
+    i32 n_ctx_orig;           /* the context of the first training */
+    const f32 *divisors;      /* [n_rot / 2] or NULL: Llama 3's, per frequency */
+    const f32 *short_divisors, *long_divisors; /* the same for longrope: up to n_ctx_orig, beyond */
+} ModelRope;
 
 typedef struct {
     const Gguf *file;
@@ -164,9 +208,14 @@ typedef struct {
     const ModelFamily *family;
     Str name; /* general.name, may be empty */
     i32 n_vocab, n_embd, n_layer, n_head, n_head_kv, head_dim, n_ff, n_rot, n_ctx_train;
-    f32 norm_eps, rope_theta, rope_scale; /* positions are divided by rope_scale (linear scaling) */
+    f32 norm_eps, sub_norm_eps;
     DlmAct act;
-    const f32 *rope_factors; /* [n_rot / 2] or NULL: Llama 3's per-frequency divisors */
+    bool has[MODEL_PARTS];
+    ModelRope rope;
+    i32 no_rope_interval; /* of so many layers the last does not rotate; 0: all rotate */
+    i32 window;           /* a token sees so many cells, its own included; 0: all */
+    i32 window_period;    /* of so many layers the last does not slide; 0: all slide */
+    const u8 *windowed;   /* [n_layer] which layers slide, or NULL: as window_period says */
     DecodeRecord decode;
     /* weights; bound by model_load */
     DlmOps *ops;
@@ -256,20 +305,119 @@ static bool model_activation_(Model *m, Err *e) {
     return true;
 }
 
-/* RoPE scaling: linear is a division; Llama 3's arrives as the tensor rope_freqs.weight; others are
- * refused. */
+/* Frequencies and their stretching. The per-frequency divisors are tensors: model_divisors_. */
 static bool model_rope_(Model *m, Err *e) {
     char key[128];
-    Str type = {0};
-    m->rope_theta = 10000, m->rope_scale = 1;
-    if (!model_positive_(m, "rope.freq_base", &m->rope_theta, e)) return false;
-    if (!gguf_get_str(m->file, model_key_(m, key, "rope.scaling.type"), &type, e)) return false;
-    if (str_eq(type, STR("linear")))
-        return model_positive_(m, "rope.scaling.factor", &m->rope_scale, e);
-    if (type.n && !str_eq(type, STR("none")))
-        return err_set(e, ERR_MODEL, "%s: %s is '%.*s'; dlm knows none and linear", m->file->label,
-                       key, STR_ARG(type));
+    Str name = {0};
+    ModelRope *r = &m->rope;
+    *r = (ModelRope){.theta = 10000,
+                     .stretch = STRETCH_LINEAR,
+                     .factor = 1,
+                     .beta_fast = 32,
+                     .beta_slow = 1,
+                     .attn_factor = 1,
+                     .n_ctx_orig = m->n_ctx_train};
+    m->no_rope_interval = m->family->no_rope_interval;
+    if (!model_positive_(m, "rope.freq_base", &r->theta, e)) return false;
+    if (!gguf_get_str(m->file, model_key_(m, key, "rope.scaling.type"), &name, e)) return false;
+    size_t type = 0;
+    while (type < COUNT_OF(MODEL_STRETCH_NAMES) && !str_eq(name, str_of(MODEL_STRETCH_NAMES[type])))
+        type++;
+    if (type < COUNT_OF(MODEL_STRETCH_NAMES))
+        r->stretch = (ModelStretch)type;
+    else if (name.n)
+        return err_set(e, ERR_MODEL, "%s: %s is '%.*s'; dlm knows none, linear, yarn and longrope",
+                       m->file->label, key, STR_ARG(name));
+    if (r->stretch == STRETCH_LINEAR || r->stretch == STRETCH_YARN)
+        if (!model_positive_(m, "rope.scaling.factor", &r->factor, e)) return false;
+    return model_positive_(m, "rope.scaling.attn_factor", &r->attn_factor, e) &&
+           model_positive_(m, "rope.scaling.yarn_beta_fast", &r->beta_fast, e) &&
+           model_positive_(m, "rope.scaling.yarn_beta_slow", &r->beta_slow, e) &&
+           model_dim_(m, "rope.scaling.original_context_length", 2, MODEL_CTX_MAX, &r->n_ctx_orig,
+                      e) &&
+           model_dim_(m, "no_rope_layer_interval", 0, MODEL_LAYER_MAX, &m->no_rope_interval, e);
+}
+
+/* The window, and which layers slide it. */
+static bool model_window_(Model *m, Err *e) {
+    char key[128];
+    const GgufKv *pattern =
+        gguf_find(m->file, str_of(model_key_(m, key, "attention.sliding_window_pattern")));
+    if (!model_dim_(m, "attention.sliding_window", 0, INT_MAX, &m->window, e)) return false;
+    if (!pattern || pattern->type != GGUF_ARRAY)
+        return model_dim_(m, "attention.sliding_window_pattern", 0, MODEL_LAYER_MAX,
+                          &m->window_period, e);
+    GgufArray layers;
+    bool found;
+    if (!gguf_get_array(m->file, key, GGUF_BOOL, &layers, &found, e)) return false;
+    if (layers.count != (u64)m->n_layer)
+        return err_set(e, ERR_MODEL, "%s: %s has %llu entries for %d layers", m->file->label, key,
+                       (unsigned long long)layers.count, m->n_layer);
+    m->windowed = layers.data;
     return true;
+}
+
+static bool model_slides(const Model *m, i32 layer) {
+    if (m->window == 0) return false;
+    if (m->windowed) return m->windowed[layer];
+    return m->window_period == 0 || layer % m->window_period < m->window_period - 1;
+}
+
+static bool model_rotates(const Model *m, i32 layer) {
+    return m->no_rope_interval == 0 || (layer + 1) % m->no_rope_interval != 0;
+}
+
+/* Settings of other models that would change the function, and the values at which they do not. */
+static const struct {
+    const char *suffix;
+    f64 neutral;
+} MODEL_NEUTRAL[] = {
+    {"attention.clamp_kqv", 0},
+    {"attention.max_alibi_bias", 0},
+    {"attention.scale", 0},
+    {"attention.temperature_scale", 0},
+    {"attn_logit_softcapping", 0},
+    {"embedding_scale", 1},
+    {"expert_count", 0},
+    {"final_logit_softcapping", 0},
+    {"logit_scale", 1},
+    {"residual_scale", 1},
+    {"rope.scale_linear", 1},
+    {"rope.scaling.yarn_attn_factor", 1},
+    {"rope.scaling.yarn_ext_factor", 1},
+    {"rope.scaling.yarn_log_multiplier", 0},
+};
+
+static bool model_neutral_(const Model *m, Err *e) {
+    char key[128];
+    for (size_t i = 0; i < COUNT_OF(MODEL_NEUTRAL); i++) {
+        const GgufKv *kv = gguf_find(m->file, str_of(model_key_(m, key, MODEL_NEUTRAL[i].suffix)));
+        f32 value = 0;
+        u32 count = 0;
+        if (!kv) continue;
+        bool real = kv->type == GGUF_F32 || kv->type == GGUF_F64;
+        if (real ? !gguf_get_f32(m->file, key, &value, e) : !gguf_get_u32(m->file, key, &count, e))
+            return false;
+        f64 v = real ? (f64)value : (f64)count;
+        if (v != MODEL_NEUTRAL[i].neutral)
+            return err_set(
+                e, ERR_MODEL,
+                "%s: %s is %g; dlm does not know what to do with it, and running without it "
+                "would give wrong text",
+                m->file->label, key, v);
+    }
+    return true;
+}
+
+/* Which of the optional parts the file has, and whether its family may have them. */
+static void model_parts_(Model *m) {
+    for (size_t i = 0; i < MODEL_PARTS; i++) {
+        bool there = gguf_tensor(m->file, str_of(MODEL_PART[i].probe)) != NULL;
+        ModelNeed need = m->family->need[i];
+        m->has[i] = need == NEED_YES || (need == NEED_MAYBE && there);
+    }
+    m->has[PART_ALWAYS] = true;
+    if (m->has[PART_NORM_IN]) m->has[PART_SUB_NORM] = false;
 }
 
 static bool model_sizes_(Model *m, Err *e) {
@@ -297,17 +445,8 @@ static bool model_sizes_(Model *m, Err *e) {
                        m->file->label, m->n_rot);
     m->norm_eps = -1;
     if (!model_positive_(m, "attention.layer_norm_rms_epsilon", &m->norm_eps, e)) return false;
-    i32 window = 0;
-    if (!model_dim_(m, "attention.sliding_window", 0, INT_MAX, &window, e)) return false;
-    if (window && window < m->n_ctx_train) {
-        log_line(
-            LOG_WARN,
-            "this model uses a sliding window of %d tokens, which dlm does not slide: the context is "
-            "limited to the window",
-            window);
-        m->n_ctx_train = window;
-    }
-    return true;
+    m->sub_norm_eps = m->norm_eps;
+    return model_positive_(m, "attention.sub_norm_rms_epsilon", &m->sub_norm_eps, e);
 }
 
 /* ---- the decode record ---- */
@@ -428,8 +567,17 @@ static bool model_record_(Model *m, const ModelOptions *o, Err *e) {
 static bool model_read(Model *m, const Gguf *file, const Tok *tok, const ModelOptions *o, Err *e) {
     *m = (Model){.file = file, .tok = tok, .n_vocab = (i32)tok->n_vocab};
     if (!gguf_get_str(file, "general.name", &m->name, e)) return false;
-    return model_family_(m, e) && model_sizes_(m, e) && model_activation_(m, e) &&
-           model_rope_(m, e) && model_record_(m, o, e);
+    if (!model_family_(m, e) || !model_neutral_(m, e) || !model_sizes_(m, e) ||
+        !model_activation_(m, e) || !model_rope_(m, e) || !model_window_(m, e) ||
+        !model_record_(m, o, e))
+        return false;
+    model_parts_(m);
+    if (m->window == 0 || m->window >= m->n_ctx_train || m->decode.attention != ATTEND_FULL)
+        return true;
+    return err_set(e, ERR_MODEL,
+                   "%s: a sliding window of %d tokens under full attention is not defined; dlm "
+                   "slides windows under causal and block attention",
+                   file->label, m->window);
 }
 
 /* Can this model fill masks at all? If not, *why says what is missing and what to do. */
@@ -469,17 +617,16 @@ static bool model_shape_(ModelBinder *b, const GgufTensor *t, const char *name, 
         (unsigned long long)ne1);
 }
 
-static bool model_absent_(ModelBinder *b, const char *name, ModelNeed need) {
-    if (need != NEED_YES) return true;
+static bool model_absent_(ModelBinder *b, const char *name) {
     return err_set(b->e, ERR_MODEL,
                    "%s: tensor %s is missing; architecture %s cannot run without it",
                    b->m->file->label, name, b->m->family->arch);
 }
 
-/* A vector of n f32 values in a backend buffer; *out stays NULL when it is absent and may be. */
-static bool model_vector_(ModelBinder *b, const char *name, i32 n, ModelNeed need, f32 **out) {
-    const GgufTensor *t = need == NEED_NO ? NULL : model_find_(b, name);
-    if (!t) return model_absent_(b, name, need);
+/* A vector of n f32 values in a backend buffer. */
+static bool model_vector_(ModelBinder *b, const char *name, i32 n, f32 **out) {
+    const GgufTensor *t = model_find_(b, name);
+    if (!t) return model_absent_(b, name);
     if (!model_shape_(b, t, name, (u64)n, 1)) return false;
     if (quant_is_ternary(t->type))
         return err_set(b->e, ERR_MODEL,
@@ -522,14 +669,15 @@ static bool model_extra_scale_(ModelBinder *b, const char *name, f32 *scale) {
     return true;
 }
 
-/* `{base}.weight` as [n_out][n_in], scaled by `{base}.scale` where there is one. */
-static bool model_matrix_(ModelBinder *b, const char *base, i32 n_in, i32 n_out, ModelNeed need,
-                          DlmMat *out) {
+/* Rows [row, row + n_out) of `{base}.weight` as a matrix [n_out][n_in], scaled by `{base}.scale`
+ * where there is one. n_rows: of the whole tensor. */
+static bool model_matrix_(ModelBinder *b, const char *base, i32 n_in, i32 n_out, i32 row,
+                          i32 n_rows, DlmMat *out) {
     char name[128];
     snprintf(name, sizeof name, "%s.weight", base);
     const GgufTensor *g = model_find_(b, name);
-    if (!g) return model_absent_(b, name, need);
-    if (!model_shape_(b, g, name, (u64)n_in, (u64)n_out)) return false;
+    if (!g) return model_absent_(b, name);
+    if (!model_shape_(b, g, name, (u64)n_in, (u64)n_rows)) return false;
     DlmTensor t = {.name = name,
                    .type = g->type,
                    .i2s_layout = b->o->i2s_layout,
@@ -538,6 +686,15 @@ static bool model_matrix_(ModelBinder *b, const char *base, i32 n_in, i32 n_out,
                    .data = g->data,
                    .n_bytes = g->n_bytes,
                    .extra_scale = 1};
+    if (n_out < n_rows && g->type == DLM_I2_S)
+        return err_set(b->e, ERR_MODEL,
+                       "%s: tensor %s is several matrices in one, which cannot be taken apart in "
+                       "I2_S; convert the model to another type",
+                       b->m->file->label, name);
+    if (n_out < n_rows) {
+        t.n_bytes = quant_row_bytes(g->type, n_in) * (u64)n_out;
+        t.data += quant_row_bytes(g->type, n_in) * (u64)row;
+    }
     if (!model_extra_scale_(b, base, &t.extra_scale)) return false;
     if (t.extra_scale != 1 && !quant_is_ternary(t.type))
         return err_set(
@@ -549,7 +706,7 @@ static bool model_matrix_(ModelBinder *b, const char *base, i32 n_in, i32 n_out,
     if (why)
         return err_set(b->e, strncmp(why, "out of memory", 13) ? ERR_MODEL : ERR_MEMORY, "%s: %s",
                        b->m->file->label, why);
-    if (out->owned && b->o->mapped) os_forget(g->data, g->n_bytes);
+    if (out->owned && b->o->mapped) os_forget(t.data, t.n_bytes);
     if (out->owned)
         b->m->weight_bytes += (u64)(out->n_out + 15) / 16 * 16 * (u64)((out->n_in + 15) / 16) * 4;
     return true;
@@ -557,7 +714,7 @@ static bool model_matrix_(ModelBinder *b, const char *base, i32 n_in, i32 n_out,
 
 /* The tensors of a layer, as data: name, where it goes, and which of the model's sizes it must
  * have. */
-typedef enum { SIZE_EMBD, SIZE_Q, SIZE_KV, SIZE_FF } ModelSize;
+typedef enum { SIZE_EMBD, SIZE_Q, SIZE_KV, SIZE_FF, SIZE_HEAD } ModelSize;
 
 static i32 model_size_(const Model *m, ModelSize s) {
     switch (s) {
@@ -565,85 +722,129 @@ static i32 model_size_(const Model *m, ModelSize s) {
     case SIZE_Q: return m->n_head * m->head_dim;
     case SIZE_KV: return m->n_head_kv * m->head_dim;
     case SIZE_FF: return m->n_ff;
+    case SIZE_HEAD: return m->head_dim;
     }
     return 0;
 }
 
+/* Matrices that a file may hold as one, in the order of their rows there. */
 static const struct {
     const char *name;
     size_t at;
     ModelSize n_in, n_out;
+    ModelPart part; /* the part under which it lies in the matrix `fused` */
+    const char *fused;
 } MODEL_MATRICES[] = {
-    {"attn_q", offsetof(ModelLayer, q), SIZE_EMBD, SIZE_Q},
-    {"attn_k", offsetof(ModelLayer, k), SIZE_EMBD, SIZE_KV},
-    {"attn_v", offsetof(ModelLayer, v), SIZE_EMBD, SIZE_KV},
-    {"attn_output", offsetof(ModelLayer, o), SIZE_Q, SIZE_EMBD},
-    {"ffn_gate", offsetof(ModelLayer, gate), SIZE_EMBD, SIZE_FF},
-    {"ffn_up", offsetof(ModelLayer, up), SIZE_EMBD, SIZE_FF},
-    {"ffn_down", offsetof(ModelLayer, down), SIZE_FF, SIZE_EMBD},
+    {"attn_q", offsetof(ModelLayer, q), SIZE_EMBD, SIZE_Q, PART_FUSED_QKV, "attn_qkv"},
+    {"attn_k", offsetof(ModelLayer, k), SIZE_EMBD, SIZE_KV, PART_FUSED_QKV, "attn_qkv"},
+    {"attn_v", offsetof(ModelLayer, v), SIZE_EMBD, SIZE_KV, PART_FUSED_QKV, "attn_qkv"},
+    {"attn_output", offsetof(ModelLayer, o), SIZE_Q, SIZE_EMBD, PART_ALWAYS, NULL},
+    {"ffn_gate", offsetof(ModelLayer, gate), SIZE_EMBD, SIZE_FF, PART_FUSED_GATE_UP, "ffn_up"},
+    {"ffn_up", offsetof(ModelLayer, up), SIZE_EMBD, SIZE_FF, PART_FUSED_GATE_UP, "ffn_up"},
+    {"ffn_down", offsetof(ModelLayer, down), SIZE_FF, SIZE_EMBD, PART_ALWAYS, NULL},
 };
 
-typedef enum { WHEN_ALWAYS, WHEN_SUB_NORM, WHEN_QKV_BIAS } ModelWhen;
+#define MODEL_NORM_IN(i) (offsetof(ModelLayer, norm_in) + (i) * sizeof(f32 *))
 
 static const struct {
     const char *name;
     size_t at;
     ModelSize n;
-    ModelWhen when;
+    ModelPart part;
 } MODEL_VECTORS[] = {
-    {"attn_norm.weight", offsetof(ModelLayer, norm_attn), SIZE_EMBD, WHEN_ALWAYS},
-    {"ffn_norm.weight", offsetof(ModelLayer, norm_ffn), SIZE_EMBD, WHEN_ALWAYS},
-    {"attn_sub_norm.weight", offsetof(ModelLayer, norm_attn_sub), SIZE_Q, WHEN_SUB_NORM},
-    {"ffn_sub_norm.weight", offsetof(ModelLayer, norm_ffn_sub), SIZE_FF, WHEN_SUB_NORM},
-    {"attn_q.bias", offsetof(ModelLayer, bias_q), SIZE_Q, WHEN_QKV_BIAS},
-    {"attn_k.bias", offsetof(ModelLayer, bias_k), SIZE_KV, WHEN_QKV_BIAS},
-    {"attn_v.bias", offsetof(ModelLayer, bias_v), SIZE_KV, WHEN_QKV_BIAS},
+    {"attn_norm.weight", offsetof(ModelLayer, norm_attn), SIZE_EMBD, PART_ALWAYS},
+    {"ffn_norm.weight", offsetof(ModelLayer, norm_ffn), SIZE_EMBD, PART_ALWAYS},
+    {"attn_sub_norm.weight", offsetof(ModelLayer, norm_attn_sub), SIZE_Q, PART_SUB_NORM},
+    {"ffn_sub_norm.weight", offsetof(ModelLayer, norm_ffn_sub), SIZE_FF, PART_SUB_NORM},
+    {"attn_q_norm_in.weight", MODEL_NORM_IN(0), SIZE_EMBD, PART_NORM_IN},
+    {"attn_k_norm_in.weight", MODEL_NORM_IN(1), SIZE_EMBD, PART_NORM_IN},
+    {"attn_v_norm_in.weight", MODEL_NORM_IN(2), SIZE_EMBD, PART_NORM_IN},
+    {"attn_output_norm_in.weight", offsetof(ModelLayer, norm_attn_sub), SIZE_Q, PART_NORM_IN},
+    {"ffn_gate_norm_in.weight", MODEL_NORM_IN(3), SIZE_EMBD, PART_NORM_IN},
+    {"ffn_up_norm_in.weight", MODEL_NORM_IN(4), SIZE_EMBD, PART_NORM_IN},
+    {"ffn_down_norm_in.weight", offsetof(ModelLayer, norm_ffn_sub), SIZE_FF, PART_NORM_IN},
+    {"attn_q_norm.weight", offsetof(ModelLayer, norm_q), SIZE_HEAD, PART_QK_NORM},
+    {"attn_k_norm.weight", offsetof(ModelLayer, norm_k), SIZE_HEAD, PART_QK_NORM},
+    {"attn_q.bias", offsetof(ModelLayer, bias_q), SIZE_Q, PART_QKV_BIAS},
+    {"attn_k.bias", offsetof(ModelLayer, bias_k), SIZE_KV, PART_QKV_BIAS},
+    {"attn_v.bias", offsetof(ModelLayer, bias_v), SIZE_KV, PART_QKV_BIAS},
+    {"attn_output.bias", offsetof(ModelLayer, bias_o), SIZE_EMBD, PART_O_BIAS},
 };
+
+/* Matrix i of a layer: a tensor of its own, or the rows after those of its neighbours in one. */
+static bool model_layer_matrix_(ModelBinder *b, i32 index, size_t i) {
+    const Model *m = b->m;
+    bool fused = MODEL_MATRICES[i].fused && m->has[MODEL_MATRICES[i].part];
+    i32 n_out = model_size_(m, MODEL_MATRICES[i].n_out), row = 0, n_rows = fused ? 0 : n_out;
+    for (size_t j = 0; fused && j < COUNT_OF(MODEL_MATRICES); j++) {
+        if (MODEL_MATRICES[j].part != MODEL_MATRICES[i].part) continue;
+        if (j < i) row += model_size_(m, MODEL_MATRICES[j].n_out);
+        n_rows += model_size_(m, MODEL_MATRICES[j].n_out);
+    }
+    char name[96];
+    snprintf(name, sizeof name, "blk.%d.%s", index,
+             fused ? MODEL_MATRICES[i].fused : MODEL_MATRICES[i].name);
+    return model_matrix_(b, name, model_size_(m, MODEL_MATRICES[i].n_in), n_out, row, n_rows,
+                         (DlmMat *)(void *)((u8 *)&m->layers[index] + MODEL_MATRICES[i].at));
+}
 
 static bool model_layer_(ModelBinder *b, i32 index) {
     const Model *m = b->m;
-    ModelLayer *layer = &m->layers[index];
-    const ModelNeed needs[] = {[WHEN_ALWAYS] = NEED_YES,
-                               [WHEN_SUB_NORM] = m->family->sub_norm,
-                               [WHEN_QKV_BIAS] = m->family->qkv_bias};
     char name[96];
-    for (size_t i = 0; i < COUNT_OF(MODEL_MATRICES); i++) {
-        snprintf(name, sizeof name, "blk.%d.%s", index, MODEL_MATRICES[i].name);
-        if (!model_matrix_(b, name, model_size_(m, MODEL_MATRICES[i].n_in),
-                           model_size_(m, MODEL_MATRICES[i].n_out), NEED_YES,
-                           (DlmMat *)(void *)((u8 *)layer + MODEL_MATRICES[i].at)))
-            return false;
-    }
+    for (size_t i = 0; i < COUNT_OF(MODEL_MATRICES); i++)
+        if (!model_layer_matrix_(b, index, i)) return false;
     for (size_t i = 0; i < COUNT_OF(MODEL_VECTORS); i++) {
+        if (!m->has[MODEL_VECTORS[i].part]) continue;
         snprintf(name, sizeof name, "blk.%d.%s", index, MODEL_VECTORS[i].name);
         if (!model_vector_(b, name, model_size_(m, MODEL_VECTORS[i].n),
-                           needs[MODEL_VECTORS[i].when],
-                           (f32 **)(void *)((u8 *)layer + MODEL_VECTORS[i].at)))
+                           (f32 **)(void *)((u8 *)&m->layers[index] + MODEL_VECTORS[i].at)))
             return false;
     }
-    snprintf(name, sizeof name, "blk.%d.attn_output.bias", index);
-    if (!model_vector_(b, name, m->n_embd, m->family->qkv_bias == NEED_MAYBE ? NEED_MAYBE : NEED_NO,
-                       &layer->bias_o))
-        return false;
-    if ((layer->norm_attn_sub == NULL) == (layer->norm_ffn_sub == NULL)) return true;
-    return err_set(b->e, ERR_MODEL,
-                   "%s: blk.%d has only one of attn_sub_norm and ffn_sub_norm; SubLN needs both",
-                   m->file->label, index);
+    return true;
 }
 
-static bool model_rope_factors_(ModelBinder *b) {
-    const GgufTensor *t = model_find_(b, "rope_freqs.weight");
+/* Tensors of one positive f32 per rotated pair, which divide the frequencies. */
+static const struct {
+    const char *name;
+    size_t at;
+} MODEL_DIVISORS[] = {
+    {"rope_freqs.weight", offsetof(ModelRope, divisors)},
+    {"rope_factors_short.weight", offsetof(ModelRope, short_divisors)},
+    {"rope_factors_long.weight", offsetof(ModelRope, long_divisors)},
+};
+
+static bool model_divisors_(ModelBinder *b, const char *name, const f32 **out) {
+    const GgufTensor *t = model_find_(b, name);
     if (!t) return true;
-    if (!model_shape_(b, t, "rope_freqs.weight", (u64)b->m->n_rot / 2, 1)) return false;
+    if (!model_shape_(b, t, name, (u64)b->m->n_rot / 2, 1)) return false;
     if (t->type != DLM_F32)
-        return err_set(b->e, ERR_MODEL, "%s: rope_freqs.weight must be F32, found %s",
-                       b->m->file->label, gguf_type_name((u32)t->type));
-    b->m->rope_factors = (const f32 *)(const void *)t->data;
+        return err_set(b->e, ERR_MODEL, "%s: %s must be F32, found %s", b->m->file->label, name,
+                       gguf_type_name((u32)t->type));
+    *out = (const f32 *)(const void *)t->data;
     for (i32 i = 0; i < b->m->n_rot / 2; i++)
-        if (!(b->m->rope_factors[i] > 0))
-            return err_set(b->e, ERR_MODEL, "%s: rope_freqs.weight[%d] is not a positive number",
-                           b->m->file->label, i);
+        if (!((*out)[i] > 0 && (*out)[i] < 1e30f))
+            return err_set(b->e, ERR_MODEL, "%s: %s[%d] is not a positive number",
+                           b->m->file->label, name, i);
     return true;
+}
+
+static bool model_bind_rope_(ModelBinder *b) {
+    ModelRope *r = &b->m->rope;
+    for (size_t i = 0; i < COUNT_OF(MODEL_DIVISORS); i++)
+        if (!model_divisors_(b, MODEL_DIVISORS[i].name,
+                             (const f32 **)(void *)((u8 *)r + MODEL_DIVISORS[i].at)))
+            return false;
+    if (!r->short_divisors != !r->long_divisors)
+        return err_set(b->e, ERR_MODEL,
+                       "%s: only one of rope_factors_short.weight and rope_factors_long.weight is "
+                       "there; longrope needs both",
+                       b->m->file->label);
+    if (r->stretch != STRETCH_LONGROPE || r->short_divisors) return true;
+    return err_set(
+        b->e, ERR_MODEL,
+        "%s: its rope scaling is longrope, but the tensors rope_factors_short.weight and "
+        "rope_factors_long.weight are missing",
+        b->m->file->label);
 }
 
 /* A tensor that no part of the graph takes would change the result if it were dropped. */
@@ -662,16 +863,17 @@ static bool model_all_used_(ModelBinder *b) {
 
 static bool model_bind_(ModelBinder *b) {
     Model *m = b->m;
-    if (!model_matrix_(b, "token_embd", m->n_embd, m->n_vocab, NEED_YES, &m->embed)) return false;
-    if (!model_vector_(b, "output_norm.weight", m->n_embd, NEED_YES, &m->norm_out)) return false;
+    i32 n = m->n_vocab;
+    if (!model_matrix_(b, "token_embd", m->n_embd, n, 0, n, &m->embed)) return false;
+    if (!model_vector_(b, "output_norm.weight", m->n_embd, &m->norm_out)) return false;
     m->tied = gguf_tensor(m->file, STR("output.weight")) == NULL;
     if (m->tied)
         m->output = m->embed;
-    else if (!model_matrix_(b, "output", m->n_embd, m->n_vocab, NEED_YES, &m->output))
+    else if (!model_matrix_(b, "output", m->n_embd, n, 0, n, &m->output))
         return false;
     for (i32 i = 0; i < m->n_layer; i++)
         if (!model_layer_(b, i)) return false;
-    return model_rope_factors_(b) && model_all_used_(b);
+    return model_bind_rope_(b) && model_all_used_(b);
 }
 
 /* Frees what model_load bound; safe on a half-loaded model. */
@@ -682,9 +884,11 @@ static void model_unload(Model *m) {
         u8 *layer = (u8 *)&m->layers[i];
         for (size_t j = 0; j < COUNT_OF(MODEL_MATRICES); j++)
             ops->mat_free(ops->self, (DlmMat *)(void *)(layer + MODEL_MATRICES[j].at));
-        for (size_t j = 0; j < COUNT_OF(MODEL_VECTORS); j++)
-            ops->free(ops->self, *(f32 **)(void *)(layer + MODEL_VECTORS[j].at));
-        ops->free(ops->self, m->layers[i].bias_o);
+        for (size_t j = 0; j < COUNT_OF(MODEL_VECTORS); j++) {
+            f32 **v = (f32 **)(void *)(layer + MODEL_VECTORS[j].at);
+            ops->free(ops->self, *v);
+            *v = NULL; /* two names may stand for one place */
+        }
     }
     if (!m->tied) ops->mat_free(ops->self, &m->output);
     ops->mat_free(ops->self, &m->embed);
