@@ -31,7 +31,8 @@ typedef enum { BENCH_MD, BENCH_CSV, BENCH_JSON } BenchFormat;
 
 typedef struct {
     i32 n_prompt, n_gen,
-        reps; /* as llama-bench: tokens of prefill, tokens of ar decoding, repetitions */
+        reps;  /* as llama-bench: tokens of prefill, tokens of ar decoding, repetitions */
+    i32 depth; /* positions before those of the curve's forwards */
     BenchFormat format;
 } BenchOptions;
 
@@ -43,12 +44,37 @@ typedef struct {
     f64 tokens_per_s; /* pp and tg */
 } BenchRow;
 
+/* A way of decoding, and what it made of the questions. */
+typedef struct {
+    const char *name;
+    DecodeMode mode;
+    bool dual_cache;
+    bool auto_may; /* auto chooses between these: the threshold is the model's in all of them */
+} BenchWay;
+
+static const BenchWay BENCH_WAYS[] = {
+    {"ar", DECODE_AR, false, true},
+    {"greedy", DECODE_GREEDY, true, false},
+    {"iterative", DECODE_ITERATIVE, true, true},
+    {"iterative, no dual cache", DECODE_ITERATIVE, false, true},
+    {"adaptive", DECODE_ADAPTIVE, true, false},
+    {"auto", DECODE_AUTO, true, false},
+};
+#define BENCH_ITERATIVE 2 /* the way whose gain is projected */
+
+typedef struct {
+    i64 right, tokens, forwards, commits, rows; /* rows: of denoising and committing forwards */
+    f64 ms;                                     /* of prefill and decoding */
+} BenchAnswers;
+
 typedef struct {
     f64 read_gbs, peak_gmacs; /* ceilings, all threads */
     u64 bytes; /* of weights that a forward with logits reads, as they lie in memory */
     u64 macs_row, macs_logits; /* multiply-adds per row, and per row of logits */
     BenchRow rows[32];
-    i32 n_rows;
+    i32 n_rows, depth;
+    BenchAnswers answers[COUNT_OF(BENCH_WAYS)];
+    i64 n_questions, n_judged; /* asked, and those that have one right answer */
 } BenchResult;
 
 /* ---- what one forward moves and multiplies ---- */
@@ -137,10 +163,6 @@ static bool bench_ceilings_(Engine *g, BenchResult *r, Err *e) {
 
 /* ---- forwards ---- */
 
-static f64 bench_forward_(Engine *g, i32 n, i32 n_logits) {
-    return tempo_forward(&g->graph, g->rows, 0, n, n_logits);
-}
-
 /* Rows of logits that a step of n rows asks for: each row of a small step, a sub-block's of a
  * block's. */
 static i32 bench_logits_(const Engine *g, i32 n) {
@@ -163,14 +185,20 @@ static void bench_add_(BenchResult *r, const char *test, i32 rows, f64 ms, u64 m
 
 static const i32 BENCH_ROWS[] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512};
 
+#define BENCH_WARM_ROWS \
+    32 /* up to these, a forward runs once unmeasured: its weights may fit a cache */
+
 /* T(M), the sizes in turns so that a slow moment of the machine hits them all. */
 static void bench_curve_(Engine *g, i32 reps, BenchResult *r) {
     f64 ms[COUNT_OF(BENCH_ROWS)][BENCH_REPS_MAX];
-    i32 most = MIN_OF(g->graph.n_rows_max, g->graph.kv.n_cell), n_sizes = 0;
+    i32 most = MIN_OF(g->graph.n_rows_max, g->graph.kv.n_cell - r->depth), n_sizes = 0;
     while (n_sizes < (i32)COUNT_OF(BENCH_ROWS) && BENCH_ROWS[n_sizes] <= most) n_sizes++;
     for (i32 i = 0; i < reps; i++)
-        for (i32 s = 0; s < n_sizes; s++)
-            ms[s][i] = bench_forward_(g, BENCH_ROWS[s], bench_logits_(g, BENCH_ROWS[s]));
+        for (i32 s = 0; s < n_sizes; s++) {
+            i32 n = BENCH_ROWS[s], n_logits = bench_logits_(g, n);
+            for (i32 k = n > BENCH_WARM_ROWS; k < 2; k++)
+                ms[s][i] = tempo_forward(&g->graph, g->rows, 0, r->depth, n, n_logits);
+        }
     for (i32 s = 0; s < n_sizes; s++) {
         i32 n = BENCH_ROWS[s];
         u64 macs = r->macs_row * (u64)n + r->macs_logits * (u64)bench_logits_(g, n);
@@ -209,23 +237,164 @@ static bool bench_generate_(Engine *g, const BenchOptions *o, BenchResult *r, Er
     return true;
 }
 
+/* Gives every cell of the cache a key and a value of its own memory: cells that nobody wrote would all
+ * be read from one page of zeros. */
+static bool bench_fill_cache_(Engine *g, Err *e) {
+    const u64 chunk = 1 << 20, n = graph_kv_bytes(&g->model, &g->graph_options) / 2;
+    u8 *some = mem_alloc(chunk, e);
+    if (!some) return false;
+    memset(some, 0x2c, chunk); /* 0.07 as F16 */
+    for (u64 at = 0; at < n; at += chunk) {
+        g->ops.upload(g->ops.self, (u8 *)g->graph.kv.k + at, some, MIN_OF(chunk, n - at));
+        g->ops.upload(g->ops.self, (u8 *)g->graph.kv.v + at, some, MIN_OF(chunk, n - at));
+    }
+    mem_free(some);
+    return true;
+}
+
+/* Measures the ceilings, the curve, and the engine's prefill and ar decoding. */
 static bool bench_run(Engine *g, const BenchOptions *o, BenchResult *r, Err *e) {
-    *r = (BenchResult){0};
+    *r = (BenchResult){.depth = o->depth};
+    if (o->depth >= g->graph.kv.n_cell)
+        return err_set(e, ERR_USAGE,
+                       "a depth of %d leaves no room in a context of %d tokens; raise -c", o->depth,
+                       g->graph.kv.n_cell);
     bench_sizes_(&g->model, r);
     if (!((const Cpu *)g->ops.self)->k->peak)
         return err_set(e, ERR_RUNTIME, "level %s has no measure of its peak", g->ops.name);
-    bench_forward_(g, 1, 1); /* touches every page */
+    if (o->depth && !bench_fill_cache_(g, e)) return false;
+    tempo_forward(&g->graph, g->rows, 0, 0, 1, 1); /* touches every page */
     if (!bench_ceilings_(g, r, e)) return false;
     bench_curve_(g, o->reps, r);
+    g->slots[0].decode.n_cached = 0;
     return bench_generate_(g, o, r, e);
 }
 
+/* ---- questions: what each way of decoding makes of them, end to end ---- */
+
+/* One question in one way, from an empty cache. answer: what is right, or NULL. */
+static bool bench_ask_one_(Engine *g, const BenchWay *way, const TokIds *prompt, const Str *answer,
+                           BenchAnswers *a, Err *e) {
+    DecodeParams p = decode_params_default();
+    DecodeResult r;
+    p.mode = way->mode;
+    p.dual_cache = way->dual_cache;
+    g->slots[0].decode.n_cached = 0;
+    bool ok = engine_generate(g, 0, prompt->p, (i32)prompt->n, &p, NULL, &r, e);
+    if (ok) {
+        a->right += answer && strcmp(r.finish, "stop") == 0 && str_eq(buf_view(&r.text), *answer);
+        a->tokens += (i64)r.ids.n;
+        a->forwards += decode_forwards(&r);
+        a->commits += r.n_forwards_commit;
+        a->rows += r.n_rows;
+        a->ms += r.ms_prefill + r.ms_decode;
+    }
+    decode_result_free(&r);
+    return ok;
+}
+
+/* One question in every way, beginning with another one each time. */
+static bool bench_ask_all_(Engine *g, const JsonDoc *d, u32 node, const char *label, BenchResult *r,
+                           Err *e) {
+    Str question = {0}, answer = {0};
+    TokIds prompt = {0};
+    if (json_type(d, node) != JSON_OBJECT || !json_str(d, json_get(d, node, "question"), &question))
+        return err_set(e, ERR_USAGE, "%s: entry %lld is not an object with a text 'question'",
+                       label, (long long)r->n_questions);
+    bool judged = json_str(d, json_get(d, node, "answer"), &answer);
+    const TmplMsg ask = {.role = STR("user"), .content = question};
+    bool ok = engine_render(g, &ask, 1, &prompt, e);
+    for (size_t i = 0; ok && i < COUNT_OF(BENCH_WAYS); i++) {
+        size_t way = (i + (size_t)r->n_questions) % COUNT_OF(BENCH_WAYS);
+        bool mask = g->model.decode.mask_id >= 0 || BENCH_WAYS[way].mode == DECODE_AR;
+        ok = !mask || bench_ask_one_(g, &BENCH_WAYS[way], &prompt, judged ? &answer : NULL,
+                                     &r->answers[way], e);
+    }
+    r->n_questions++;
+    r->n_judged += judged;
+    tok_ids_free(&prompt);
+    return ok;
+}
+
+/* text: a JSON array of {"question": text, "answer": text or null}; label names it in errors. */
+static bool bench_ask(Engine *g, const char *label, Str text, BenchResult *r, Err *e) {
+    JsonDoc d = {0};
+    bool ok = json_parse(&d, text, e);
+    if (ok && (json_type(&d, 0) != JSON_ARRAY || json_count(&d, 0) == 0))
+        ok = err_set(e, ERR_USAGE, "%s is not an array of questions", label);
+    tempo_prepare(&g->tempo, &g->graph, g->rows, 0);
+    u32 n = ok ? json_count(&d, 0) : 0, node = n ? json_first(&d, 0) : 0;
+    for (u32 i = 0; ok && i < n; i++, node = json_next(&d, node))
+        ok = bench_ask_all_(g, &d, node, label, r, e);
+    json_free(&d);
+    return ok;
+}
+
+static f64 bench_rate_(const BenchAnswers *a) {
+    return a->ms > 0 ? (f64)a->tokens * 1e3 / a->ms : 0;
+}
+
+static f64 bench_best_rate_(const BenchResult *r) {
+    f64 best = 0;
+    for (size_t i = 0; i < COUNT_OF(BENCH_WAYS); i++)
+        if (BENCH_WAYS[i].auto_may) best = MAX_OF(best, bench_rate_(&r->answers[i]));
+    return best;
+}
+
+/* T(rows) of the curve, linear between what was measured; 0 when there are no such rows. */
+static f64 bench_ms_of_(const BenchResult *r, f64 rows) {
+    const BenchRow *last = NULL;
+    for (i32 i = 0; i < r->n_rows; i++) {
+        const BenchRow *b = &r->rows[i];
+        if (strcmp(b->test, "rows") != 0) continue;
+        if (b->rows >= rows && !last) return b->ms;
+        if (b->rows >= rows)
+            return last->ms + (b->ms - last->ms) * (rows - last->rows) / (b->rows - last->rows);
+        last = b;
+    }
+    return 0;
+}
+
+/* T(rows) on another number of processors, if reading takes as long as here and arithmetic is
+ * shared by all. */
+static f64 bench_project_ms_(const Engine *g, const BenchResult *r, f64 rows, i32 n_cores) {
+    f64 read_ms = (f64)r->bytes / r->read_gbs / 1e6;
+    return MAX_OF(read_ms, bench_ms_of_(r, rows) * pool_threads(g->pool) / n_cores);
+}
+
+/* How many times as fast as ar the iterative way would be; 0 when that was not measured. */
+static f64 bench_project_(const Engine *g, const BenchResult *r, i32 n_cores) {
+    const BenchAnswers *a = &r->answers[BENCH_ITERATIVE];
+    if (a->forwards == 0 || a->tokens == 0) return 0;
+    f64 block = bench_project_ms_(g, r, (f64)a->rows / (f64)a->forwards, n_cores);
+    return bench_project_ms_(g, r, 1, n_cores) * (f64)a->tokens / (block * (f64)a->forwards);
+}
+
+static const i32 BENCH_CORES[] = {2, 4, 8, 16};
+
 /* ---- printing ---- */
 
-static f64 bench_ms_of_(const BenchResult *r, i32 rows) {
-    for (i32 i = 0; i < r->n_rows; i++)
-        if (strcmp(r->rows[i].test, "rows") == 0 && r->rows[i].rows == rows) return r->rows[i].ms;
-    return 0;
+static void bench_print_answers_(const Engine *g, const BenchResult *r, Buf *out) {
+    f64 best = bench_best_rate_(r);
+    buf_printf(out,
+               "\n%lld questions, %lld with one right answer:\n\n"
+               "| mode | right | tok/s | of auto's best | tokens/forward | commits in forwards |\n"
+               "|---|---|---|---|---|---|\n",
+               (long long)r->n_questions, (long long)r->n_judged);
+    for (size_t i = 0; i < COUNT_OF(BENCH_WAYS); i++) {
+        const BenchAnswers *a = &r->answers[i];
+        if (a->forwards)
+            buf_printf(out, "| %s | %lld | %.1f | %.1f %% | %.2f | %.1f %% |\n", BENCH_WAYS[i].name,
+                       (long long)a->right, bench_rate_(a), 100 * bench_rate_(a) / best,
+                       (f64)a->tokens / (f64)a->forwards, 100 * (f64)a->commits / (f64)a->forwards);
+    }
+    if (bench_project_(g, r, 2) == 0) return;
+    buf_str(out, STR("\nProjected speed of iterative over ar, if memory stays as fast and the "
+                     "arithmetic scales:"));
+    for (size_t i = 0; i < COUNT_OF(BENCH_CORES); i++)
+        buf_printf(out, "%s %d processors %.2f", i ? "," : "", BENCH_CORES[i],
+                   bench_project_(g, r, BENCH_CORES[i]));
+    buf_str(out, STR(".\n"));
 }
 
 static void bench_print_md_(const Engine *g, const BenchResult *r, Buf *out) {
@@ -298,7 +467,84 @@ static void bench_print_json_(const Engine *g, const BenchResult *r, Buf *out) {
         bench_put_(out, ",\"tokens_per_s\":", b->tokens_per_s);
         buf_char(out, '}');
     }
-    buf_str(out, STR("]}\n"));
+    buf_char(out, ']');
+    for (size_t i = 0; r->n_questions && i < COUNT_OF(BENCH_WAYS); i++) {
+        const BenchAnswers *a = &r->answers[i];
+        buf_printf(out, "%s{\"mode\":\"%s\",\"right\":%lld,\"tokens\":%lld,\"forwards\":%lld",
+                   i ? "," : ",\"answers\":[", BENCH_WAYS[i].name, (long long)a->right,
+                   (long long)a->tokens, (long long)a->forwards);
+        buf_printf(out, ",\"commits\":%lld,\"rows\":%lld", (long long)a->commits,
+                   (long long)a->rows);
+        bench_put_(out, ",\"tokens_per_s\":", bench_rate_(a));
+        buf_str(out, i + 1 < COUNT_OF(BENCH_WAYS) ? STR("}") : STR("}]"));
+    }
+    buf_str(out, STR("}\n"));
+}
+
+/* ---- the curve as a picture: rows and milliseconds, both logarithmic ---- */
+
+#define BENCH_PLOT_WIDTH 720
+#define BENCH_PLOT_HEIGHT 480
+#define BENCH_PLOT_MARGIN 60
+
+typedef struct {
+    f64 rows_log, ms_low_log, ms_log; /* spans, as natural logarithms */
+} BenchScale;
+
+static f64 bench_x_(const BenchScale *s, f64 rows) {
+    return BENCH_PLOT_MARGIN +
+           (BENCH_PLOT_WIDTH - 2 * BENCH_PLOT_MARGIN) * kern_log(rows) / s->rows_log;
+}
+
+static f64 bench_y_(const BenchScale *s, f64 ms) {
+    return BENCH_PLOT_HEIGHT - BENCH_PLOT_MARGIN -
+           (BENCH_PLOT_HEIGHT - 2 * BENCH_PLOT_MARGIN) * (kern_log(ms) - s->ms_low_log) / s->ms_log;
+}
+
+static void bench_plot_line_(const BenchResult *r, const BenchScale *s, bool bound,
+                             const char *style, Buf *out) {
+    buf_printf(out, "<polyline fill=\"none\" %s points=\"", style);
+    for (i32 i = 0; i < r->n_rows; i++)
+        if (r->rows[i].bound_ms > 0)
+            buf_printf(out, "%.1f,%.1f ", bench_x_(s, r->rows[i].rows),
+                       bench_y_(s, bound ? r->rows[i].bound_ms : r->rows[i].ms));
+    buf_str(out, STR("\"/>\n"));
+}
+
+/* Writes T(rows) and its bound as an SVG picture. */
+static void bench_plot(const Engine *g, const BenchResult *r, Buf *out) {
+    f64 low = 1e300, high = 0, most = 2;
+    for (i32 i = 0; i < r->n_rows; i++) {
+        const BenchRow *b = &r->rows[i];
+        if (b->bound_ms > 0)
+            low = MIN_OF(low, b->bound_ms), high = MAX_OF(high, b->ms), most = b->rows;
+    }
+    const BenchScale s = {kern_log(most), kern_log(low), kern_log(high / low * 1.2)};
+    buf_printf(out,
+               "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" "
+               "font-family=\"sans-serif\" font-size=\"13\">\n"
+               "<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n"
+               "<text x=\"%d\" y=\"24\">%.*s: milliseconds of a forward by its rows; level %s, %d "
+               "threads</text>\n"
+               "<text x=\"%d\" y=\"42\" fill=\"#888\">dashed: %.1f GB/s of weights, or %.0f G "
+               "multiply-adds/s</text>\n",
+               BENCH_PLOT_WIDTH, BENCH_PLOT_HEIGHT, BENCH_PLOT_MARGIN, STR_ARG(g->model.name),
+               g->ops.name, pool_threads(g->pool), BENCH_PLOT_MARGIN, r->read_gbs, r->peak_gmacs);
+    for (i32 i = 0; i < r->n_rows; i++) {
+        const BenchRow *b = &r->rows[i];
+        if (!(b->bound_ms > 0)) continue;
+        f64 x = bench_x_(&s, b->rows), y = bench_y_(&s, b->ms);
+        buf_printf(out,
+                   "<line x1=\"%.1f\" x2=\"%.1f\" y1=\"%d\" y2=\"%d\" stroke=\"#eee\"/>\n"
+                   "<text x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%d</text>\n"
+                   "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3\" fill=\"#06c\"/>\n"
+                   "<text x=\"%.1f\" y=\"%.1f\" fill=\"#06c\">%.3g</text>\n",
+                   x, x, BENCH_PLOT_MARGIN, BENCH_PLOT_HEIGHT - BENCH_PLOT_MARGIN, x,
+                   BENCH_PLOT_HEIGHT - BENCH_PLOT_MARGIN + 20, b->rows, x, y, x - 24, y - 8, b->ms);
+    }
+    bench_plot_line_(r, &s, true, "stroke=\"#888\" stroke-dasharray=\"5 4\"", out);
+    bench_plot_line_(r, &s, false, "stroke=\"#06c\" stroke-width=\"2\"", out);
+    buf_str(out, STR("</svg>\n"));
 }
 
 static void bench_print(const Engine *g, const BenchOptions *o, const BenchResult *r, Buf *out) {
@@ -308,6 +554,7 @@ static void bench_print(const Engine *g, const BenchOptions *o, const BenchResul
         bench_print_csv_(r, out);
     else
         bench_print_md_(g, r, out);
+    if (o->format == BENCH_MD && r->n_questions) bench_print_answers_(g, r, out);
 }
 
 #endif

@@ -48,6 +48,7 @@ typedef struct {
     EngineOptions engine;
     DecodeParams decode;
     BenchOptions bench;
+    const char *bench_questions, *bench_plot;
     const char *prompt, *file, *system, *system_file, *template_file, *trace;
     i32 watch_ms;
     bool raw, json, watch, stats, quiet, verbose, help, version;
@@ -358,15 +359,26 @@ static const CliOpt CLI_OPTS[] = {
     {'V', "version", NULL, CLI_SWITCH, NULL, CLI_AT(version), .verbs = CLI_RUN,
      .group = CLI_G_OUTPUT, .help = "Print the version."},
 
-    {0, "n-prompt", NULL, CLI_INT, "N", CLI_AT(bench.n_prompt), .min = 1, .max = 1048576,
+    {'p', "n-prompt", NULL, CLI_INT, "N", CLI_AT(bench.n_prompt), .min = 1, .max = 1048576,
      .verbs = CLI_BENCH, .group = CLI_G_OUTPUT, .help = "Tokens of the prefill that is measured."},
-    {0, "n-gen", NULL, CLI_INT, "N", CLI_AT(bench.n_gen), .min = 1, .max = 1048576,
+    {'n', "n-gen", NULL, CLI_INT, "N", CLI_AT(bench.n_gen), .min = 1, .max = 1048576,
      .verbs = CLI_BENCH, .group = CLI_G_OUTPUT,
      .help = "Tokens of the ar decoding that is measured."},
-    {0, "reps", NULL, CLI_INT, "N", CLI_AT(bench.reps), .min = 1, .max = BENCH_REPS_MAX,
-     .verbs = CLI_BENCH, .group = CLI_G_OUTPUT, .help = "Repetitions; medians are printed."},
-    {0, "format", NULL, CLI_WORD, "FORMAT", CLI_AT(bench.format), .words = CLI_FORMATS,
-     .verbs = CLI_BENCH, .group = CLI_G_OUTPUT, .help = "How the table is printed."},
+    {'d', "depth", "--n-depth", CLI_INT, "N", CLI_AT(bench.depth), .min = 0, .max = 16777216,
+     .verbs = CLI_BENCH, .group = CLI_G_OUTPUT,
+     .help = "Positions that the forwards of the curve find in the cache."},
+    {'r', "reps", "--repetitions", CLI_INT, "N", CLI_AT(bench.reps), .min = 1,
+     .max = BENCH_REPS_MAX, .verbs = CLI_BENCH, .group = CLI_G_OUTPUT,
+     .help = "Repetitions; medians are printed."},
+    {0, "questions", NULL, CLI_TEXT, "FILE", CLI_AT(bench_questions), .verbs = CLI_BENCH,
+     .group = CLI_G_OUTPUT, .unset = "none",
+     .help = "Answer these in every decode mode: a JSON array of objects with question and answer "
+             "(null: any)."},
+    {0, "plot", NULL, CLI_TEXT, "FILE", CLI_AT(bench_plot), .verbs = CLI_BENCH,
+     .group = CLI_G_OUTPUT, .unset = "none",
+     .help = "Draw the curve beside its bounds, as SVG."},
+    {'o', "format", "--output", CLI_WORD, "FORMAT", CLI_AT(bench.format), .words = CLI_FORMATS,
+     .verbs = CLI_BENCH, .group = CLI_G_OUTPUT, .help = "How the tables are printed."},
 
     {0, "pieces", NULL, CLI_SWITCH, NULL, CLI_AT(pieces), .verbs = CLI_TOKENIZE,
      .group = CLI_G_TEXT, .help = "Print a line for each token: its id and its text."},
@@ -579,13 +591,16 @@ typedef struct {
     bool negated;
 } CliArg;
 
-static bool cli_match_(const char *arg, CliArg *out) {
+/* Finds arg among the options of the verbs in `verbs`: a letter may mean one thing here and another
+ * there. */
+static bool cli_match_(const char *arg, u32 verbs, CliArg *out) {
     const char *eq = strchr(arg, '=');
     Str whole = str_of(arg), name = eq ? (Str){arg, (size_t)(eq - arg)} : whole;
     bool is_long = str_starts(whole, STR("--"));
     for (size_t i = 0; i < COUNT_OF(CLI_OPTS); i++) {
         const CliOpt *o = &CLI_OPTS[i];
         Str own = str_of(o->name);
+        if (!(o->verbs & verbs)) continue;
         *out = (CliArg){.opt = o, .value = eq ? eq + 1 : NULL};
         if (is_long && str_eq(str_cut(name, 2, name.n), own)) return true;
         if (cli_listed_(o->alias, name)) return true;
@@ -596,7 +611,7 @@ static bool cli_match_(const char *arg, CliArg *out) {
     }
     for (size_t i = 0; i < COUNT_OF(CLI_OPTS) && !is_long; i++) {
         const CliOpt *o = &CLI_OPTS[i];
-        if (!o->letter || o->letter != arg[1]) continue;
+        if (!(o->verbs & verbs) || !o->letter || o->letter != arg[1]) continue;
         *out = (CliArg){.opt = o, .value = arg[2] ? arg + 2 + (arg[2] == '=') : NULL};
         return !out->value || o->arg; /* -n5 is -n 5; -vq is nothing */
     }
@@ -674,7 +689,8 @@ static bool cli_unknown_(const char *arg, const CliVerb *verb, Err *e) {
 static bool cli_parse_option_(Cli *c, const CliVerb *verb, char **argv, int argc, int *i, Err *e) {
     const char *arg = argv[(*i)++];
     CliArg a;
-    if (!cli_match_(arg, &a)) return cli_unknown_(arg, verb, e);
+    if (!cli_match_(arg, verb->bit, &a) && !cli_match_(arg, CLI_ALL, &a))
+        return cli_unknown_(arg, verb, e);
     char name[CLI_NAME_MAX * 2];
     bool attached = a.value && arg[1] != '-' && a.value == arg + 2; /* -n5 */
     snprintf(name, sizeof name, "%.*s", attached ? 2 : (int)strcspn(arg, "="), arg);
@@ -2470,16 +2486,35 @@ static bool cli_version_(const Cli *c, Err *e) {
     return cli_print_buf_(&out, true, e);
 }
 
+/* Writes out to a file, or leaves what was there before. Frees out. */
+static bool cli_write_file_(const char *path, Buf *out, Err *e) {
+    int fd = buf_ok(out, path, e) ? os_create_file(path, e) : -1;
+    bool ok = fd >= 0 && os_write_all(fd, out->p, out->n, e);
+    if (fd >= 0) ok = os_close_file(fd, path, e) && ok;
+    buf_free(out);
+    return ok;
+}
+
 static bool cli_bench_(const Cli *c, Err *e) {
     EngineOptions o = c->engine;
     Engine *g = NULL;
     BenchResult r;
-    Buf out = {0};
-    o.n_rows_max = c->bench.n_prompt;
-    bool ok = engine_open(&g, &o, e) && bench_run(g, &c->bench, &r, e);
+    Buf out = {0}, text = {0};
+    i32 most = BENCH_ROWS[COUNT_OF(BENCH_ROWS) - 1];
+    o.n_rows_max = MAX_OF(c->bench.n_prompt, most);
+    if (!o.n_ctx && c->bench.depth) o.n_ctx = c->bench.depth + most;
+    bool ok = (!c->bench_questions || os_read_file(c->bench_questions, &text, e)) &&
+              engine_open(&g, &o, e) && bench_run(g, &c->bench, &r, e) &&
+              (!c->bench_questions || bench_ask(g, c->bench_questions, buf_view(&text), &r, e));
     if (ok) bench_print(g, &c->bench, &r, &out);
+    ok = cli_print_buf_(&out, ok, e);
+    if (ok && c->bench_plot) {
+        bench_plot(g, &r, &out);
+        ok = cli_write_file_(c->bench_plot, &out, e);
+    }
+    buf_free(&text);
     engine_close(g);
-    return cli_print_buf_(&out, ok, e);
+    return ok;
 }
 
 /* Where --decode-mode auto remembers what it measured; opened before a sandbox closes the way. */

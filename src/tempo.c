@@ -138,15 +138,15 @@ static void tempo_write_notes(Tempo *t) {
 
 /* ---- T(M) ---- */
 
-/* One forward over n rows of a slot that nobody is using, causal from position 0; the last n_logits
+/* One forward over n rows of a slot that nobody is using, causal from position at; the last n_logits
  * rows ask for logits. Returns milliseconds. Clobbers the slot's cache. rows: [n] scratch. */
-static f64 tempo_forward(Graph *g, DlmRow *rows, i32 slot, i32 n, i32 n_logits) {
+static f64 tempo_forward(Graph *g, DlmRow *rows, i32 slot, i32 at, i32 n, i32 n_logits) {
     for (i32 i = 0; i < n; i++)
         rows[i] = (DlmRow){.token = i % g->m->n_vocab,
-                           .pos = i,
+                           .pos = at + i,
                            .slot = slot,
-                           .cell = i,
-                           .kv_hi = i + 1,
+                           .cell = at + i,
+                           .kv_hi = at + i + 1,
                            .logits = i < n - n_logits ? -1 : i - (n - n_logits)};
     f64 from = os_now_ms();
     graph_forward(g, rows, n, n_logits);
@@ -167,7 +167,7 @@ static bool tempo_prepare(Tempo *t, Graph *g, DlmRow *rows, i32 slot) {
             bool late = os_now_ms() - from + (t->ms[i] > 0 ? t->ms[i] : more) > TEMPO_BUDGET_MS;
             if (late && t->ms[i] == 0 && i) t->ms[i] = more;
             if (late && t->ms[i] > 0) continue;
-            f64 ms = tempo_forward(g, rows, slot, n, MIN_OF(n, n_logits));
+            f64 ms = tempo_forward(g, rows, slot, 0, n, MIN_OF(n, n_logits));
             if (rep == 0 || ms < t->ms[i]) t->ms[i] = ms;
         }
     t->fresh = true;

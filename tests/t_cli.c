@@ -63,7 +63,7 @@ static void test_guesses(void) {
 /* Does `arg` name an option, and which? */
 static const CliOpt *match(const char *arg) {
     CliArg a;
-    return cli_match_(arg, &a) ? a.opt : NULL;
+    return cli_match_(arg, CLI_ALL, &a) ? a.opt : NULL;
 }
 
 static void test_table(void) {

@@ -563,7 +563,7 @@ def test_help():
         capture_output=True,
         check=False,
     )
-    t.check(bash.stdout == b"--threshold --threads\ngreedy iterative adaptive ar\n", bash)
+    t.check(bash.stdout == b"--threshold --threads\ngreedy iterative adaptive ar auto\n", bash)
 
 
 def test_readme():
