@@ -1912,40 +1912,15 @@ static bool cli_info_open_(CliInfo *f, const Cli *c, Err *e) {
     return true;
 }
 
-/* A row of the decode record: what it is called, its value, where that came from. */
-typedef struct {
-    const char *name;
-    char value[24];
-    bool is_word; /* quoted in JSON */
-    ModelSource from;
-} CliRecord;
-
-#define CLI_RECORD_ROWS 7
-
-static CliRecord cli_record_number_(const char *name, f64 value, ModelSource from) {
-    CliRecord r = {.name = name, .from = from};
-    snprintf(r.value, sizeof r.value, "%g", value);
-    return r;
-}
-
-static CliRecord cli_record_word_(const char *name, const char *value, bool quoted,
-                                  ModelSource from) {
-    CliRecord r = {.name = name, .is_word = quoted, .from = from};
-    snprintf(r.value, sizeof r.value, "%s", value);
-    return r;
-}
-
-static void cli_info_record_(const DecodeRecord *d, CliRecord out[CLI_RECORD_ROWS]) {
-    out[0] = cli_record_number_("block_size", d->block_size, d->from_block);
-    out[1] = cli_record_number_("sub_block_size", d->sub_block_size, d->from_sub_block);
-    out[2] = cli_record_number_("threshold", (f64)d->threshold, d->from_threshold);
-    out[3] =
-        cli_record_word_("attention", MODEL_ATTENTION_NAMES[d->attention], true, d->from_attention);
-    out[4] = cli_record_word_("shift_logits", d->shift ? "true" : "false", false, d->from_shift);
-    out[5] =
-        cli_record_word_("align", d->align_prompt ? "prompt_end" : "absolute", true, d->from_align);
-    out[6] = cli_record_word_("first_token", d->first_by_commit ? "commit" : "masked", true,
-                              d->from_first);
+/* The value of a field of the decode record, as text. */
+static void cli_put_field_(Buf *out, const DecodeRecord *d, const ModelField *f) {
+    const void *at = (const u8 *)d + f->at;
+    switch (f->kind) {
+    case FIELD_WORD: buf_printf(out, "%s", f->names[*(const i32 *)at]); break;
+    case FIELD_BOOL: buf_printf(out, "%s", *(const bool *)at ? "true" : "false"); break;
+    case FIELD_INT: buf_printf(out, "%d", *(const i32 *)at); break;
+    case FIELD_REAL: buf_printf(out, "%g", (f64) * (const f32 *)at); break;
+    }
 }
 
 /* The levels of this CPU, best first: "avx2, ref". */
@@ -2001,7 +1976,6 @@ static void cli_info_tokenizer_text_(Buf *out, const Tok *t) {
 
 static void cli_info_diffusion_text_(Buf *out, const CliInfo *f) {
     const DecodeRecord *d = &f->model.decode;
-    CliRecord rows[CLI_RECORD_ROWS];
     cli_put_row_(out, "diffusion");
     buf_printf(out, "%s%s\n", f->why_not.code ? "no: " : "yes", f->why_not.msg);
     if (d->mask_id >= 0) {
@@ -2009,10 +1983,11 @@ static void cli_info_diffusion_text_(Buf *out, const CliInfo *f) {
         cli_put_visible_(out, tok_text(&f->file.tok, d->mask_id));
         buf_printf(out, " (%s)\n", MODEL_SOURCE_NAMES[d->from_mask]);
     }
-    cli_info_record_(d, rows);
-    for (size_t i = 0; i < CLI_RECORD_ROWS; i++)
-        buf_printf(out, "  %-16s%s (%s)\n", rows[i].name, rows[i].value,
-                   MODEL_SOURCE_NAMES[rows[i].from]);
+    for (i32 i = 0; i < RECORD_FIELDS; i++) {
+        buf_printf(out, "  %-16s", MODEL_FIELDS[i].name);
+        cli_put_field_(out, d, &MODEL_FIELDS[i]);
+        buf_printf(out, " (%s)\n", MODEL_SOURCE_NAMES[d->from[i]]);
+    }
 }
 
 static void cli_info_text_(Buf *out, const CliInfo *f) {
@@ -2075,7 +2050,6 @@ static void cli_info_tensors_json_(Buf *out, const CliInfo *f) {
 static void cli_info_model_json_(Buf *out, const CliInfo *f) {
     const Model *m = &f->model;
     const DecodeRecord *d = &m->decode;
-    CliRecord rows[CLI_RECORD_ROWS];
     cli_put_string_(out, ",\"model\":{\"name\":", m->name);
     buf_printf(out,
                ",\"arch\":\"%s\",\"n_layer\":%d,\"n_embd\":%d,\"n_head\":%d,\"n_head_kv\":%d,"
@@ -2093,11 +2067,12 @@ static void cli_info_model_json_(Buf *out, const CliInfo *f) {
     } else {
         buf_printf(out, "null");
     }
-    cli_info_record_(d, rows);
-    for (size_t i = 0; i < CLI_RECORD_ROWS; i++) {
-        const char *quote = rows[i].is_word ? "\"" : "";
-        buf_printf(out, ",\"%s\":{\"value\":%s%s%s,\"source\":\"%s\"}", rows[i].name, quote,
-                   rows[i].value, quote, MODEL_SOURCE_NAMES[rows[i].from]);
+    for (i32 i = 0; i < RECORD_FIELDS; i++) {
+        const ModelField *field = &MODEL_FIELDS[i];
+        const char *quote = field->kind == FIELD_WORD ? "\"" : "";
+        buf_printf(out, ",\"%s\":{\"value\":%s", field->name, quote);
+        cli_put_field_(out, d, field);
+        buf_printf(out, "%s,\"source\":\"%s\"}", quote, MODEL_SOURCE_NAMES[d->from[i]]);
     }
     buf_printf(out, "},\"memory\":{\"weights\":%llu,\"kv\":%llu,\"n_ctx\":%d,\"available\":%llu}",
                (unsigned long long)f->weight_bytes, (unsigned long long)f->kv_bytes, f->n_ctx,

@@ -288,7 +288,7 @@ static bool decode_resolve_(Decode *d, const DecodeParams *p, Err *e) {
     if (d->p.n_top && !d->tops &&
         !(d->tops = mem_alloc_n((u64)d->n_ctx * DECODE_TOP_MAX, sizeof *d->tops, e)))
         return false;
-    d->attention = p->mode == DECODE_AR ? ATTEND_CAUSAL : r->attention;
+    d->attention = p->mode == DECODE_AR ? ATTEND_CAUSAL : (ModelAttention)r->attention;
     if (p->mode != DECODE_AR && !model_can_diffuse(d->m, e)) return false;
     return true;
 }
@@ -320,7 +320,7 @@ static bool decode_begin(Decode *d, const i32 *prompt, i32 n_prompt, const Decod
         return err_set(e, ERR_USAGE, "the number of tokens to generate must be at least 1");
     if (!decode_resolve_(d, p, e)) return false;
     bool ar = p->mode == DECODE_AR, full = d->attention == ATTEND_FULL;
-    bool from_prompt = full || (!ar && d->m->decode.align_prompt);
+    bool from_prompt = full || (!ar && d->m->decode.align == ALIGN_PROMPT_END);
     d->origin = from_prompt ? n_prompt % d->p.block_size : 0;
     i32 prefill_end = full                ? 0
                       : ar || from_prompt ? n_prompt
@@ -561,7 +561,7 @@ static void decode_next_block_(Decode *d, i32 begin) {
     d->next_token = d->n_targets ? d->best[0] : -1;
     d->next_prob = d->n_targets ? d->best_prob[0] : 0;
     decode_enter_block_(d, begin);
-    if (d->m->decode.first_by_commit && d->next_token >= 0 && d->masked[begin])
+    if (d->m->decode.first == FIRST_COMMIT && d->next_token >= 0 && d->masked[begin])
         decode_reveal_(d, begin, d->next_token, d->next_prob);
 }
 

@@ -35,52 +35,201 @@ static const char *const MODEL_ATTENTION_NAMES[] = {"causal", "block", "full"};
 typedef enum { FROM_DEFAULT, FROM_FAMILY, FROM_FILE, FROM_VOCABULARY, FROM_FLAG } ModelSource;
 static const char *const MODEL_SOURCE_NAMES[] = {"default", "family", "file", "vocabulary", "flag"};
 
+typedef enum { ORDER_POSITION, ORDER_REVEALED } ModelOrder;
+static const char *const MODEL_ORDER_NAMES[] = {"position", "revealed_first"};
+
+typedef enum { ALIGN_ABSOLUTE, ALIGN_PROMPT_END } ModelAlign;
+static const char *const MODEL_ALIGN_NAMES[] = {"absolute", "prompt_end"};
+
+typedef enum { FIRST_MASKED, FIRST_COMMIT } ModelFirst;
+static const char *const MODEL_FIRST_NAMES[] = {"masked", "commit"};
+
+/* What a rule does is a row of DECODE_RULES; names are those of the published code. */
+typedef enum {
+    RULE_MODEL, /* only in requests: the record's */
+    RULE_THRESHOLD,
+    RULE_LOW_CONFIDENCE_DYNAMIC,
+    RULE_LOW_CONFIDENCE,
+    RULE_SEQUENTIAL,
+    RULE_RANDOM,
+    RULE_ENTROPY_BOUND,
+    RULE_ORIGIN,
+    RULE_MASKGIT_PLUS,
+    RULE_TOPK_MARGIN,
+    RULE_ENTROPY
+} ModelRule;
+static const char *const MODEL_RULE_NAMES[] = {
+    "model",          "threshold",  "low_confidence_dynamic",
+    "low_confidence", "sequential", "random",
+    "entropy_bound",  "origin",     "maskgit_plus",
+    "topk_margin",    "entropy"};
+
+/* Which rows a denoising step computes again. */
+typedef enum {
+    CACHE_MODEL,  /* only in requests: the record's */
+    CACHE_NONE,   /* the whole block; under full attention the whole canvas */
+    CACHE_DUAL,   /* the sub-block at hand; under full attention the block */
+    CACHE_MASKED, /* of those, the rows that predict a mask or were revealed since they were run */
+} ModelCache;
+static const char *const MODEL_CACHE_NAMES[] = {"model", "none", "dual", "masked"};
+
+/* One field of the record: the key `diffusion.NAME`, and where its value lies. */
+typedef enum { FIELD_WORD, FIELD_BOOL, FIELD_INT, FIELD_REAL } ModelFieldKind;
+
+enum {
+    RECORD_ATTENTION,
+    RECORD_ORDER,
+    RECORD_SHIFT,
+    RECORD_ALIGN,
+    RECORD_BLOCK,
+    RECORD_SUB_BLOCK,
+    RECORD_FIRST,
+    RECORD_RULE,
+    RECORD_THRESHOLD,
+    RECORD_STEPS,
+    RECORD_CACHE,
+    RECORD_FIELDS
+};
+
 typedef struct {
-    i32 mask_id; /* -1: this model cannot diffuse */
+    i32 mask_id;   /* -1: this model cannot diffuse */
+    i32 attention; /* ModelAttention */
+    i32 order;     /* ModelOrder: revealed_first is WeDLM's sliding window of block_size */
+    bool shift;    /* logits row i predicts token i + 1 */
+    i32 align;     /* ModelAlign: blocks begin at multiples from position 0, or at the prompt's end */
     i32 block_size, sub_block_size;
+    i32 first; /* ModelFirst: a block's first token is a candidate like any other (masked), or taken
+                  outright from the forward that makes what is before it final (Fast-dLLM) */
+    i32 rule;  /* ModelRule, not RULE_MODEL */
     f32 threshold;
-    ModelAttention attention;
-    bool shift;        /* logits row i predicts token i + 1 */
-    bool align_prompt; /* blocks begin at the end of the prompt, not at multiples from position 0 */
-    bool first_by_commit; /* a block's first token is taken outright from the commit of the block
-                             before (Fast-dLLM v2); else it is a candidate like any other, from the
-                             same logits */
-    ModelSource from_mask, from_block, from_sub_block, from_threshold, from_attention, from_shift,
-        from_align, from_first;
+    i32 steps; /* that a sub-block is given, by rules with a schedule; 0: one per token */
+    i32 cache; /* ModelCache, not CACHE_MODEL */
+    ModelSource from_mask, from[RECORD_FIELDS];
 } DecodeRecord;
 
-/* What the checkpoints of a family were trained for, where their published code fixes it. */
-static const DecodeRecord MODEL_DREAM = {.mask_id = -1,
-                                         .block_size = 32,
-                                         .sub_block_size = 32,
-                                         .threshold = 0.9f,
-                                         .attention = ATTEND_FULL,
-                                         .shift = true,
-                                         .align_prompt = true};
-static const DecodeRecord MODEL_LLADA = {.mask_id = -1,
-                                         .block_size = 32,
-                                         .sub_block_size = 32,
-                                         .threshold = 0.9f,
-                                         .attention = ATTEND_FULL,
-                                         .align_prompt = true};
-static const DecodeRecord MODEL_FAST_DLLM = {.mask_id = -1,
-                                             .block_size = 32,
-                                             .sub_block_size = 8,
-                                             .threshold = 0.9f,
-                                             .attention = ATTEND_BLOCK,
-                                             .shift = true,
-                                             .first_by_commit = true};
-static const DecodeRecord MODEL_SDAR = {.mask_id = -1,
-                                        .block_size = 4,
-                                        .sub_block_size = 4,
-                                        .threshold = 0.85f,
-                                        .attention = ATTEND_BLOCK};
-static const DecodeRecord MODEL_WEDLM = {.mask_id = -1,
-                                         .block_size = 16,
-                                         .sub_block_size = 16,
-                                         .threshold = 0.7f,
-                                         .attention = ATTEND_CAUSAL,
-                                         .align_prompt = true};
+typedef struct {
+    const char *name;
+    ModelFieldKind kind;
+    size_t at;                /* in DecodeRecord */
+    i32 lo, hi;               /* of words and numbers; a real may not be lo */
+    const char *const *names; /* of words */
+} ModelField;
+
+#define RECORD_AT(field) offsetof(DecodeRecord, field)
+#define MODEL_STEPS_MAX 4096
+
+static const ModelField MODEL_FIELDS[RECORD_FIELDS] = {
+    [RECORD_ATTENTION] = {"attention", FIELD_WORD, RECORD_AT(attention), ATTEND_CAUSAL, ATTEND_FULL,
+                          MODEL_ATTENTION_NAMES},
+    [RECORD_ORDER] = {"order", FIELD_WORD, RECORD_AT(order), ORDER_POSITION, ORDER_REVEALED,
+                      MODEL_ORDER_NAMES},
+    [RECORD_SHIFT] = {"shift_logits", FIELD_BOOL, RECORD_AT(shift), 0, 1, NULL},
+    [RECORD_ALIGN] = {"align", FIELD_WORD, RECORD_AT(align), ALIGN_ABSOLUTE, ALIGN_PROMPT_END,
+                      MODEL_ALIGN_NAMES},
+    [RECORD_BLOCK] = {"block_size", FIELD_INT, RECORD_AT(block_size), 1, MODEL_BLOCK_MAX, NULL},
+    [RECORD_SUB_BLOCK] = {"sub_block_size", FIELD_INT, RECORD_AT(sub_block_size), 1,
+                          MODEL_BLOCK_MAX, NULL},
+    [RECORD_FIRST] = {"first_token", FIELD_WORD, RECORD_AT(first), FIRST_MASKED, FIRST_COMMIT,
+                      MODEL_FIRST_NAMES},
+    [RECORD_RULE] = {"rule", FIELD_WORD, RECORD_AT(rule), RULE_THRESHOLD, RULE_ENTROPY,
+                     MODEL_RULE_NAMES},
+    [RECORD_THRESHOLD] = {"threshold", FIELD_REAL, RECORD_AT(threshold), 0, 1, NULL},
+    [RECORD_STEPS] = {"steps", FIELD_INT, RECORD_AT(steps), 0, MODEL_STEPS_MAX, NULL},
+    [RECORD_CACHE] = {"cache", FIELD_WORD, RECORD_AT(cache), CACHE_NONE, CACHE_MASKED,
+                      MODEL_CACHE_NAMES},
+};
+
+/* ---- conventions: how the published checkpoints of each line of models are decoded. A row is what
+ * a file's family says when its own keys do not, and what --convention puts in their place. ---- */
+
+enum {
+    CONVENTION_UNIFIED, /* models made for both ways, as WrinkleFree's: also the common default */
+    CONVENTION_FAST_DLLM,
+    CONVENTION_SDAR,
+    CONVENTION_LLADA,
+    CONVENTION_LLADA_BLOCK, /* Fast-dLLM's way with LLaDA and Dream: a threshold, and a cache */
+    CONVENTION_DREAM,
+    CONVENTION_DREAM_BLOCK,
+    CONVENTION_WEDLM,
+    CONVENTIONS
+};
+
+typedef struct {
+    const char *name;
+    DecodeRecord record;
+} ModelConvention;
+
+static const ModelConvention MODEL_CONVENTIONS[CONVENTIONS] = {
+    [CONVENTION_UNIFIED] = {"unified",
+                            {.attention = ATTEND_CAUSAL,
+                             .shift = true,
+                             .align = ALIGN_PROMPT_END,
+                             .block_size = 32,
+                             .sub_block_size = 32,
+                             .rule = RULE_THRESHOLD,
+                             .threshold = 0.9f,
+                             .cache = CACHE_DUAL}},
+    [CONVENTION_FAST_DLLM] = {"fast-dllm-v2",
+                              {.attention = ATTEND_BLOCK,
+                               .shift = true,
+                               .block_size = 32,
+                               .sub_block_size = 8,
+                               .first = FIRST_COMMIT,
+                               .rule = RULE_THRESHOLD,
+                               .threshold = 0.9f,
+                               .cache = CACHE_DUAL}},
+    [CONVENTION_SDAR] = {"sdar",
+                         {.attention = ATTEND_BLOCK,
+                          .block_size = 4,
+                          .sub_block_size = 4,
+                          .rule = RULE_LOW_CONFIDENCE_DYNAMIC,
+                          .threshold = 0.85f,
+                          .cache = CACHE_DUAL}},
+    [CONVENTION_LLADA] = {"llada",
+                          {.attention = ATTEND_FULL,
+                           .align = ALIGN_PROMPT_END,
+                           .block_size = 32,
+                           .sub_block_size = 32,
+                           .rule = RULE_LOW_CONFIDENCE,
+                           .threshold = 0.9f,
+                           .cache = CACHE_NONE}},
+    [CONVENTION_LLADA_BLOCK] = {"llada-block",
+                                {.attention = ATTEND_FULL,
+                                 .align = ALIGN_PROMPT_END,
+                                 .block_size = 32,
+                                 .sub_block_size = 32,
+                                 .rule = RULE_THRESHOLD,
+                                 .threshold = 0.9f,
+                                 .cache = CACHE_DUAL}},
+    [CONVENTION_DREAM] = {"dream",
+                          {.attention = ATTEND_FULL,
+                           .shift = true,
+                           .align = ALIGN_PROMPT_END,
+                           .block_size = MODEL_BLOCK_MAX,
+                           .sub_block_size = MODEL_BLOCK_MAX,
+                           .rule = RULE_ENTROPY,
+                           .threshold = 0.9f,
+                           .cache = CACHE_NONE}},
+    [CONVENTION_DREAM_BLOCK] = {"dream-block",
+                                {.attention = ATTEND_FULL,
+                                 .shift = true,
+                                 .align = ALIGN_PROMPT_END,
+                                 .block_size = 32,
+                                 .sub_block_size = 32,
+                                 .first = FIRST_COMMIT,
+                                 .rule = RULE_THRESHOLD,
+                                 .threshold = 0.9f,
+                                 .cache = CACHE_DUAL}},
+    [CONVENTION_WEDLM] = {"wedlm",
+                          {.attention = ATTEND_CAUSAL,
+                           .order = ORDER_REVEALED,
+                           .align = ALIGN_PROMPT_END,
+                           .block_size = 16,
+                           .sub_block_size = 16,
+                           .rule = RULE_ENTROPY_BOUND,
+                           .threshold = 0.4f,
+                           .cache = CACHE_NONE}},
+};
 
 /* ---- families: each a row of data. Sources: the GGUF architecture names and tensor lists of
  * llama.cpp and of the BitNet fork, and the published model code.
@@ -139,7 +288,7 @@ typedef struct {
     bool act_key;         /* `{arch}.hidden_act` may override act */
     i32 no_rope_interval; /* of so many layers the last does not rotate; 0: all rotate */
     ModelNeed need[MODEL_PARTS];
-    const DecodeRecord *decode; /* or NULL: the common default */
+    i32 convention; /* how its models are decoded; 0: the common default */
 } ModelFamily;
 
 /* Mistral, SmolLM2 and the ternary Falcon3 and Llama 3 come as llama, DiffuCoder as dream, and what
@@ -161,14 +310,14 @@ static const ModelFamily MODEL_FAMILIES[] = {
     {.arch = "qwen3", .rope = DLM_ROPE_NEOX, .need[PART_QK_NORM] = NEED_YES, SUB_NORM_PARTS},
     {.arch = "phi3", .rope = DLM_ROPE_NEOX, FUSED_PARTS},
     {.arch = "dream", .rope = DLM_ROPE_NEOX, .need[PART_QKV_BIAS] = NEED_YES,
-     .decode = &MODEL_DREAM},
-    {.arch = "llada", .rope = DLM_ROPE_NORM, .decode = &MODEL_LLADA},
+     .convention = CONVENTION_DREAM},
+    {.arch = "llada", .rope = DLM_ROPE_NORM, .convention = CONVENTION_LLADA},
     {.arch = "fast-dllm", .rope = DLM_ROPE_NEOX, .need[PART_QKV_BIAS] = NEED_YES,
-     .decode = &MODEL_FAST_DLLM},
+     .convention = CONVENTION_FAST_DLLM},
     {.arch = "sdar", .rope = DLM_ROPE_NEOX, .need[PART_QK_NORM] = NEED_YES,
-     .decode = &MODEL_SDAR},
+     .convention = CONVENTION_SDAR},
     {.arch = "wedlm", .rope = DLM_ROPE_NEOX, .need[PART_QKV_BIAS] = NEED_MAYBE,
-     .need[PART_QK_NORM] = NEED_MAYBE, .decode = &MODEL_WEDLM},
+     .need[PART_QK_NORM] = NEED_MAYBE, .convention = CONVENTION_WEDLM},
 };
 /* clang-format on */
 
@@ -229,6 +378,7 @@ typedef struct {
 /* What the command line may override; -1 or NULL means "as the file says". */
 typedef struct {
     i32 mask_id;
+    const char *convention; /* a name of MODEL_CONVENTIONS */
     DlmI2sLayout i2s_layout;
     bool mapped; /* the file is a mapping: pages of repacked tensors may be given back to the system
                   */
@@ -474,93 +624,96 @@ static bool model_mask_(Model *m, const ModelOptions *o, Err *e) {
     return true;
 }
 
-/* A u32 key of the record: *out keeps its default when the key is absent. */
-static bool model_record_u32_(const Model *m, const char *key, u32 lo, u32 hi, i32 *out,
-                              ModelSource *from, Err *e) {
-    u32 v = UINT32_MAX;
-    if (!gguf_get_u32(m->file, key, &v, e)) return false;
-    if (v == UINT32_MAX) return true;
-    if (v < lo || v > hi)
-        return err_set(e, ERR_MODEL, "%s: %s is %u; dlm accepts %u to %u", m->file->label, key, v,
-                       lo, hi);
-    *out = (i32)v, *from = FROM_FILE;
+/* Reads one field of the record from the file, if it has it. */
+static bool model_field_(Model *m, const ModelField *f, ModelSource *from, Err *e) {
+    char key[64];
+    u8 *at = (u8 *)&m->decode + f->at;
+    i32 *value = (i32 *)(void *)at;
+    snprintf(key, sizeof key, "diffusion.%s", f->name);
+    if (!gguf_find(m->file, str_of(key))) return true;
+    *from = FROM_FILE;
+    if (f->kind == FIELD_BOOL) return gguf_get_bool(m->file, key, (bool *)at, e);
+    if (f->kind == FIELD_REAL) {
+        f32 v = 0;
+        if (!gguf_get_f32(m->file, key, &v, e)) return false;
+        *(f32 *)(void *)at = v;
+        return (v > (f32)f->lo && v <= (f32)f->hi) ||
+               err_set(e, ERR_MODEL, "%s: %s is %g; it must be above %d and at most %d",
+                       m->file->label, key, (f64)v, f->lo, f->hi);
+    }
+    if (f->kind == FIELD_INT) {
+        u32 v = 0;
+        if (!gguf_get_u32(m->file, key, &v, e)) return false;
+        *value = (i32)v;
+        return (v >= (u32)f->lo && v <= (u32)f->hi) ||
+               err_set(e, ERR_MODEL, "%s: %s is %u; dlm accepts %d to %d", m->file->label, key, v,
+                       f->lo, f->hi);
+    }
+    Str word = {0};
+    if (!gguf_get_str(m->file, key, &word, e)) return false;
+    for (*value = f->lo; *value <= f->hi; ++*value)
+        if (str_eq(word, str_of(f->names[*value]))) return true;
+    return err_set(e, ERR_MODEL, "%s: %s is '%.*s', which dlm does not know", m->file->label, key,
+                   STR_ARG(word));
+}
+
+/* The record before the file's keys: a convention, as the flag or else the family names it. */
+static bool model_convention_(Model *m, const char *name, Err *e) {
+    i32 row = m->family->convention;
+    ModelSource from = name ? FROM_FLAG : row ? FROM_FAMILY : FROM_DEFAULT;
+    char known[160] = "";
+    for (i32 i = 0, n = 0; name && i < CONVENTIONS; i++, n = (i32)strlen(known))
+        snprintf(known + n, sizeof known - (size_t)n, "%s%s", i ? ", " : "",
+                 MODEL_CONVENTIONS[i].name);
+    for (row = name ? 0 : row; name && row < CONVENTIONS; row++)
+        if (strcmp(name, MODEL_CONVENTIONS[row].name) == 0) break;
+    if (row == CONVENTIONS)
+        return err_set(e, ERR_USAGE, "'%s' is not a convention of decoding; those are %s", name,
+                       known);
+    m->decode = MODEL_CONVENTIONS[row].record;
+    for (i32 i = 0; i < RECORD_FIELDS; i++) m->decode.from[i] = from;
     return true;
 }
 
-/* A string key of the record, one of n names; *out keeps its default when the key is absent. */
-static bool model_record_name_(const Model *m, const char *key, const char *const *names, int n,
-                               int *out, ModelSource *from, Err *e) {
-    Str v = {0};
-    if (!gguf_get_str(m->file, key, &v, e)) return false;
-    if (v.n == 0) return true;
-    for (int i = 0; i < n; i++)
-        if (str_eq(v, str_of(names[i]))) {
-            *out = i, *from = FROM_FILE;
-            return true;
-        }
-    return err_set(e, ERR_MODEL, "%s: %s is '%.*s', which dlm does not know", m->file->label, key,
-                   STR_ARG(v));
-}
-
-/* The record before the file's keys: the family's own or the common one. */
-static void model_record_default_(Model *m) {
-    const DecodeRecord *family = m->family->decode;
-    DecodeRecord *d = &m->decode;
-    ModelSource from = family ? FROM_FAMILY : FROM_DEFAULT;
-    *d = family ? *family
-                : (DecodeRecord){
-                      .block_size = 32, .sub_block_size = 8, .threshold = 0.9f, .shift = true};
-    d->from_block = d->from_sub_block = d->from_threshold = d->from_attention = d->from_shift =
-        d->from_align = d->from_first = from;
-}
-
-static bool model_record_(Model *m, const ModelOptions *o, Err *e) {
-    static const char *const aligns[] = {"absolute", "prompt_end"},
-                             *const firsts[] = {"masked", "commit"}, *const rules[] = {"threshold"};
+/* The file's keys, and what follows from them where they leave something open. */
+static bool model_record_keys_(Model *m, Err *e) {
     DecodeRecord *d = &m->decode;
     char key[128];
-    model_record_default_(m);
-    int attention = (int)d->attention, align = d->align_prompt, first = d->first_by_commit,
-        rule = 0;
-    ModelSource from_rule = FROM_DEFAULT;
-    bool causal = true,
-         has_causal = gguf_find(m->file, str_of(model_key_(m, key, "attention.causal")));
-    if (!gguf_get_bool(m->file, key, &causal, e)) return false;
-    if (has_causal && !causal && attention == ATTEND_CAUSAL)
-        attention = ATTEND_FULL, d->from_attention = FROM_FILE;
-    if (!model_record_name_(m, "diffusion.attention", MODEL_ATTENTION_NAMES, 3, &attention,
-                            &d->from_attention, e))
-        return false;
-    if (!m->family->decode) /* only the block mask ties blocks to absolute positions */
-        align = attention != ATTEND_BLOCK;
-    if (!model_record_name_(m, "diffusion.align", aligns, 2, &align, &d->from_align, e))
-        return false;
-    if (!model_record_name_(m, "diffusion.first_token", firsts, 2, &first, &d->from_first, e))
-        return false;
-    if (!model_record_name_(m, "diffusion.rule", rules, 1, &rule, &from_rule, e)) return false;
-    d->attention = (ModelAttention)attention;
-    d->align_prompt = align, d->first_by_commit = first;
-    if (gguf_find(m->file, STR("diffusion.shift_logits"))) d->from_shift = FROM_FILE;
-    if (!gguf_get_bool(m->file, "diffusion.shift_logits", &d->shift, e)) return false;
-    if (!model_record_u32_(m, "diffusion.block_size", 1, MODEL_BLOCK_MAX, &d->block_size,
-                           &d->from_block, e))
-        return false;
-    if (d->from_block == FROM_FILE || !m->family->decode)
-        d->sub_block_size = d->block_size % 8 ? d->block_size : 8;
-    if (!model_record_u32_(m, "diffusion.sub_block_size", 1, (u32)d->block_size, &d->sub_block_size,
-                           &d->from_sub_block, e))
-        return false;
-    if (d->block_size % d->sub_block_size)
+    bool causal = true;
+    i32 sub = d->sub_block_size < d->block_size ? d->sub_block_size : 0;
+    if (!gguf_get_bool(m->file, model_key_(m, key, "attention.causal"), &causal, e)) return false;
+    if (!causal && d->attention == ATTEND_CAUSAL)
+        d->attention = ATTEND_FULL, d->from[RECORD_ATTENTION] = FROM_FILE;
+    for (i32 i = 0; i < RECORD_FIELDS; i++)
+        if (!model_field_(m, &MODEL_FIELDS[i], &d->from[i], e)) return false;
+    if (d->from[RECORD_ALIGN] != FROM_FILE) /* only the block mask ties blocks to position 0 */
+        d->align = d->attention == ATTEND_BLOCK ? ALIGN_ABSOLUTE : ALIGN_PROMPT_END;
+    if (d->from[RECORD_SUB_BLOCK] != FROM_FILE)
+        d->sub_block_size = sub && d->block_size % sub == 0 ? sub : d->block_size;
+    if (d->from[RECORD_CACHE] != FROM_FILE && d->from[RECORD_ATTENTION] == FROM_FILE &&
+        d->attention == ATTEND_FULL)
+        d->cache = CACHE_NONE; /* under full attention a cache is an approximation */
+    return true;
+}
+
+/* What no single field can tell. */
+static bool model_record_check_(const Model *m, Err *e) {
+    const DecodeRecord *d = &m->decode;
+    if (d->sub_block_size > d->block_size || d->block_size % d->sub_block_size)
         return err_set(e, ERR_MODEL,
                        "%s: diffusion.sub_block_size %d does not divide diffusion.block_size %d",
                        m->file->label, d->sub_block_size, d->block_size);
-    if (gguf_find(m->file, STR("diffusion.threshold"))) d->from_threshold = FROM_FILE;
-    if (!gguf_get_f32(m->file, "diffusion.threshold", &d->threshold, e)) return false;
-    if (!(d->threshold > 0 && d->threshold <= 1))
+    if (d->order == ORDER_REVEALED && (d->attention != ATTEND_CAUSAL || d->shift))
         return err_set(e, ERR_MODEL,
-                       "%s: diffusion.threshold is %g; it must be above 0 and at most 1",
-                       m->file->label, (f64)d->threshold);
-    return model_mask_(m, o, e);
+                       "%s: diffusion.order revealed_first goes with causal attention and "
+                       "diffusion.shift_logits false",
+                       m->file->label);
+    return true;
+}
+
+static bool model_record_(Model *m, const ModelOptions *o, Err *e) {
+    return model_convention_(m, o->convention, e) && (o->convention || model_record_keys_(m, e)) &&
+           model_record_check_(m, e) && model_mask_(m, o, e);
 }
 
 /* Reads the metadata of an open file. The file and tokenizer must outlive the model. */
