@@ -311,6 +311,8 @@ typedef struct {
                    int32_t head_dim, float scale, float *scores, int64_t scores_stride);
     /* index of the largest logit (lowest on ties) and sum over i of exp(logit_i - that logit) */
     int32_t (*top1)(const float *logits, int32_t n, float *sum_exp);
+    /* x[i] = exp(x[i]), 0 below -87.3 */
+    void (*exps)(float *x, int32_t n);
     /* The level's ceiling: runs n steps of nothing but its 8-bit multiply-adds, in registers.
      * Returns the number of multiply-adds in one step. NULL where it was not written. */
     int64_t (*peak)(int64_t n);
@@ -364,6 +366,8 @@ typedef struct DlmOps {
      * whoever downloads the row */
     void (*top1)(void *self, float *logits, int32_t n_rows, int32_t n, int32_t banned, int32_t *ids,
                  float *probs);
+    /* in host memory: x[i] = exp(x[i]), as the kernels have it; NULL: the scalar one */
+    void (*exps)(float *x, int32_t n);
 } DlmOps;
 
 #ifdef DLM_CUDA

@@ -632,6 +632,7 @@ static bool decode_choose_(Decode *d, f32 *logits, Err *e) {
                 m->file->label, d->targets[i]);
     bool changes = decode_changes_logits_(&d->p);
     if (d->p.sample.temperature <= 0 && !changes && d->p.n_top == 0) return true;
+    const SampleTools tools = {d->heap, m->ops->exps ? m->ops->exps : ref_exps};
     for (i32 i = 0; i < PHASE_DONE; i++) forward += d->n_forwards[i];
     for (i32 i = 0; i < d->n_targets; i++) {
         m->ops->download(m->ops->self, d->row, logits + (i64)i * m->n_vocab,
@@ -640,7 +641,7 @@ static bool decode_choose_(Decode *d, f32 *logits, Err *e) {
         if (d->p.n_top) decode_keep_top_(d, d->targets[i], d->best[i], d->best_prob[i]);
         f64 u = sample_uniform(d->p.sample.seed, d->targets[i], forward);
         d->best[i] = sample_token(d->row, m->n_vocab, &d->p.sample, d->best[i], d->best_prob[i], u,
-                                  d->heap, &d->best_prob[i]);
+                                  &tools, &d->best_prob[i]);
     }
     return true;
 }

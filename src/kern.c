@@ -561,7 +561,8 @@ static bool kern_open_cpu(DlmOps *ops, Pool *pool, const char *level, Err *e) {
                     .kv_store = cpu_kv_store,
                     .attend = cpu_attend,
                     .gather = cpu_gather,
-                    .top1 = cpu_top1};
+                    .top1 = cpu_top1,
+                    .exps = k->exps};
     return true;
 }
 

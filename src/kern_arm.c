@@ -265,6 +265,12 @@ static i32 neon_top1(const f32 *logits, i32 n, f32 *sum_exp) {
     return best;
 }
 
+static void neon_exps(f32 *x, i32 n) {
+    i32 i = 0;
+    for (; i + 4 <= n; i += 4) vst1q_f32(x + i, neon_exp_(vld1q_f32(x + i)));
+    ref_exps(x + i, n - i);
+}
+
 /* ---- dense matrices: one conversion of 16 weights serves up to 4 rows ---- */
 
 INLINE void neon_load_weights_(DlmMatKind kind, const u8 *row, i32 i, float32x4_t w[4]) {
@@ -693,7 +699,7 @@ TILE_TERNARY(i8mm, neon_sum, dotprod_acc1, i8mm_acc2, i8mm_acc4, i8mm_acc8)
         .name = level_name, .quantize_row = neon_quantize_row, .ternary = ternary_fn,      \
         .quantize_blocks = neon_quantize_blocks, .blocks = blocks_fn, .dense = neon_dense, \
         .rms_norm = neon_rms_norm, .gate = neon_gate, .to_f16 = neon_to_f16,               \
-        .attend = neon_attend, .top1 = neon_top1                                           \
+        .attend = neon_attend, .top1 = neon_top1, .exps = neon_exps                        \
     }
 static const DlmKernels KERN_NEON = ARM_LEVEL("neon", neon_ternary, neon_blocks);
 #ifdef ARM_EXTENSIONS

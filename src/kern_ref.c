@@ -386,6 +386,10 @@ static i32 ref_top1(const f32 *logits, i32 n, f32 *sum_exp) {
     return best;
 }
 
+static void ref_exps(f32 *x, i32 n) {
+    for (i32 i = 0; i < n; i++) x[i] = kern_expf(x[i]);
+}
+
 static i64 ref_peak(i64 n) {
     i32 acc = 0;
     for (i64 i = 0; i < n; i++) {
@@ -396,8 +400,9 @@ static i64 ref_peak(i64 n) {
 }
 
 static const DlmKernels KERN_REF = {
-    "ref",        ref_quantize_row, ref_ternary, ref_quantize_blocks, ref_blocks, ref_dense,
-    ref_rms_norm, ref_gate,         ref_to_f16,  ref_attend,          ref_top1,   ref_peak,
+    "ref",     ref_quantize_row, ref_ternary, ref_quantize_blocks, ref_blocks,
+    ref_dense, ref_rms_norm,     ref_gate,    ref_to_f16,          ref_attend,
+    ref_top1,  ref_exps,         ref_peak,
 };
 
 #endif

@@ -321,6 +321,12 @@ AVX2_FN static i32 avx2_top1(const f32 *logits, i32 n, f32 *sum_exp) {
     return best;
 }
 
+AVX2_FN static void avx2_exps(f32 *x, i32 n) {
+    i32 i = 0;
+    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(x + i, avx2_exp_(_mm256_loadu_ps(x + i)));
+    ref_exps(x + i, n - i);
+}
+
 /* ---- dense matrices: one conversion of 16 weights serves up to 4 rows ---- */
 
 AVX2_FN INLINE void avx2_load_weights_(DlmMatKind kind, const u8 *row, i32 i, __m256 *lo,
@@ -979,7 +985,7 @@ AVX512_FN static i64 avx512_peak(i64 n) {
 #define X86_LEVEL(name, ternary, blocks, peak)                                                     \
     {                                                                                              \
         name, avx2_quantize_row, ternary, avx2_quantize_blocks, blocks, avx2_dense, avx2_rms_norm, \
-            avx2_gate, avx2_to_f16, avx2_attend, avx2_top1, peak                                   \
+            avx2_gate, avx2_to_f16, avx2_attend, avx2_top1, avx2_exps, peak                        \
     }
 static const DlmKernels KERN_AVX2 = X86_LEVEL("avx2", avx2_ternary, avx2_blocks, avx2_peak);
 static const DlmKernels KERN_AVXVNNI =

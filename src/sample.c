@@ -74,28 +74,63 @@ static i32 sample_filter_(const f32 *logits, i32 n, const SampleParams *p, f32 m
     return kept;
 }
 
+typedef struct {
+    i32 *heap;                   /* scratch for n ids */
+    void (*exps)(f32 *x, i32 n); /* DlmOps.exps */
+} SampleTools;
+
+#define SAMPLE_BITE 256
+
+/* Candidates of a tempered softmax: those of ids, downwards from there, or all where ids is NULL. */
+typedef struct {
+    const f32 *logits;
+    const i32 *ids;
+    i32 n;
+    f32 max, inv_t;
+    void (*exps)(f32 *x, i32 n);
+    f32 terms[SAMPLE_BITE];
+} SampleSoftmax_;
+
+static i32 sample_id_(const SampleSoftmax_ *s, i32 i) {
+    return s->ids ? s->ids[-i] : i;
+}
+
+/* Computes the terms from candidate `at` on; returns how many. */
+static i32 sample_terms_(SampleSoftmax_ *s, i32 at) {
+    i32 n = MIN_OF(s->n - at, SAMPLE_BITE);
+    for (i32 i = 0; i < n; i++)
+        s->terms[i] = (s->logits[sample_id_(s, at + i)] - s->max) * s->inv_t;
+    s->exps(s->terms, n);
+    return n;
+}
+
 /* Draws a token. `best` and `best_prob` are the likeliest token and its softmax probability
- * (DlmOps.top1); heap: scratch for n ids. *prob receives the plain softmax probability of the token
- * drawn. */
+ * (DlmOps.top1). *prob receives the plain softmax probability of the token drawn. */
 static i32 sample_token(const f32 *logits, i32 n, const SampleParams *p, i32 best, f32 best_prob,
-                        f64 uniform, i32 *heap, f32 *prob) {
+                        f64 uniform, const SampleTools *tools, f32 *prob) {
     *prob = best_prob;
     if (p->temperature <= 0) return best;
-    f32 max = logits[best], inv_t = 1.0f / p->temperature;
-    bool filtered = p->top_k > 0 || p->top_p < 1 || p->min_p > 0;
-    i32 kept = filtered ? sample_filter_(logits, n, p, max, 1.0f / best_prob, heap) : n;
+    f32 max = logits[best];
+    SampleSoftmax_ s = {
+        .logits = logits, .n = n, .max = max, .inv_t = 1.0f / p->temperature, .exps = tools->exps};
+    if (p->top_k > 0 || p->top_p < 1 || p->min_p > 0) {
+        s.n = sample_filter_(logits, n, p, max, 1.0f / best_prob, tools->heap);
+        s.ids = tools->heap + n - 1;
+    }
     f64 total = 0;
-    for (i32 i = 0; i < kept; i++)
-        total += kern_expf((logits[filtered ? heap[n - 1 - i] : i] - max) * inv_t);
+    for (i32 at = 0; at < s.n; at += SAMPLE_BITE) {
+        i32 m = sample_terms_(&s, at);
+        for (i32 i = 0; i < m; i++) total += s.terms[i];
+    }
     f64 left = uniform * total;
     i32 chosen = best;
-    for (i32 i = 0; i < kept; i++) {
-        i32 id = filtered ? heap[n - 1 - i] : i;
-        f32 e = kern_expf((logits[id] - max) * inv_t);
-        if (e > 0)
-            chosen = id; /* rounding may leave a crumb past the last: it belongs to the last */
-        left -= e;
-        if (left < 0) break;
+    for (i32 at = 0; at < s.n && left >= 0; at += SAMPLE_BITE) {
+        i32 m = sample_terms_(&s, at);
+        for (i32 i = 0; i < m && left >= 0; i++) {
+            if (s.terms[i] > 0) /* rounding may leave a crumb past the last: it is the last's */
+                chosen = sample_id_(&s, at + i);
+            left -= s.terms[i];
+        }
     }
     *prob = kern_expf(logits[chosen] - max) * best_prob;
     return chosen;

@@ -70,6 +70,11 @@ static void check_rows(const DlmKernels *k) {
             i32 best_want = KERN_REF.top1(x, n, &inv_want), best_got = k->top1(x, n, &inv_got);
             CHECK_MSG(best_want == best_got && same_floats(&inv_want, &inv_got, 1),
                       "%s top1 n=%d input %d: %d %d", k->name, n, how, best_want, best_got);
+            memcpy(want, x, (size_t)n * sizeof *x);
+            memcpy(got, x, (size_t)n * sizeof *x);
+            KERN_REF.exps(want, n);
+            k->exps(got, n);
+            CHECK_MSG(same_floats(want, got, n), "%s exps n=%d input %d", k->name, n, how);
             test_guard_free(x);
             test_guard_free(gain);
         }

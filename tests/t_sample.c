@@ -6,6 +6,7 @@
 #define N 50
 static u64 rng = 3;
 static i32 heap[N];
+static const SampleTools tools = {heap, ref_exps};
 
 static f64 plain_probs(const f32 *logits, f64 *p) {
     f64 max = -1e30, sum = 0;
@@ -60,8 +61,8 @@ static void check_draws(const f32 *logits, const SampleParams *s) {
         total += tempered[i];
     }
     for (i32 d = 0; d < DRAWS; d++) {
-        i32 t =
-            sample_token(logits, N, s, best, best_prob, sample_uniform(s->seed, d, 0), heap, &prob);
+        i32 t = sample_token(logits, N, s, best, best_prob, sample_uniform(s->seed, d, 0), &tools,
+                             &prob);
         seen[t]++;
         if (!keep[t]) {
             CHECK_MSG(false, "token %d was filtered out and drawn", t);
@@ -107,18 +108,41 @@ static void check_edges(void) {
     CHECK_INT(best, 7);
     for (i32 d = 0; d < 100; d++)
         CHECK_INT(
-            sample_token(logits, N, &hot, best, best_prob, sample_uniform(1, d, 2), heap, &prob),
+            sample_token(logits, N, &hot, best, best_prob, sample_uniform(1, d, 2), &tools, &prob),
             7);
     CHECK_NEAR(prob, 1, 1e-6);
-    CHECK_INT(sample_token(logits, N, &hot, best, best_prob, 0.9999999999999999, heap, &prob), 7);
+    CHECK_INT(sample_token(logits, N, &hot, best, best_prob, 0.9999999999999999, &tools, &prob), 7);
     for (int i = 0; i < N; i++) logits[i] = 1; /* ties: the lowest id at temperature 0 */
     best = best_of(logits, &best_prob);
-    CHECK_INT(sample_token(logits, N, &cold, best, best_prob, 0.5, heap, &prob), 0);
+    CHECK_INT(sample_token(logits, N, &cold, best, best_prob, 0.5, &tools, &prob), 0);
     CHECK_NEAR(prob, 1.0 / N, 1e-6);
     SampleParams three = {.temperature = 1, .top_k = 3, .top_p = 1};
     for (i32 d = 0; d < 200; d++) /* and the lowest ids are the top k */
-        CHECK(sample_token(logits, N, &three, best, best_prob, sample_uniform(5, d, 0), heap,
+        CHECK(sample_token(logits, N, &three, best, best_prob, sample_uniform(5, d, 0), &tools,
                            &prob) < 3);
+}
+
+/* Vocabularies of more than a bite: the draw is where the sum of the terms, one after another, passes u. */
+static void check_bites(void) {
+    enum { LONG = 3 * SAMPLE_BITE + 5 };
+    static f32 logits[LONG], terms[LONG];
+    static i32 ids[LONG];
+    const SampleTools wide = {ids, ref_exps};
+    const SampleParams warm = {.temperature = 0.8f, .top_p = 1};
+    const i32 sizes[] = {1, SAMPLE_BITE - 1, SAMPLE_BITE, SAMPLE_BITE + 1, LONG};
+    for (size_t k = 0; k < COUNT_OF(sizes); k++)
+        for (i32 d = 0; d < 50; d++) {
+            i32 n = sizes[k], want = 0;
+            f32 sum, prob;
+            f64 total = 0, u = sample_uniform(9, d, n), left;
+            for (i32 i = 0; i < n; i++) logits[i] = (f32)(5 * sample_uniform(7, i, d));
+            i32 best = ref_top1(logits, n, &sum);
+            for (i32 i = 0; i < n; i++)
+                total += terms[i] = kern_expf((logits[i] - logits[best]) * (1.0f / 0.8f));
+            for (left = u * total; (left -= terms[want]) >= 0;) want++;
+            CHECK_INT(sample_token(logits, n, &warm, best, 1 / sum, u, &wide, &prob), want);
+            CHECK_NEAR(prob, (f64)(kern_expf(logits[want] - logits[best]) / sum), 1e-7);
+        }
 }
 
 /* The same arguments give the same number; other ones another; all of it is in [0, 1) and even. */
@@ -140,6 +164,7 @@ static void check_uniform(void) {
 int main(void) {
     check_filters();
     check_edges();
+    check_bites();
     check_uniform();
     return test_end();
 }
