@@ -584,6 +584,248 @@ static bool q2_encode_(const f32 *x, u8 *p) {
     return ok;
 }
 
+/* ---- encoders of the K types: 256 weights in runs of 16 or 32, each with an integer scale ----
+ *
+ * weight = d * scale * code - dmin * minimum. Every run first finds the real scale and minimum it would
+ * like; the largest of all runs set d and dmin; then each run tries the integers around its wish, with
+ * the codes that those imply, and keeps the ones of least error. Errors are squared and weighted by
+ * |w| + mean |w|: the few large weights carry most of what a matrix does. */
+
+typedef struct {
+    int n_runs, run;          /* n_runs * run == 256 */
+    f32 code_min, code_max;   /* symmetric types: no minima, code_min < 0 */
+    int scale_min, scale_max; /* minima, where there are any, go from 0 to scale_max */
+    int reach;                /* how far from its wish a run tries the integers */
+} KShape_;
+
+static const KShape_ Q2_K_SHAPE_ = {16, 16, 0, 3, 0, 15, 2};
+static const KShape_ Q4_K_SHAPE_ = {8, 32, 0, 15, 0, 63, 1};
+static const KShape_ Q5_K_SHAPE_ = {8, 32, 0, 31, 0, 63, 1};
+static const KShape_ Q6_K_SHAPE_ = {16, 16, -32, 31, -128, 127, 1};
+
+typedef struct {
+    i8 codes[DLM_QK_K];
+    i32 scale[DLM_QK_K / 16], minimum[DLM_QK_K / 16];
+    u16 d, dmin;
+} KBlock_;
+
+/* A run's scale and the value of its code 0. */
+typedef struct {
+    f32 scale, low;
+} KWish_;
+
+/* Weighted sums over a run of its codes q and weights x. */
+typedef struct {
+    f32 q, qq, qx;
+} KSums_;
+
+static f32 k_code_(const KShape_ *s, f32 v) {
+    v = v > s->code_min ? v : s->code_min;
+    return f32_rint_(v < s->code_max ? v : s->code_max);
+}
+
+static f32 fold_lanes_(const f32 a[4]) {
+    return (a[0] + a[2]) + (a[1] + a[3]);
+}
+
+/* Four lanes: an order of additions that vector instructions can keep. */
+static KSums_ k_sums_(const KShape_ *s, const f32 *x, const f32 *weight, f32 low, f32 inverse) {
+    f32 q[4] = {0}, qq[4] = {0}, qx[4] = {0};
+    for (int i = 0; i < s->run; i += 4)
+        for (int l = 0; l < 4; l++) {
+            f32 code = k_code_(s, (x[i + l] - low) * inverse), wq = weight[i + l] * code;
+            q[l] += wq;
+            qq[l] += wq * code;
+            qx[l] += wq * x[i + l];
+        }
+    return (KSums_){fold_lanes_(q), fold_lanes_(qq), fold_lanes_(qx)};
+}
+
+static f32 k_error_(const KShape_ *s, const f32 *x, const f32 *weight, KWish_ at) {
+    f32 sum[4] = {0}, inverse = inverse_(at.scale);
+    for (int i = 0; i < s->run; i += 4)
+        for (int l = 0; l < 4; l++) {
+            f32 code = k_code_(s, (x[i + l] - at.low) * inverse);
+            f32 off = at.scale * code + at.low - x[i + l];
+            sum[l] += weight[i + l] * off * off;
+        }
+    return fold_lanes_(sum);
+}
+
+#define K_STEPS 12 /* inverse scales tried, from one code less than the run spans to one more */
+
+static KWish_ k_wish_symmetric_(const KShape_ *s, const f32 *x, const f32 *weight) {
+    f32 top = x[0], best = 0;
+    for (int i = 1; i < s->run; i++)
+        if (f32_abs_(x[i]) > f32_abs_(top)) top = x[i];
+    KWish_ wish = {0, 0};
+    for (int k = 0; k <= K_STEPS && top != 0; k++) {
+        f32 codes = s->code_min + 1 - 2.0f * (f32)k / K_STEPS;
+        KSums_ sum = k_sums_(s, x, weight, 0, codes / top);
+        f32 gain = sum.qq > 0 ? sum.qx * (sum.qx / sum.qq)
+                              : 0; /* what the best scale takes off the error */
+        if (gain > best) best = gain, wish.scale = sum.qx / sum.qq;
+    }
+    return wish;
+}
+
+static KWish_ k_wish_range_(const KShape_ *s, const f32 *x, const f32 *weight) {
+    f32 low = 0, high = x[0], best = 0;
+    f64 w = 0, wx = 0;
+    for (int i = 0; i < s->run; i++) {
+        low = MIN_OF(x[i], low);
+        high = MAX_OF(x[i], high);
+        w += weight[i];
+        wx += weight[i] * x[i];
+    }
+    KWish_ wish = {0, low};
+    for (int k = 0; k <= K_STEPS && high > low; k++) {
+        f32 codes = s->code_max - 1 + 2.0f * (f32)k / K_STEPS;
+        KSums_ sum = k_sums_(s, x, weight, low, codes / (high - low));
+        if (!(sum.qq > 0)) continue;
+        f64 q = sum.q, qq = sum.qq, qx = sum.qx, det = w * qq - q * q;
+        f64 scale = (w * qx - wx * q) / det, offset = (qq * wx - q * qx) / det;
+        if (!(det > 1e-6 * w * qq) || offset > 0) /* all codes alike; or a minimum below 0 */
+            offset = 0, scale = qx / qq;
+        f64 gain = scale * (2 * qx - scale * qq - 2 * offset * q) + offset * (2 * wx - offset * w);
+        if (gain > best) best = (f32)gain, wish = (KWish_){(f32)scale, (f32)offset};
+    }
+    return wish;
+}
+
+/* The nearest integer to v, kept in [low, high]. */
+static int k_integer_(f32 v, int low, int high) {
+    v = v > (f32)low ? v : (f32)low;
+    return (int)f32_rint_(v < (f32)high ? v : (f32)high);
+}
+
+/* The integers around its wish that serve run r best, and its codes. */
+static void k_settle_run_(const KShape_ *s, int r, const f32 *x, const f32 *weight, KWish_ wish,
+                          KBlock_ *b) {
+    f32 d = f16_to_f32(b->d), dmin = f16_to_f32(b->dmin), best = -1;
+    int scale = k_integer_(wish.scale * inverse_(d), s->scale_min, s->scale_max);
+    int minimum = k_integer_(-wish.low * inverse_(dmin), 0, s->scale_max);
+    int reach_minimum = dmin != 0 ? s->reach : 0;
+    KWish_ got = {0};
+    for (int i = MAX_OF(scale - s->reach, s->scale_min);
+         i <= MIN_OF(scale + s->reach, s->scale_max); i++)
+        for (int k = MAX_OF(minimum - reach_minimum, 0);
+             k <= MIN_OF(minimum + reach_minimum, s->scale_max); k++) {
+            KWish_ at = {d * (f32)i, -(dmin * (f32)k)};
+            f32 error = k_error_(s, x, weight, at);
+            if (best >= 0 && error >= best) continue;
+            best = error, got = at;
+            b->scale[r] = i, b->minimum[r] = k;
+        }
+    f32 inverse = inverse_(got.scale);
+    for (int i = 0; i < s->run; i++)
+        b->codes[s->run * r + i] = (i8)k_code_(s, (x[i] - got.low) * inverse);
+}
+
+/* The scale of the scales. Below 2^-14 a 16-bit float loses bits, down to none: there it is rounded away
+ * from zero, and the integers become smaller instead. */
+static bool put_k_scale_(u16 *h, f32 d) {
+    bool ok = put_scale_(h, d);
+    if (f32_abs_(d) < 0x1p-14f && f32_abs_(f16_to_f32(*h)) < f32_abs_(d)) ++*h;
+    return ok;
+}
+
+/* Everything about a block but its packing. False when its scales are beyond a 16-bit float. */
+static bool k_settle_(const KShape_ *s, const f32 *x, KBlock_ *b) {
+    f32 weight[DLM_QK_K], mean = 0, top = 0, deepest = 0;
+    KWish_ wishes[DLM_QK_K / 16];
+    if (max_abs_(x, DLM_QK_K) > 1e9f) return false; /* beyond it; and sums of squares stay in f32 */
+    for (int i = 0; i < DLM_QK_K; i++) mean += f32_abs_(x[i]) / DLM_QK_K;
+    for (int i = 0; i < DLM_QK_K; i++) weight[i] = mean + f32_abs_(x[i]);
+    for (int r = 0; r < s->n_runs; r++) {
+        const f32 *x_run = x + s->run * r, *w_run = weight + s->run * r;
+        wishes[r] =
+            s->code_min < 0 ? k_wish_symmetric_(s, x_run, w_run) : k_wish_range_(s, x_run, w_run);
+        if (f32_abs_(wishes[r].scale) > f32_abs_(top)) top = wishes[r].scale;
+        deepest = MIN_OF(wishes[r].low, deepest);
+    }
+    int widest = s->scale_min < 0 ? s->scale_min : s->scale_max;
+    f32 d = top != 0 ? top / (f32)widest : 0, dmin = (0 - deepest) / (f32)s->scale_max;
+    if (!put_k_scale_(&b->d, d) || !put_k_scale_(&b->dmin, dmin)) return false;
+    for (int r = 0; r < s->n_runs; r++)
+        k_settle_run_(s, r, x + s->run * r, weight + s->run * r, wishes[r], b);
+    return true;
+}
+
+static bool q2_K_encode_(const f32 *x, u8 *p) {
+    DlmBlockQ2_K *b = (DlmBlockQ2_K *)p;
+    KBlock_ k;
+    if (!k_settle_(&Q2_K_SHAPE_, x, &k)) return false;
+    b->d = k.d, b->dmin = k.dmin;
+    for (int r = 0; r < 16; r++) b->scales[r] = (u8)(k.scale[r] | k.minimum[r] << 4);
+    for (int i = 0; i < 64; i++) {
+        const i8 *c = k.codes + i / 32 * 128 + i % 32;
+        b->qs[i] = (u8)(c[0] | c[32] << 2 | c[64] << 4 | c[96] << 6);
+    }
+    return true;
+}
+
+/* The opposites of k_scales_ and k_nibbles_. */
+static void put_k_scales_(const KBlock_ *k, u8 s[12]) {
+    for (int r = 0; r < 4; r++) {
+        s[r] = (u8)(k->scale[r] | k->scale[r + 4] >> 4 << 6);
+        s[r + 4] = (u8)(k->minimum[r] | k->minimum[r + 4] >> 4 << 6);
+        s[r + 8] = (u8)((k->scale[r + 4] & 15) | (k->minimum[r + 4] & 15) << 4);
+    }
+}
+
+static void put_k_nibbles_(const i8 *codes, u8 qs[128]) {
+    for (int i = 0; i < 128; i++) {
+        const i8 *c = codes + i / 32 * 64 + i % 32;
+        qs[i] = (u8)((c[0] & 15) | (c[32] & 15) << 4);
+    }
+}
+
+static bool q4_K_encode_(const f32 *x, u8 *p) {
+    DlmBlockQ4_K *b = (DlmBlockQ4_K *)p;
+    KBlock_ k;
+    if (!k_settle_(&Q4_K_SHAPE_, x, &k)) return false;
+    b->d = k.d, b->dmin = k.dmin;
+    put_k_scales_(&k, b->scales);
+    put_k_nibbles_(k.codes, b->qs);
+    return true;
+}
+
+static bool q5_K_encode_(const f32 *x, u8 *p) {
+    DlmBlockQ5_K *b = (DlmBlockQ5_K *)p;
+    KBlock_ k;
+    if (!k_settle_(&Q5_K_SHAPE_, x, &k)) return false;
+    b->d = k.d, b->dmin = k.dmin;
+    put_k_scales_(&k, b->scales);
+    put_k_nibbles_(k.codes, b->qs);
+    for (int l = 0; l < 32; l++) {
+        int bits = 0;
+        for (int i = 0; i < 8; i++) bits |= k.codes[32 * i + l] >> 4 << i;
+        b->qh[l] = (u8)bits;
+    }
+    return true;
+}
+
+static bool q6_K_encode_(const f32 *x, u8 *p) {
+    DlmBlockQ6_K *b = (DlmBlockQ6_K *)p;
+    KBlock_ k;
+    if (!k_settle_(&Q6_K_SHAPE_, x, &k)) return false;
+    b->d = k.d;
+    for (int r = 0; r < 16; r++) b->scales[r] = (i8)k.scale[r];
+    for (int i = 0; i < 64; i++) {
+        const i8 *codes = k.codes + i / 32 * 128 + i % 32;
+        int c[4];
+        for (int l = 0; l < 4; l++) c[l] = codes[32 * l] + 32;
+        u8 *ql = b->ql + i / 32 * 64 + i % 32;
+        ql[0] = (u8)((c[0] & 15) | (c[2] & 15) << 4);
+        ql[32] = (u8)((c[1] & 15) | (c[3] & 15) << 4);
+        b->qh[i] = (u8)(c[0] >> 4 | c[1] >> 4 << 2 | c[2] >> 4 << 4 | c[3] >> 4 << 6);
+    }
+    return true;
+}
+
+/* ---- encoding a row ---- */
+
 static bool f32_encode_(const f32 *x, u8 *p) {
     memcpy(p, x, sizeof *x);
     return true;
@@ -607,7 +849,8 @@ static const struct {
     {DLM_F32, f32_encode_},   {DLM_F16, f16_encode_},   {DLM_BF16, bf16_encode_},
     {DLM_Q8_0, q8_0_encode_}, {DLM_Q4_0, q4_0_encode_}, {DLM_Q4_1, q4_1_encode_},
     {DLM_Q5_0, q5_0_encode_}, {DLM_Q5_1, q5_1_encode_}, {DLM_TQ1_0, tq1_encode_},
-    {DLM_TQ2_0, tq2_encode_}, {DLM_Q2_0, q2_encode_},
+    {DLM_TQ2_0, tq2_encode_}, {DLM_Q2_0, q2_encode_},   {DLM_Q2_K, q2_K_encode_},
+    {DLM_Q4_K, q4_K_encode_}, {DLM_Q5_K, q5_K_encode_}, {DLM_Q6_K, q6_K_encode_},
 };
 
 /* Can weights be turned into this type? I2_S comes from quant_i2_s, the others from quant_row. */

@@ -80,6 +80,12 @@ static void check_vectors(void) {
             check_values(codes, scales, 256, w, "I2_S");
         }
     }
+    for (int i = 0; i < 256; i++) codes[i] = (u8)(w[i] * 2 + 1);
+    size_t n = from_hex(I2S_VECTORS[0].hex, bytes);
+    quant_i2_s(codes, 64, 4, 0.5f, out);
+    CHECK_MEM(out, bytes, n);
+    CHECK_NEAR(load_f32(out + 64), 0.5, 0);
+    for (int i = 68; i < 96; i++) CHECK_INT(out[i], 0);
 }
 
 static void check_row4(void) {
@@ -148,10 +154,35 @@ static void check_round_trips(void) {
     }
 }
 
+/* What cannot be encoded is refused: tests/py/quantize.py has the other limits. */
+static void check_refusals(void) {
+    static const u32 bad[] = {0x7f800000u, 0xff800000u, 0x7fc00000u, 0x7f800001u, 0xffffffffu};
+    f32 x[256];
+    u8 out[1024];
+    for (size_t t = 0; t < COUNT_OF(DLM_TYPES); t++) {
+        DlmType type = DLM_TYPES[t].type;
+        if (!quant_can_make(type) || type == DLM_I2_S) continue;
+        for (size_t i = 0; i < COUNT_OF(bad) * 256; i++) {
+            for (int k = 0; k < 256; k++) x[k] = 1;
+            memcpy(x + i % 256, &bad[i / 256], sizeof *x);
+            const char *why = quant_row(type, x, 256, out);
+            if (!why || !strstr(why, "NaN"))
+                CHECK_MSG(false, "%s takes %08x", DLM_TYPES[t].name, bad[i / 256]);
+        }
+        x[255] = type == DLM_BF16 ? 3.4e38f : 1e20f;
+        const char *why = quant_row(type, x, 256, out);
+        CHECK_MSG((why != NULL) == (type != DLM_F32), "%s: %s", DLM_TYPES[t].name, why ? why : "");
+        memset(x, 0, sizeof x);
+        CHECK(!quant_row(type, x, 256, out));
+    }
+    CHECK(quant_can_make(DLM_I2_S) && !quant_can_make(DLM_Q3_K) && !quant_can_make(DLM_IQ4_XS));
+}
+
 int main(void) {
     check_vectors();
     check_row4();
     check_f16();
     check_round_trips();
+    check_refusals();
     return test_end();
 }

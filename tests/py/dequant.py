@@ -3,20 +3,16 @@
 
 Each type that both sides know is given random blocks and extreme ones: all bits clear or set, every
 16-bit pattern that is special as a float, and scales that are zero, subnormal, huge or infinite.
-NaNs count as equal, whatever their payload. tests/dequant_driver.c is our side.
+NaNs count as equal, whatever their payload. tests/quant_driver.c is our side.
 """
-
-import os
-import subprocess
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
-from _dlm import ROOT, Count
+from _dlm import Count
+from _quant import quant, quant_types
 
-SOURCE, DRIVER = "tests/dequant_driver.c", "build/dequant_driver"
-CFLAGS = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-ffp-contract=off"]
 TYPES = set(
     "F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS TQ1_0 TQ2_0".split()
 )
@@ -43,10 +39,8 @@ def blocks_of(rng, n, size):
 
 
 def ours(kind, blocks):
-    done = subprocess.run(
-        [DRIVER, str(kind.value)], input=blocks.tobytes(), capture_output=True, check=True
-    )
-    return np.frombuffer(done.stdout, "<f4")
+    values, _ = quant("decode", kind.value, blocks)
+    return np.frombuffer(values, "<f4")
 
 
 def theirs(kind, blocks):
@@ -70,11 +64,7 @@ def compare(count, kind, blocks):
 
 def main():
     count = Count()
-    os.chdir(ROOT)
-    os.makedirs("build", exist_ok=True)
-    subprocess.run(["gcc", *CFLAGS, SOURCE, "-o", DRIVER, "-lpthread"], check=True)
-    listed = subprocess.run([DRIVER], capture_output=True, check=True, text=True).stdout
-    rows = [line.split() for line in listed.splitlines()]
+    rows = quant_types()
     names = {row[0] for row in rows}
     count.check(names == TYPES | ELSEWHERE, f"types: {sorted(names ^ (TYPES | ELSEWHERE))}")
     for name, value, block, size in rows:
