@@ -2,7 +2,7 @@
  * with.
  *
  *     cc -std=c11 -D_GNU_SOURCE -O2 -o build/mkbench tools/mkbench.c
- *     build/mkbench OUT.gguf {tq1_0|tq2_0|i2_s} [LAYERS]
+ *     build/mkbench OUT.gguf {tq1_0|tq2_0|i2_s|f16} [LAYERS]
  *
  * Architecture `bitnet` (SubLN, tied Q6_K embedding), so that other engines open the same file. The
  * text it makes is noise; the time it takes is that of a trained model. */
@@ -160,7 +160,10 @@ static u8 random_codes(u64 r) {
 }
 
 static void fill_row(DlmType type, u8 *row, u64 bytes) {
-    const u16 d = f32_to_f16(0.02f);
+    const u16 d = f32_to_f16(0.02f), values[3] = {d | 0x8000, 0, d};
+    for (u64 i = 0; type == DLM_F16 && i < bytes; i += 2)
+        memcpy(row + i, &values[random64() % 3], 2);
+    if (type == DLM_F16) return;
     for (u64 i = 0; i < bytes; i++) {
         u64 r = random64();
         row[i] = type == DLM_TQ1_0  ? (u8)((r % 243 * 256 + 242) / 243)
@@ -199,11 +202,12 @@ int main(int argc, char **argv) {
     DlmType type = argc < 3                        ? DLM_F32
                    : strcmp(argv[2], "tq1_0") == 0 ? DLM_TQ1_0
                    : strcmp(argv[2], "i2_s") == 0  ? DLM_I2_S
+                   : strcmp(argv[2], "f16") == 0   ? DLM_F16
                                                    : DLM_TQ2_0;
     int layers = argc > 3 ? (int)strtol(argv[3], NULL, 10) : 30;
     char name[64];
     if (argc < 3 || layers < 1 || !(out = fopen(argv[1], "wb"))) {
-        fprintf(stderr, "usage: mkbench OUT.gguf {tq1_0|tq2_0|i2_s} [LAYERS]\n");
+        fprintf(stderr, "usage: mkbench OUT.gguf {tq1_0|tq2_0|i2_s|f16} [LAYERS]\n");
         return 2;
     }
     put("GGUF", 4);
