@@ -204,7 +204,7 @@ run_check() {
     compile_tests asan "clang $CFLAGS -O1 -g $SANITIZE -DDLM_TEST_ALLOC="
     units asan
     debug
-    scripts asan build/dlm-debug "tok_diff dequant quantize accuracy $LONG_SCRIPTS"
+    scripts asan build/dlm-debug "tok_diff dequant quantize gguf_write accuracy $LONG_SCRIPTS"
     only='pool engine'
     compile_tests tsan "clang $CFLAGS -O1 -g -fsanitize=thread"
     units tsan
