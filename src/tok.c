@@ -1,4 +1,5 @@
-/* tok.c - byte-level BPE: text to token ids and back, as the vocabulary in a GGUF file says.
+/* tok.c - BPE over bytes or over SentencePiece's pieces: text to token ids and back, as the vocabulary
+ * in a GGUF file says.
  *
  * Owns:      its tables; token texts stay in the GGUF mapping, which must outlive the Tok.
  * Stands on: base mem utf8 pre gguf
@@ -72,6 +73,9 @@ enum {
 /* GPT-2 spells a byte by a printable character: itself, or U+0100 + k for the k-th other byte. */
 #define TOK_BYTE_CHARS (256u + 68u)
 
+/* SentencePiece spells a blank by U+2581. */
+#define TOK_BLANK "\xE2\x96\x81"
+
 typedef struct {
     u32 id_1; /* token id + 1; 0: empty */
     u32 hash; /* the other half of the hash: most misses end here, without a look at the text */
@@ -87,12 +91,16 @@ typedef struct {
     Str text;
     i32 id;
     bool plain; /* ordinary text that happens to be one token: matches trusted or not */
+    bool strip; /* the white space after it goes with it */
 } TokSpecial_;
 
 typedef struct {
     u32 n_vocab;
     i32 bos, eos, eot, unk, pad, mask; /* token ids; -1: none */
     bool add_bos, add_eos;
+    bool spm;       /* SentencePiece's BPE; else GPT-2's, over bytes */
+    bool nfc;       /* text is brought to Unicode's form NFC first */
+    bool add_blank; /* SentencePiece: a text begins with a blank that nobody wrote */
     const char *pre_name;
     Str chat_template; /* empty: none */
 
@@ -100,6 +108,8 @@ typedef struct {
     bool ignore_merges; /* of the pre-tokenizer's row */
     Str *text;          /* [n_vocab] in the mapping */
     u8 *kind;           /* [n_vocab] type | TOK_EOG */
+    u32 *order;         /* [n_vocab] SentencePiece: a lower one is merged first */
+    bool blank_first;   /* no piece has a blank behind another character */
     TokSlot_ *slots;    /* [slots_mask + 1] by hash of the text */
     u32 slots_mask;
     TokMerge_ *merges; /* [merges_mask + 1] by hash of the pair */
@@ -184,6 +194,14 @@ static u32 tok_table_size_(u32 n) {
     return size;
 }
 
+/* The end of the blanks that begin at i, or of what is none. */
+static size_t tok_blanks_(Str s, size_t i, bool blanks) {
+    Str blank = STR(TOK_BLANK);
+    if (!blanks) return MIN_OF(str_find(s, blank, i), s.n);
+    while (str_starts(str_cut(s, i, s.n), blank)) i += blank.n;
+    return i;
+}
+
 /* ---- opening ---- */
 
 /* <...>, [...] and |...|: how tokens that steer a model are spelled. A user who types one gets text. */
@@ -198,23 +216,54 @@ static void tok_close(Tok *t) {
     mem_free(t->kind);
     mem_free(t->slots);
     mem_free(t->merges);
+    mem_free(t->order);
     mem_free(t->special);
     *t = (Tok){0};
 }
 
-static bool tok_open_pre_(Tok *t, const Gguf *g, const char *override, Err *e) {
-    Str model = {0}, name = {0};
+static bool tok_open_model_(Tok *t, const Gguf *g, Err *e) {
+    Str model = {0};
     if (!gguf_get_str(g, "tokenizer.ggml.model", &model, e)) return false;
     if (!model.p)
         return err_set(e, ERR_MODEL,
                        "%s: no tokenizer in the file (key tokenizer.ggml.model); convert the model "
                        "again, with its tokenizer",
                        g->label);
-    if (!str_eq(model, STR("gpt2")))
+    t->spm = str_eq(model, STR("llama"));
+    if (!t->spm && !str_eq(model, STR("gpt2")))
         return err_set(e, ERR_MODEL,
                        "%s: tokenizer '%.*s' is not supported; dlm reads 'gpt2' "
-                       "(byte-level BPE)",
+                       "(byte-level BPE) and 'llama' (SentencePiece's BPE)",
                        g->label, STR_ARG(model));
+    return true;
+}
+
+/* tokenizer.ggml.normalizer, which dlm's converter writes, holds before what the name of the
+ * pre-tokenizer implies. */
+static bool tok_open_normalizer_(Tok *t, const Gguf *g, Err *e) {
+    Str name = {0};
+    if (!gguf_get_str(g, "tokenizer.ggml.normalizer", &name, e)) return false;
+    if (!name.p) return true;
+    t->nfc = str_eq(name, STR("nfc"));
+    if (t->nfc || str_eq(name, STR("none"))) return true;
+    return err_set(e, ERR_MODEL,
+                   "%s: key 'tokenizer.ggml.normalizer' is '%.*s'; 'nfc' and 'none' are supported",
+                   g->label, STR_ARG(name));
+}
+
+/* How the text is made ready: normalized, and cut into words or begun with a blank. */
+static bool tok_open_pre_(Tok *t, const Gguf *g, const char *override, Err *e) {
+    Str name = {0};
+    if (t->spm) {
+        if (override)
+            return err_set(e, ERR_USAGE,
+                           "--pre %s: the tokenizer of this model has none (it is "
+                           "SentencePiece's)",
+                           override);
+        t->pre_name = "default";
+        t->add_bos = t->add_blank = true;
+        return gguf_get_bool(g, "tokenizer.ggml.add_space_prefix", &t->add_blank, e);
+    }
     if (!gguf_get_str(g, "tokenizer.ggml.pre", &name, e)) return false;
     if (override) name = str_of(override);
     if (!name.p)
@@ -229,7 +278,8 @@ static bool tok_open_pre_(Tok *t, const Gguf *g, const char *override, Err *e) {
         t->pre_name = known->name;
         t->ignore_merges = row->ignore_merges;
         t->add_bos = row->add_bos;
-        return true;
+        t->nfc = known->nfc;
+        return tok_open_normalizer_(t, g, e);
     }
     if (override)
         return err_set(e, ERR_USAGE, "--pre %.*s: no such pre-tokenizer; there are " PRE_LIST,
@@ -330,14 +380,19 @@ static const char *const TOK_EOG_NAMES[] = {
 
 /* A token that a key names and that is spelled like markup is a control token, whatever its type. */
 static bool tok_open_id_(Tok *t, const Gguf *g, const char *key, i32 *id, Err *e) {
-    *id = -1;
     if (!gguf_get_token_id(g, key, t->n_vocab, id, e)) return false;
     if (*id >= 0 && tok_is_markup_(t->text[*id])) t->kind[*id] = TOK_CONTROL;
     return true;
 }
 
 static bool tok_open_ids_(Tok *t, const Gguf *g, Err *e) {
-    i32 eom;
+    i32 eom = -1;
+    t->bos = t->eos = t->eot = t->unk = t->pad = t->mask = -1;
+    if (t->spm) { /* SentencePiece's own names */
+        t->bos = tok_find(t, STR("<s>"));
+        t->eos = tok_find(t, STR("</s>"));
+        t->unk = tok_find(t, STR("<unk>"));
+    }
     bool ok = tok_open_id_(t, g, "tokenizer.ggml.bos_token_id", &t->bos, e) &&
               tok_open_id_(t, g, "tokenizer.ggml.eos_token_id", &t->eos, e) &&
               tok_open_id_(t, g, "tokenizer.ggml.eot_token_id", &t->eot, e) &&
@@ -371,13 +426,13 @@ static bool tok_open_ids_(Tok *t, const Gguf *g, Err *e) {
     return true;
 }
 
-/* A byte's token: its one-character spelling, else <0xHH>. Only tokens of those two types qualify:
+/* A byte's token: in byte-level BPE its one-character spelling, else <0xHH>. Only tokens of those two types qualify:
  * a user token may be spelled by the same character and mean the character. */
 static void tok_open_byte_ids_(Tok *t) {
     for (u32 b = 0; b < 256; b++) {
         char s[8];
         size_t n = utf8_put(t->char_of_byte[b], s);
-        i32 id = tok_find(t, (Str){s, n});
+        i32 id = t->spm ? -1 : tok_find(t, (Str){s, n});
         if (id < 0 || tok_type_(t, id) != TOK_NORMAL) {
             snprintf(s, sizeof s, "<0x%02X>", b);
             id = tok_find(t, str_of(s));
@@ -423,6 +478,40 @@ static bool tok_open_merges_(Tok *t, const Gguf *g, Err *e) {
     return true;
 }
 
+/* The order of f as unsigned integers, the greatest first. */
+static u32 tok_order_(f32 f) {
+    u32 bits;
+    f += 0.0f; /* no negative zero */
+    memcpy(&bits, &f, sizeof bits);
+    return bits >> 31 ? bits : ~bits & 0x7FFFFFFFu;
+}
+
+static bool tok_open_scores_(Tok *t, const Gguf *g, Err *e) {
+    GgufArray scores;
+    bool found;
+    if (!gguf_get_array(g, "tokenizer.ggml.scores", GGUF_F32, &scores, &found, e)) return false;
+    if (!found || scores.count != t->n_vocab)
+        return err_set(e, ERR_MODEL,
+                       "%s: key 'tokenizer.ggml.scores' has %llu entries for %u tokens", g->label,
+                       (unsigned long long)(found ? scores.count : 0), t->n_vocab);
+    t->order = mem_alloc_n(t->n_vocab, sizeof *t->order, e);
+    if (!t->order) return false;
+    t->blank_first = true;
+    for (u32 id = 0; id < t->n_vocab; id++) {
+        f32 score = gguf_array_f32(&scores, id);
+        if (score != score)
+            return err_set(e, ERR_MODEL, "%s: the score of token %u is not a number", g->label, id);
+        t->order[id] = tok_order_(score);
+        Str text = t->text[id];
+        for (size_t at = 0; tok_type_(t, (i32)id) == TOK_NORMAL && at < text.n;) {
+            at = tok_blanks_(text, at, true);
+            at = tok_blanks_(text, at, false);
+            if (at < text.n) t->blank_first = false;
+        }
+    }
+    return true;
+}
+
 static int tok_by_bytes_(const void *pa, const void *pb) {
     const TokSpecial_ *a = pa, *b = pb;
     int order = memcmp(a->text.p, b->text.p, MIN_OF(a->text.n, b->text.n));
@@ -431,9 +520,17 @@ static int tok_by_bytes_(const void *pa, const void *pb) {
     return a->id < b->id ? -1 : a->id > b->id;
 }
 
+/* Phi-3's tokenizer takes the white space after its own tokens with them, which GGUF has no key for. */
+static bool tok_strips_(const Tok *t, Str arch, Str text) {
+    return t->spm && str_eq(arch, STR("phi3")) && !str_eq(text, STR("<unk>")) &&
+           !str_eq(text, STR("<s>")) && !str_eq(text, STR("<|endoftext|>"));
+}
+
 /* The tokens that are looked for in the text before it is cut into words. */
 static bool tok_open_special_(Tok *t, const Gguf *g, Err *e) {
+    Str arch = {0};
     u32 n = 0;
+    if (!gguf_get_str(g, "general.architecture", &arch, e)) return false;
     for (u32 id = 0; id < t->n_vocab; id++)
         n += tok_is_special(t, (i32)id) || tok_type_(t, (i32)id) == TOK_USER;
     t->special = mem_alloc_n(n, sizeof *t->special, e);
@@ -445,7 +542,8 @@ static bool tok_open_special_(Tok *t, const Gguf *g, Err *e) {
         if (text.n > TOK_SPECIAL_MAX)
             return err_set(e, ERR_MODEL, "%s: special token %u is %zu bytes long; %zu is the limit",
                            g->label, id, text.n, TOK_SPECIAL_MAX);
-        t->special[t->n_special++] = (TokSpecial_){text, (i32)id, user && !tok_is_markup_(text)};
+        t->special[t->n_special++] =
+            (TokSpecial_){text, (i32)id, user && !tok_is_markup_(text), tok_strips_(t, arch, text)};
     }
     qsort(t->special, t->n_special, sizeof *t->special, tok_by_bytes_);
     for (u32 byte = 0, at = 0; byte <= 256; byte++) {
@@ -459,8 +557,9 @@ static bool tok_open_special_(Tok *t, const Gguf *g, Err *e) {
 static bool tok_open(Tok *t, const Gguf *g, const char *pre_override, Err *e) {
     *t = (Tok){0};
     tok_open_bytes_(t);
-    if (tok_open_pre_(t, g, pre_override, e) && tok_open_texts_(t, g, e) &&
-        tok_open_types_(t, g, e) && tok_open_ids_(t, g, e) && tok_open_merges_(t, g, e) &&
+    if (tok_open_model_(t, g, e) && tok_open_pre_(t, g, pre_override, e) &&
+        tok_open_texts_(t, g, e) && tok_open_types_(t, g, e) && tok_open_ids_(t, g, e) &&
+        (t->spm ? tok_open_scores_(t, g, e) : tok_open_merges_(t, g, e)) &&
         tok_open_special_(t, g, e)) {
         tok_open_byte_ids_(t);
         return true;
@@ -482,19 +581,27 @@ typedef struct {
     i32 id;         /* token id */
     u32 rank;       /* of the merge with next; TOK_NONE: none, or this symbol is gone */
     i32 merged;     /* the id that merge makes */
+    u32 at;         /* byte of the word */
 } TokSym_;
 
 typedef struct {
     TokSym_ *sym; /* [cap] */
     u64 *heap;    /* [2 * cap] rank << 32 | index of the left symbol */
     size_t n_heap, cap;
+    Str word; /* that is being merged */
     Buf spelling;
+    Buf text;     /* normalized, or with SentencePiece's blanks */
+    bool unknown; /* the last id was the unknown token */
+    u32 *run;     /* [2 * run_cap] what normalization holds back, and room to sort it */
+    size_t n_run, run_cap;
 } TokWork_;
 
 static void tok_work_free_(TokWork_ *w) {
     mem_free(w->sym);
     mem_free(w->heap);
+    mem_free(w->run);
     buf_free(&w->spelling);
+    buf_free(&w->text);
     *w = (TokWork_){0};
 }
 
@@ -502,7 +609,10 @@ static bool tok_work_reserve_(TokWork_ *w, size_t n, Err *e) {
     if (n <= w->cap) return true;
     size_t cap = w->cap ? w->cap : 256;
     while (cap < n) cap *= 2;
-    tok_work_free_(w);
+    mem_free(w->sym);
+    mem_free(w->heap);
+    w->heap = NULL;
+    w->cap = 0;
     w->sym = mem_alloc_n(cap, sizeof *w->sym, e);
     w->heap = mem_alloc_n(cap, 2 * sizeof *w->heap, e);
     if (!w->sym || !w->heap) return false;
@@ -529,24 +639,42 @@ static u64 tok_heap_pop_(TokWork_ *w) {
     return top;
 }
 
+/* The piece with this text that text may add up to, or -1. */
+static i32 tok_find_piece_(const Tok *t, Str text) {
+    i32 id = text.n > t->longest ? -1 : tok_find(t, text);
+    return id >= 0 && tok_type_(t, id) == TOK_NORMAL ? id : -1;
+}
+
 /* Looks up the merge of symbol i with its right neighbour. */
 static void tok_pair_(const Tok *t, TokWork_ *w, u32 i) {
     TokSym_ *s = &w->sym[i];
     s->rank = TOK_NONE;
     if (s->next == TOK_NONE) return;
-    const TokMerge_ *m = tok_merge_(t, s->id, w->sym[s->next].id);
-    if (!m || !m->rank_1) return;
-    s->rank = m->rank_1 - 1;
-    s->merged = m->id;
+    const TokSym_ *right = &w->sym[s->next];
+    if (t->spm) {
+        size_t end = right->next == TOK_NONE ? w->word.n : w->sym[right->next].at;
+        s->merged = tok_find_piece_(t, str_cut(w->word, s->at, end));
+        if (s->merged < 0) return;
+        s->rank = t->order[s->merged];
+    } else {
+        const TokMerge_ *m = tok_merge_(t, s->id, right->id);
+        if (!m || !m->rank_1) return;
+        s->rank = m->rank_1 - 1;
+        s->merged = m->id;
+    }
     tok_heap_push_(w, (u64)s->rank << 32 | i);
 }
 
-static void tok_merge_all_(const Tok *t, TokWork_ *w) {
+/* Merges the n > 0 symbols of a word until nothing more can be. */
+static void tok_merge_all_(const Tok *t, TokWork_ *w, u32 n) {
+    w->sym[n - 1].next = TOK_NONE; /* and sym[0].prev is 0 - 1 = TOK_NONE */
+    w->n_heap = 0;
+    for (u32 i = 0; i + 1 < n; i++) tok_pair_(t, w, i);
     while (w->n_heap) {
         u64 key = tok_heap_pop_(w);
         u32 i = (u32)key;
         TokSym_ *s = &w->sym[i];
-        if (s->rank != key >> 32) continue; /* a neighbour was faster; a rank is of one pair only */
+        if (s->rank != key >> 32) continue; /* a neighbour was faster; an equal rank is as good */
         TokSym_ *gone = &w->sym[s->next];
         gone->rank = TOK_NONE;
         s->id = s->merged;
@@ -582,23 +710,179 @@ static bool tok_encode_word_(const Tok *t, TokWork_ *w, Str word, TokIds *out, E
     for (size_t i = 0; i < word.n; i++) {
         i32 id = t->byte_id[(u8)word.p[i]];
         if (id < 0) continue;
-        w->sym[n] = (TokSym_){n - 1, n + 1, id, TOK_NONE, 0};
+        w->sym[n] = (TokSym_){n - 1, n + 1, id, TOK_NONE, 0, (u32)i};
         n++;
     }
     if (n == 0) return true;
-    w->sym[n - 1].next = TOK_NONE; /* and sym[0].prev is 0 - 1 = TOK_NONE */
-    w->n_heap = 0;
-    for (u32 i = 0; i + 1 < n; i++) tok_pair_(t, w, i);
-    tok_merge_all_(t, w);
+    tok_merge_all_(t, w, n);
     for (u32 i = 0; i != TOK_NONE; i = w->sym[i].next)
         if (!tok_ids_push(out, w->sym[i].id, e)) return false;
     return true;
+}
+
+/* ---- SentencePiece's BPE ---- */
+
+/* A character that is no piece: as bytes, else as the unknown token, once for a row of them. */
+static bool tok_encode_unknown_(const Tok *t, TokWork_ *w, Str bytes, TokIds *out, Err *e) {
+    for (size_t i = 0; i < bytes.n; i++) {
+        i32 id = t->byte_id[(u8)bytes.p[i]];
+        bool again = id < 0 && (w->unknown || t->unk < 0);
+        w->unknown = id < 0;
+        if (!again && !tok_ids_push(out, id < 0 ? t->unk : id, e)) return false;
+    }
+    return true;
+}
+
+static bool tok_encode_pieces_(const Tok *t, TokWork_ *w, Str word, TokIds *out, Err *e) {
+    if (!tok_work_reserve_(w, word.n, e)) return false;
+    u32 n = 0;
+    for (size_t i = 0, from; i < word.n; n++) {
+        from = i;
+        utf8_next(word, &i);
+        i32 id = tok_find_piece_(t, str_cut(word, from, i));
+        w->sym[n] = (TokSym_){n - 1, n + 1, id, TOK_NONE, 0, (u32)from};
+    }
+    w->word = word;
+    tok_merge_all_(t, w, n);
+    for (u32 i = 0, next; i != TOK_NONE; i = next) {
+        const TokSym_ *s = &w->sym[i];
+        next = s->next;
+        Str text = str_cut(word, s->at, next == TOK_NONE ? word.n : w->sym[next].at);
+        if (s->id < 0 && !tok_encode_unknown_(t, w, text, out, e)) return false;
+        if (s->id < 0) continue;
+        w->unknown = false;
+        if (!tok_ids_push(out, s->id, e)) return false;
+    }
+    return true;
+}
+
+/* Where no piece has a blank behind another character, the words can be merged one by one: the same
+ * pieces, in less memory. */
+static bool tok_encode_blanks_(const Tok *t, TokWork_ *w, Str text, TokIds *out, Err *e) {
+    if (text.n == 0) return true;
+    buf_clear(&w->text);
+    if (t->add_blank) buf_str(&w->text, STR(TOK_BLANK));
+    for (size_t i = 0, blank; i < text.n; i = blank + 1) {
+        blank = MIN_OF(str_find(text, STR(" "), i), text.n);
+        buf_str(&w->text, str_cut(text, i, blank));
+        if (blank < text.n) buf_str(&w->text, STR(TOK_BLANK));
+    }
+    if (!buf_ok(&w->text, "the text", e)) return false;
+    text = buf_view(&w->text);
+    w->unknown = false;
+    for (size_t i = 0, end; i < text.n; i = end) {
+        end = t->blank_first ? tok_blanks_(text, tok_blanks_(text, i, true), false) : text.n;
+        if (!tok_encode_pieces_(t, w, str_cut(text, i, end), out, e)) return false;
+    }
+    return true;
+}
+
+/* ---- normalization form C ----
+ *
+ * Characters are taken apart, and held back until one begins that nothing can join: then the marks that
+ * were held back are sorted by their classes and put together again. Bytes that are not UTF-8 pass. */
+
+#define TOK_RUN_CP 0x1FFFFFu /* of an entry: the code point; above it, its combining class */
+#define TOK_RUN_CLASS 24u
+
+static bool tok_run_add_(TokWork_ *w, u32 cp, u32 class, Err *e) {
+    if (w->n_run == w->run_cap) {
+        size_t cap = w->run_cap ? w->run_cap * 2 : 64;
+        u32 *run = mem_alloc_n(cap, 2 * sizeof *run, e);
+        if (!run) return false;
+        if (w->n_run) memcpy(run, w->run, w->n_run * sizeof *run);
+        mem_free(w->run);
+        w->run = run;
+        w->run_cap = cap;
+    }
+    w->run[w->n_run++] = class << TOK_RUN_CLASS | cp;
+    return true;
+}
+
+/* Sorts v[0 .. n), marks all, by class; equal classes stay in their order. */
+static void tok_run_sort_(u32 *v, size_t n, u32 *spare) {
+    size_t at[256] = {0}, sum = 0, i = 1;
+    while (i < n && v[i - 1] >> TOK_RUN_CLASS <= v[i] >> TOK_RUN_CLASS) i++;
+    if (i >= n) return;
+    for (i = 0; i < n; i++) at[v[i] >> TOK_RUN_CLASS]++;
+    for (i = 0; i < 256; i++) {
+        size_t count = at[i];
+        at[i] = sum;
+        sum += count;
+    }
+    for (i = 0; i < n; i++) spare[at[v[i] >> TOK_RUN_CLASS]++] = v[i];
+    memcpy(v, spare, n * sizeof *v);
+}
+
+/* Writes what was held back, put together. A mark joins what begins the character unless a mark of its
+ * own class or a higher one stands between. */
+static void tok_run_flush_(TokWork_ *w) {
+    u32 *v = w->run;
+    size_t n = 0, begin = SIZE_MAX;
+    for (size_t i = 0, end; i < w->n_run; i = end + 1) {
+        for (end = i; end < w->n_run && v[end] >> TOK_RUN_CLASS; end++) {}
+        tok_run_sort_(v + i, end - i, v + w->run_cap);
+    }
+    for (size_t i = 0; i < w->n_run; i++) {
+        u32 class = v[i] >> TOK_RUN_CLASS, cp = v[i] & TOK_RUN_CP, joined = 0;
+        bool near = begin != SIZE_MAX && (begin + 1 == n || v[n - 1] >> TOK_RUN_CLASS < class);
+        if (near) joined = utf8_compose(v[begin], cp);
+        if (joined) {
+            v[begin] = joined;
+            continue;
+        }
+        if (class == 0) begin = n;
+        v[n++] = v[i];
+    }
+    for (size_t i = 0; i < n; i++) {
+        char c[UTF8_MAX];
+        buf_put(&w->text, c, utf8_put(v[i] & TOK_RUN_CP, c));
+    }
+    w->n_run = 0;
+}
+
+/* Below U+0300 nothing changes, and nothing changes what is before it. */
+static bool tok_needs_nfc_(Str s) {
+    for (size_t i = 0; i < s.n; i++)
+        if ((u8)s.p[i] >= 0xCC) return true;
+    return false;
+}
+
+static bool tok_normalize_(TokWork_ *w, Str s, Err *e) {
+    buf_clear(&w->text);
+    for (size_t i = 0, n; i < s.n; i += n) {
+        u32 cp, part[UTF8_PARTS_MAX];
+        bool ok = utf8_read(s, i, &cp, &n) == UTF8_OK;
+        if (!ok || cp < 0x80 ||
+            cp - 0x3400u < 0x6C00u) { /* bytes; ideographs: nothing joins them */
+            n = ok ? n : 1;
+            tok_run_flush_(w);
+            if (!ok)
+                buf_put(&w->text, s.p + i, n);
+            else if (!tok_run_add_(w, cp, 0, e))
+                return false;
+            continue;
+        }
+        u32 n_parts = utf8_decompose(cp, part);
+        for (u32 k = 0; k < n_parts; k++) {
+            u32 class = utf8_combining_class(part[k]);
+            if (class == 0 && !utf8_joins(part[k])) tok_run_flush_(w);
+            if (!tok_run_add_(w, part[k], class, e)) return false;
+        }
+    }
+    tok_run_flush_(w);
+    return buf_ok(&w->text, "the text", e);
 }
 
 /* ---- encode ---- */
 
 /* Text without special tokens. */
 static bool tok_encode_text_(const Tok *t, TokWork_ *w, Str text, TokIds *out, Err *e) {
+    if (t->spm) return tok_encode_blanks_(t, w, text, out, e);
+    if (t->nfc && tok_needs_nfc_(text)) {
+        if (!tok_normalize_(w, text, e)) return false;
+        text = buf_view(&w->text);
+    }
     size_t end[PRE_SPLITS_MAX] = {0};
     for (size_t i = 0, next; i < text.n; i = next) {
         next = pre_word_end(&t->pre, text, i, end);
@@ -651,7 +935,13 @@ static bool tok_encode_(const Tok *t, TokWork_ *w, Str text, const u8 *trusted, 
         }
         if (!tok_encode_text_(t, w, str_cut(text, from, i), out, e)) return false;
         if (!tok_ids_push(out, found->id, e)) return false;
-        from = i += found->text.n;
+        i += found->text.n;
+        while (found->strip && i < text.n) {
+            size_t next = i;
+            if (!(utf8_class(utf8_next(text, &next)) & UTF8_SPACE)) break;
+            i = next;
+        }
+        from = i;
     }
     return tok_encode_text_(t, w, str_cut(text, from, text.n), out, e);
 }
@@ -659,12 +949,12 @@ static bool tok_encode_(const Tok *t, TokWork_ *w, Str text, const u8 *trusted, 
 /* Appends the ids of text. trusted: NULL when a user wrote all of it; else [text.n] bytes, 1 where
  * the template wrote it: a control token's text is that token only where every byte of it is
  * trusted. User tokens that are plain text (runs of blanks, rare letters) are part of the ordinary
- * vocabulary and match anywhere. Adds no BOS or EOS. No Unicode normalization. */
+ * vocabulary and match anywhere. Adds no BOS or EOS. */
 static bool tok_encode(const Tok *t, Str text, const u8 *trusted, TokIds *out, Err *e) {
     if (text.n > TOK_INPUT_MAX)
         return err_set(e, ERR_RUNTIME, "the text is %zu bytes long; %zu is the limit", text.n,
                        TOK_INPUT_MAX);
-    TokWork_ w = {0};
+    TokWork_ w = {.text.max = 3 * TOK_INPUT_MAX + 3};
     bool ok = tok_encode_(t, &w, text, trusted, out, e);
     tok_work_free_(&w);
     return ok;
@@ -693,6 +983,16 @@ static int tok_hex_(char c) {
     return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
 }
 
+/* A piece's text: U+2581 is a blank. */
+static bool tok_put_blanks_(Str s, Buf *out) {
+    for (size_t i = 0, end; i < s.n; i = end) {
+        bool blank = str_starts(str_cut(s, i, s.n), STR(TOK_BLANK));
+        end = blank ? i + strlen(TOK_BLANK) : tok_blanks_(s, i, false);
+        buf_str(out, blank ? STR(" ") : str_cut(s, i, end));
+    }
+    return !out->failed;
+}
+
 /* Appends the token's bytes: any part of UTF-8, so stream them through TokUtf8. Control tokens have
  * none unless `special`. An id outside the vocabulary has none. False when the buffer is full. */
 static bool tok_bytes(const Tok *t, i32 id, bool special, Buf *out) {
@@ -701,7 +1001,7 @@ static bool tok_bytes(const Tok *t, i32 id, bool special, Buf *out) {
     switch (tok_type_(t, id)) {
     case TOK_UNKNOWN:
     case TOK_CONTROL: return special ? buf_str(out, s) : true;
-    case TOK_USER: return buf_str(out, s);
+    case TOK_USER: return t->spm ? tok_put_blanks_(s, out) : buf_str(out, s);
     case TOK_UNUSED: return true;
     case TOK_BYTE:
         if (s.n == 6 && str_starts(s, STR("<0x")) && s.p[5] == '>' && tok_hex_(s.p[3]) >= 0 &&
@@ -710,6 +1010,7 @@ static bool tok_bytes(const Tok *t, i32 id, bool special, Buf *out) {
         return buf_str(out, s); /* not a byte after all: show the spelling */
     default: break;
     }
+    if (t->spm) return tok_put_blanks_(s, out);
     for (size_t i = 0, from; i < s.n;) {
         from = i;
         u32 c = utf8_next(s, &i);
@@ -720,6 +1021,11 @@ static bool tok_bytes(const Tok *t, i32 id, bool special, Buf *out) {
             buf_str(out, str_cut(s, from, i));
     }
     return !out->failed;
+}
+
+/* A whole text that was decoded, without the blank that encoding puts before it. */
+static Str tok_without_blank(const Tok *t, Str text) {
+    return str_cut(text, t->add_blank && str_starts(text, STR(" ")), text.n);
 }
 
 /* Bytes to text, a piece at a time: keeps back what may still become a code point. */
