@@ -1813,7 +1813,7 @@ static void api_put_detokenized_(Buf *out, const ApiRequest *r, const Tok *t) {
     Buf bytes = {.max = API_REPLY_MAX};
     for (size_t i = 0; i < r->ids.n; i++)
         if (!tok_bytes(t, r->ids.p[i], true, &bytes)) out->failed = true;
-    api_put_text_(out, "{\"content\":", buf_view(&bytes));
+    api_put_text_(out, "{\"content\":", tok_without_blank(t, buf_view(&bytes)));
     buf_char(out, '}');
     buf_free(&bytes);
 }

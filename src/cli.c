@@ -1959,7 +1959,8 @@ static void cli_put_token_(Buf *out, const char *label, const Tok *tok, i32 id) 
 
 static void cli_info_tokenizer_text_(Buf *out, const Tok *t) {
     cli_put_row_(out, "tokenizer");
-    buf_printf(out, "byte-level BPE, %s, %u tokens", t->pre_name, t->n_vocab);
+    buf_printf(out, "%s%s, %u tokens", t->spm ? "SentencePiece BPE" : "byte-level BPE, ",
+               t->spm ? "" : t->pre_name, t->n_vocab);
     cli_put_token_(out, t->add_bos ? "; begins with" : "; bos", t, t->bos);
     cli_put_token_(out, t->add_eos ? "; ends with" : "; eos", t, t->eos);
     buf_char(out, '\n');
@@ -2219,12 +2220,13 @@ static bool cli_detokenize_(const Cli *c, Err *e) {
               cli_read_ids_(buf_view(&text), f.tok.n_vocab, &ids, e);
     for (size_t i = 0; ok && i < ids.n; i++) tok_bytes(&f.tok, ids.p[i], true, &bytes);
     ok = ok && buf_ok(&bytes, "the text", e);
+    Str decoded = ok ? tok_without_blank(&f.tok, buf_view(&bytes)) : (Str){"", 0};
     if (ok && c->json) {
-        cli_put_string_(&out, "{\"text\":", buf_view(&bytes));
+        cli_put_string_(&out, "{\"text\":", decoded);
         buf_printf(&out, "}\n");
     } else if (ok) {
         Buf whole = {0};
-        tok_utf8_put(&utf8, buf_view(&bytes), &whole);
+        tok_utf8_put(&utf8, decoded, &whole);
         tok_utf8_end(&utf8, &whole);
         if (os_isatty(OS_STDOUT))
             cli_put_visible_(&out, buf_view(&whole));
