@@ -29,7 +29,7 @@ try() { # try NAME COMMAND...: runs one test program under a time limit and adds
 }
 
 # These want heavy packages, or minutes: `check` runs them, and `test` when they are named.
-LONG_SCRIPTS='browser abuse buildah deploy proxies'
+LONG_SCRIPTS='browser load abuse buildah deploy proxies'
 
 finish() { # the closing line
     [ -z "$broken" ] || echo "failed in:$broken"
