@@ -274,7 +274,7 @@ typedef enum { DLM_ACT_SILU /* x / (1 + exp(-x)) */, DLM_ACT_RELU2 /* max(x, 0)^
  * add in a fixed order of 16 lanes, with fused multiply-adds where the law has them, so they equal it
  * bit for bit too, and each output row depends on its own input row alone: not on the batch, the
  * level or the thread count. */
-#define DLM_ATTEND_Q 4
+#define DLM_ATTEND_Q 16
 typedef struct {
     const char *name;
     /* q[n] = clamp(rint(x * s), -128, 127), s = 127 / max(max|x|, 1e-5); *inv_scale = 1 / s; *sum =

@@ -445,49 +445,51 @@ typedef struct {
     f32 scale;
 } AttendJob;
 
-/* Rows whose heads of one group fill a kernel call together, when they attend to the same slot from
- * the same cell on. */
+/* The work is cut into queries (a row's head each), counted tile by tile: first those of a tile's
+ * rows in one group of heads, which share keys and values, then the other groups, then the next
+ * tile. A tile's queries in a group fill one kernel call, if they attend from the same cell on. */
 static i32 cpu_attend_rows_(const DlmKv *kv, i32 n_head) {
     return MAX_OF(1, DLM_ATTEND_Q / (n_head / kv->n_head_kv));
 }
 
-/* The queries that share a head of keys and values: those of its group of heads, of n_rows rows. */
-static void cpu_attend_group_(const AttendJob *j, i32 row, i32 n_rows, i32 head_kv, f32 *scores) {
+/* The queries [first, last) of a group of heads, counted from the tile's row on. */
+static void cpu_attend_group_(const AttendJob *j, i32 row, i32 head_kv, i32 first, i32 last,
+                              f32 *scores) {
     const DlmKv *kv = j->kv;
     i32 group = j->n_head / kv->n_head_kv, dim = kv->head_dim;
-    i64 stride = (i64)kv->n_head_kv * dim;
-    i64 at = (cpu_kv_at_(kv, j->rows[row].slot, j->layer) + (i64)head_kv * dim) *
-             (kv->type == DLM_F32 ? 4 : 2);
-    for (i32 first = 0; first < n_rows * group; first += DLM_ATTEND_Q) {
+    last = MIN_OF(last, (j->n_rows - row) * group);
+    while (first < last) {
         f32 *out[DLM_ATTEND_Q];
         const f32 *q[DLM_ATTEND_Q];
-        i32 hi[DLM_ATTEND_Q], n_q = MIN_OF(DLM_ATTEND_Q, n_rows * group - first);
-        for (i32 i = 0; i < n_q; i++) {
-            i32 r = row + (first + i) / group, head = head_kv * group + (first + i) % group;
-            i64 to = ((i64)r * j->n_head + head) * dim;
-            out[i] = j->out + to, q[i] = j->q + to, hi[i] = j->rows[r].kv_hi;
-            ASSERT(j->rows[r].kv_lo < hi[i] && hi[i] <= kv->n_cell);
+        const DlmRow *r, *from = &j->rows[row + first / group];
+        i32 hi[DLM_ATTEND_Q], n = 0;
+        for (; n < DLM_ATTEND_Q && first < last; n++, first++) {
+            r = &j->rows[row + first / group];
+            if (r->slot != from->slot || r->kv_lo != from->kv_lo) break;
+            i64 to = ((r - j->rows) * j->n_head + head_kv * group + first % group) * dim;
+            out[n] = j->out + to, q[n] = j->q + to, hi[n] = r->kv_hi;
+            ASSERT(r->kv_lo < hi[n] && hi[n] <= kv->n_cell);
         }
-        j->c->k->attend(out, q, hi, n_q, (const u8 *)kv->k + at, (const u8 *)kv->v + at, kv->type,
-                        stride, j->rows[row].kv_lo, dim, j->scale, scores, j->c->n_cell_max);
+        i64 at = (cpu_kv_at_(kv, from->slot, j->layer) + (i64)head_kv * dim) *
+                 (kv->type == DLM_F32 ? 4 : 2);
+        j->c->k->attend(out, q, hi, n, (const u8 *)kv->k + at, (const u8 *)kv->v + at, kv->type,
+                        (i64)kv->n_head_kv * dim, from->kv_lo, dim, j->scale, scores,
+                        j->c->n_cell_max);
     }
 }
 
-/* Items are (tile of rows, head of keys and values) pairs. */
-static void cpu_attend_tiles_(void *arg, i32 begin, i32 end, i32 thread) {
+/* Tiles go in the order first, last, second, last but one: later rows see more cells, and each
+ * thread shall have as much to do. */
+static void cpu_attend_queries_(void *arg, i32 begin, i32 end, i32 thread) {
     AttendJob *j = arg;
-    i32 tile = cpu_attend_rows_(j->kv, j->n_head);
+    i32 n_kv = j->kv->n_head_kv, tile = cpu_attend_rows_(j->kv, j->n_head);
+    i32 n_tiles = (j->n_rows + tile - 1) / tile, each = tile * (j->n_head / n_kv);
     f32 *scores = j->c->scores + (i64)thread * DLM_ATTEND_Q * j->c->n_cell_max;
-    for (i32 i = begin; i < end; i++) {
-        i32 row = i / j->kv->n_head_kv * tile, last = MIN_OF(row + tile, j->n_rows);
-        while (row < last) {
-            i32 n = 1;
-            while (row + n < last && j->rows[row + n].slot == j->rows[row].slot &&
-                   j->rows[row + n].kv_lo == j->rows[row].kv_lo)
-                n++;
-            cpu_attend_group_(j, row, n, i % j->kv->n_head_kv, scores);
-            row += n;
-        }
+    for (i32 at = begin, n; at < end; at += n) {
+        i32 first = at % each, t = at / each / n_kv;
+        n = MIN_OF(each - first, end - at);
+        t = t % 2 ? n_tiles - 1 - t / 2 : t / 2;
+        cpu_attend_group_(j, t * tile, at / each % n_kv, first, first + n, scores);
     }
 }
 
@@ -497,8 +499,8 @@ static void cpu_attend(void *self, f32 *out, const f32 *q, const DlmKv *kv, i32 
     i32 tile = cpu_attend_rows_(kv, n_head), n_tiles = (n_rows + tile - 1) / tile;
     i64 cells = 0;
     for (i32 r = 0; r < n_rows; r++) cells += rows[r].kv_hi - rows[r].kv_lo;
-    i64 each = 4 * cells / n_tiles * (n_head / kv->n_head_kv) * kv->head_dim;
-    pool_for(j.c->pool, n_tiles * kv->n_head_kv, cpu_grain_(each), cpu_attend_tiles_, &j);
+    pool_for(j.c->pool, n_tiles * tile * n_head, cpu_grain_(4 * cells / n_rows * kv->head_dim),
+             cpu_attend_queries_, &j);
 }
 
 static void cpu_gather(void *self, f32 *y, const f32 *x, const DlmRow *rows, i32 n_rows, i32 n) {

@@ -581,7 +581,9 @@ INLINE void neon_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, const i8 *q, i6
 
 TILE_ROWS(neon, TILE_FN, 1)
 TILE_ROWS(neon, TILE_FN, 2)
-TILE_TERNARY(neon, neon_sum, neon_acc1, neon_acc2)
+static const TileLevel neon_tiles = {
+    .rows = {neon_acc1, neon_acc2}, .strips = {neon_strip1, neon_strip2}, .sum = neon_sum};
+TILE_TERNARY(neon)
 
 #ifdef ARM_EXTENSIONS
 /* One sdot multiplies 4 outputs by 4 inputs and adds to 32-bit lanes, an output each. Tiles of 8
@@ -629,7 +631,11 @@ TILE_ROWS(dotprod, DOTPROD_FN TILE_FN, 1)
 TILE_ROWS(dotprod, DOTPROD_FN TILE_FN, 2)
 TILE_ROWS(dotprod, DOTPROD_FN TILE_FN, 4)
 TILE_ROWS(dotprod, DOTPROD_FN TILE_FN, 8)
-TILE_TERNARY(dotprod, neon_sum, dotprod_acc1, dotprod_acc2, dotprod_acc4, dotprod_acc8)
+static const TileLevel dotprod_tiles = {
+    .rows = {dotprod_acc1, dotprod_acc2, dotprod_acc4, dotprod_acc8},
+    .strips = {dotprod_strip1, dotprod_strip2, dotprod_strip4, dotprod_strip8},
+    .sum = neon_sum};
+TILE_TERNARY(dotprod)
 
 /* One smmla multiplies 2 outputs by 2 rows, over 8 inputs each: twice an sdot. Zipping a tile
  * register with itself shifted by 2 puts inputs 0..7 of an output side by side, in bits 0..1, and
@@ -689,7 +695,11 @@ I8MM_FN INLINE void i8mm_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, const i
 TILE_ROWS(i8mm, I8MM_FN TILE_FN, 2)
 TILE_ROWS(i8mm, I8MM_FN TILE_FN, 4)
 TILE_ROWS(i8mm, I8MM_FN TILE_FN, 8)
-TILE_TERNARY(i8mm, neon_sum, dotprod_acc1, i8mm_acc2, i8mm_acc4, i8mm_acc8)
+static const TileLevel i8mm_tiles = {
+    .rows = {dotprod_acc1, i8mm_acc2, i8mm_acc4, i8mm_acc8},
+    .strips = {dotprod_strip1, i8mm_strip2, i8mm_strip4, i8mm_strip8},
+    .sum = neon_sum};
+TILE_TERNARY(i8mm)
 #endif
 
 /* ---- levels ---- */

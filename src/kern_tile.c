@@ -35,51 +35,62 @@ typedef i32 TileAcc[TILE_ROWS_MAX][DLM_TILE_OUT]; /* aligned to 64 bytes */
 /* acc[m][o] = sum over n_tiles tiles of code * q[m], for rows of q that lie q_stride apart. */
 typedef void TileFn(TileAcc acc, const u8 *tiles, i32 n_tiles, const i8 *q, i64 q_stride);
 
+/* What one tile makes: 16 outputs, or the n_out that remain, of the rows from q on. */
 typedef struct {
-    TileFn *rows[4]; /* tiles of 1, 2, 4 and 8 rows; NULL where the level has none so tall */
-    i32 (*sum)(const i8 *q, i32 n); /* of n activations, a multiple of 16 */
-} TileLevel;
-
-/* What one tile makes: 16 outputs, or the n_out that remain, of the n_rows rows from q on. */
-typedef struct {
-    const TileLevel *level;
-    TileFn *tile; /* the level's for n_rows */
-    i32 n_rows, n_out;
-    f32 *y; /* [n_rows][n_out], y_stride apart */
+    i32 n_out;
+    f32 *y; /* [rows][n_out], y_stride apart */
     i64 y_stride;
     const i8 *q;
     i64 q_stride;
+    f32 scale; /* of the matrix, where it has but one */
     const f32 *inv_scale;
     const i32 *sum;
 } TileStrip;
 
-/* One scale for the matrix. */
-static void tile_strip_(const TileStrip *s, const DlmMat *w, const u8 *tiles, i32 n_tiles) {
-    _Alignas(64) TileAcc acc;
-    s->tile(acc, tiles, n_tiles, s->q, s->q_stride);
-    for (i32 m = 0; m < s->n_rows; m++) {
-        f32 out[DLM_TILE_OUT], scale = w->scale * s->inv_scale[m];
-        for (int o = 0; o < DLM_TILE_OUT; o++) out[o] = (f32)(acc[m][o] - s->sum[m]) * scale;
-        memcpy(s->y + m * s->y_stride, out, (size_t)s->n_out * sizeof *out);
+/* The same sums and at once their outputs, for a matrix with one scale; of one column of tiles, or
+ * of two that lie n_tiles tiles apart. */
+typedef void TileStripFn(const TileStrip *s, const u8 *tiles, i32 n_tiles);
+
+/* By log2 of the rows: 1, 2, 4 and 8; NULL where the level has none so tall. */
+typedef struct {
+    TileFn *rows[4];
+    TileStripFn *strips[4];
+    TileStripFn *pairs[4];          /* of two columns; all or none */
+    i32 (*sum)(const i8 *q, i32 n); /* of n activations, a multiple of 16 */
+} TileLevel;
+
+/* Outputs from sums, the column'th 16 of the strip. */
+INLINE void tile_finish_(const TileStrip *s, TileAcc acc, int n_rows, int column) {
+    i32 n_out = MIN_OF(DLM_TILE_OUT, s->n_out - column * DLM_TILE_OUT);
+    UNROLL
+    for (int m = 0; m < n_rows; m++) {
+        f32 out[DLM_TILE_OUT], scale = s->scale * s->inv_scale[m];
+        f32 *y = s->y + m * s->y_stride + column * DLM_TILE_OUT;
+        i32 sum = s->sum[m];
+        for (int o = 0; o < DLM_TILE_OUT; o++) out[o] = (f32)(acc[m][o] - sum) * scale;
+        if (n_out == DLM_TILE_OUT) /* a size that the compiler knows: no call */
+            memcpy(y, out, sizeof out);
+        else
+            memcpy(y, out, (size_t)n_out * sizeof *out);
     }
 }
 
 /* A scale per block of inputs: blocks add in floats, in rising order. scales: [n_blocks][16] */
-static void tile_strip_blocks_(const TileStrip *s, const DlmMat *w, const u8 *tiles,
-                               const f32 *scales) {
+static void tile_strip_blocks_(const TileLevel *level, int size, const TileStrip *s,
+                               const DlmMat *w, const u8 *tiles, const f32 *scales) {
     _Alignas(64) TileAcc acc;
     f32 out[TILE_ROWS_MAX][DLM_TILE_OUT] = {{0}};
     i32 block = w->scale_block, per_block = block / DLM_TILE_IN;
     for (i32 b = 0; b < w->n_in / block;
          b++, scales += DLM_TILE_OUT, tiles += (i64)per_block * DLM_TILE_BYTES) {
         const i8 *q = s->q + (i64)b * block;
-        s->tile(acc, tiles, per_block, q, s->q_stride);
-        for (i32 m = 0; m < s->n_rows; m++) {
-            i32 sum = s->level->sum(q + m * s->q_stride, block);
+        level->rows[size](acc, tiles, per_block, q, s->q_stride);
+        for (i32 m = 0; m < 1 << size; m++) {
+            i32 sum = level->sum(q + m * s->q_stride, block);
             for (int o = 0; o < DLM_TILE_OUT; o++) out[m][o] += (f32)(acc[m][o] - sum) * scales[o];
         }
     }
-    for (i32 m = 0; m < s->n_rows; m++) {
+    for (i32 m = 0; m < 1 << size; m++) {
         for (int o = 0; o < DLM_TILE_OUT; o++) out[m][o] *= s->inv_scale[m];
         memcpy(s->y + m * s->y_stride, out[m], (size_t)s->n_out * sizeof *out[m]);
     }
@@ -97,42 +108,55 @@ static void tile_ternary(const TileLevel *level, f32 *y, i64 y_stride, const Dlm
                          i32 out_hi, const i8 *q, i64 q_stride, const f32 *inv_scale,
                          const i32 *sum, i32 n_rows) {
     i32 n_tiles = (w->n_in + DLM_TILE_IN - 1) / DLM_TILE_IN;
-    for (i32 o = out_lo; o < out_hi; o += DLM_TILE_OUT) {
+    for (i32 o = out_lo, n_out; o < out_hi; o += n_out) {
         i64 group = o / DLM_TILE_OUT;
         const u8 *tiles = (const u8 *)w->data + group * n_tiles * DLM_TILE_BYTES;
-        for (i32 m = 0, step; m < n_rows; m += step) {
+        bool pair = level->pairs[0] && !w->scales && out_hi - o > DLM_TILE_OUT;
+        n_out = MIN_OF(pair ? 2 * DLM_TILE_OUT : DLM_TILE_OUT, out_hi - o);
+        for (i32 m = 0; m < n_rows;) {
             int size = tile_size_(level, n_rows - m);
-            step = 1 << size;
-            TileStrip s = {.level = level,
-                           .tile = level->rows[size],
-                           .n_rows = step,
-                           .n_out = MIN_OF(DLM_TILE_OUT, out_hi - o),
+            TileStrip s = {.n_out = n_out,
                            .y = y + m * y_stride + o,
                            .y_stride = y_stride,
                            .q = q + m * q_stride,
                            .q_stride = q_stride,
+                           .scale = w->scale,
                            .inv_scale = inv_scale + m,
                            .sum = sum + m};
             if (w->scales)
-                tile_strip_blocks_(&s, w, tiles,
+                tile_strip_blocks_(level, size, &s, w, tiles,
                                    w->scales + group * (w->n_in / w->scale_block) * DLM_TILE_OUT);
             else
-                tile_strip_(&s, w, tiles, n_tiles);
+                (pair ? level->pairs : level->strips)[size](&s, tiles, n_tiles);
+            m += 1 << size;
         }
     }
 }
 
-/* LEVEL_accN from LEVEL_acc_, the always-inlined body of all of a level's tiles: with N a constant
- * its loops over rows unroll. FN: the level's attributes. */
+/* LEVEL_accN and LEVEL_stripN from LEVEL_acc_, the always-inlined body of all of a level's tiles:
+ * with N a constant its loops over rows unroll. FN: the level's attributes. */
 #define TILE_ROWS(level, FN, n_rows)                                                           \
     FN static void level##_acc##n_rows(TileAcc acc, const u8 *tiles, i32 n_tiles, const i8 *q, \
                                        i64 q_stride) {                                         \
         level##_acc_(acc, tiles, n_tiles, q, q_stride, n_rows);                                \
+    }                                                                                          \
+    FN static void level##_strip##n_rows(const TileStrip *s, const u8 *tiles, i32 n_tiles) {   \
+        _Alignas(64) TileAcc acc;                                                              \
+        level##_acc_(acc, tiles, n_tiles, s->q, s->q_stride, n_rows);                          \
+        tile_finish_(s, acc, n_rows, 0);                                                       \
     }
 
-/* LEVEL_ternary from its tiles of 1, 2 and perhaps 4 and 8 rows. */
-#define TILE_TERNARY(level, sum_fn, ...)                                                          \
-    static const TileLevel level##_tiles = {{__VA_ARGS__}, sum_fn};                               \
+/* LEVEL_pairN, likewise, from LEVEL_acc_pair_. */
+#define TILE_PAIR(level, FN, n_rows)                                                        \
+    FN static void level##_pair##n_rows(const TileStrip *s, const u8 *tiles, i32 n_tiles) { \
+        _Alignas(64) TileAcc acc[2];                                                        \
+        level##_acc_pair_(acc, tiles, n_tiles, s->q, s->q_stride, n_rows);                  \
+        tile_finish_(s, acc[0], n_rows, 0);                                                 \
+        tile_finish_(s, acc[1], n_rows, 1);                                                 \
+    }
+
+/* LEVEL_ternary from LEVEL_tiles. */
+#define TILE_TERNARY(level)                                                                       \
     static void level##_ternary(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi,    \
                                 const i8 *q, i64 q_stride, const f32 *inv_scale, const i32 *sum,  \
                                 i32 n_rows) {                                                     \

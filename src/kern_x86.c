@@ -79,18 +79,7 @@ AVX2_FN INLINE __m256 avx2_exp_(__m256 x) { /* kern_expf, operation by operation
     return _mm256_and_ps(_mm256_mul_ps(p, _mm256_castsi256_ps(bits)), keep);
 }
 
-/* Adds the tail terms i in [from, n), computed by the caller into t[i - from], to the lanes and
- * folds. */
-AVX2_FN INLINE f32 avx2_fold_tail_(__m256 lo, __m256 hi, const f32 *t, i32 n_tail) {
-    if (n_tail == 0) return avx2_fold_(lo, hi);
-    f32 lane[KERN_LANES];
-    _mm256_storeu_ps(lane, lo);
-    _mm256_storeu_ps(lane + 8, hi);
-    for (i32 i = 0; i < n_tail; i++) lane[i] += t[i];
-    return ref_fold_(lane);
-}
-
-/* The same for the products of two tails. */
+/* Adds the products of two tails to the lanes and folds them. */
 AVX2_FN INLINE f32 avx2_fold_products_(__m256 lo, __m256 hi, const f32 *a, const f32 *b,
                                        i32 n_tail) {
     if (n_tail == 0) return avx2_fold_(lo, hi);
@@ -180,144 +169,423 @@ AVX2_FN INLINE __m256 avx2_load_f16_(const u16 *p) {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
 }
 
-/* scores[c] = exp(scores[c] - max); returns their sum by the 16-lane law. */
-AVX2_FN static f32 avx2_exp_sum_(f32 *scores, i32 n, f32 max) {
-    __m256 lo = _mm256_setzero_ps(), hi = lo, max8 = _mm256_set1_ps(max);
-    i32 c = 0;
-    for (; c + 16 <= n; c += 16) {
-        __m256 a = avx2_exp_(_mm256_sub_ps(_mm256_loadu_ps(scores + c), max8));
-        __m256 b = avx2_exp_(_mm256_sub_ps(_mm256_loadu_ps(scores + c + 8), max8));
-        _mm256_storeu_ps(scores + c, a);
-        _mm256_storeu_ps(scores + c + 8, b);
-        lo = _mm256_add_ps(lo, a);
-        hi = _mm256_add_ps(hi, b);
-    }
-    for (i32 j = c; j < n; j++) scores[j] = kern_expf(scores[j] - max);
-    return avx2_fold_tail_(lo, hi, scores + c, n - c);
+/* ---- attention ----
+ *
+ * Three passes over queries that share the keys and values of one head: scores, softmax, values.
+ * The first and the last walk the cells in bites that stay in the first cache level while the
+ * queries take turns at them, 4, 2 or 1 at a time. Each score has its own 16 lanes; as many scores
+ * as a register has lanes are folded at once, by a transposing tree of the law's additions. */
+
+#define X86_BITE 64 /* cells */
+
+typedef struct {
+    f32 *const *out;
+    const f32 *const *q;
+    const i32 *n; /* cells that each query sees, of those from k and v on */
+    i32 n_q, head_dim;
+    const u8 *k, *v;
+    i64 stride; /* bytes between cells */
+    f32 scale;
+    f32 *scores; /* [n_q][scores_stride] */
+    i64 scores_stride;
+    f32 inv[DLM_ATTEND_Q]; /* 1 / the sum of a query's exponentials */
+} X86Attend;
+
+/* Scores or values of 1, 2 and 4 queries, from `first`, at the cells [c, end). */
+typedef void X86AttendFn(const X86Attend *a, i32 first, i32 c, i32 end);
+typedef struct {
+    X86AttendFn *scores[3], *values[3];
+    f32 (*softmax)(f32 *s, i32 n); /* s[c] = exp(s[c] - the largest); returns their sum */
+} X86AttendSteps;
+
+/* The largest step for n queries, as an index of the above. */
+static int x86_step_(i32 n) {
+    return n >= 4 ? 2 : n >= 2 ? 1 : 0;
 }
 
-/* 8 elements of a key or value, from element i. */
-AVX2_FN INLINE __m256 avx2_load_kv_(const void *p, DlmType type, i64 i) {
-    return type == DLM_F32 ? _mm256_loadu_ps((const f32 *)p + i)
-                           : avx2_load_f16_((const u16 *)p + i);
-}
-
-/* scores[m][c] = q[m] . k_(lo + c) * scale for n cells: a key is widened once for all the queries. */
-AVX2_FN INLINE void avx2_scores_(f32 *scores, i64 scores_stride, const f32 *const *q, int n_q,
-                                 const void *k, DlmType type, i64 stride, i32 lo, i32 n,
-                                 i32 head_dim, f32 scale) {
-    i32 whole = head_dim / 16 * 16;
-    for (i32 c = 0; c < n; c++) {
-        i64 at = (lo + c) * stride;
-        __m256 a[DLM_ATTEND_Q], b[DLM_ATTEND_Q];
-        UNROLL
-        for (int m = 0; m < n_q; m++) a[m] = b[m] = _mm256_setzero_ps();
-        for (i32 i = 0; i < whole; i += 16) {
-            __m256 ka = avx2_load_kv_(k, type, at + i), kb = avx2_load_kv_(k, type, at + i + 8);
-            UNROLL
-            for (int m = 0; m < n_q; m++) {
-                a[m] = _mm256_fmadd_ps(_mm256_loadu_ps(q[m] + i), ka, a[m]);
-                b[m] = _mm256_fmadd_ps(_mm256_loadu_ps(q[m] + i + 8), kb, b[m]);
+/* A query that sees fewer cells than its neighbours takes the values of its step's common cells
+ * with them, and then those beyond alone. Scores that are not its own it leaves unused. */
+static void x86_attend_(const X86AttendSteps *steps, X86Attend *a) {
+    i32 n = 0;
+    for (i32 m = 0; m < a->n_q; m++) n = MAX_OF(n, a->n[m]);
+    for (i32 c = 0; c < n; c += X86_BITE)
+        for (i32 m = 0; m < a->n_q; m += 1 << x86_step_(a->n_q - m))
+            steps->scores[x86_step_(a->n_q - m)](a, m, c, MIN_OF(c + X86_BITE, n));
+    for (i32 m = 0; m < a->n_q; m++)
+        a->inv[m] = 1.0f / steps->softmax(a->scores + m * a->scores_stride, a->n[m]);
+    for (i32 c = 0; c < n; c += X86_BITE)
+        for (i32 m = 0, step; m < a->n_q; m += step) {
+            int size = x86_step_(a->n_q - m);
+            i32 end = MIN_OF(c + X86_BITE, n);
+            step = 1 << size;
+            for (i32 i = m; i < m + step; i++) end = MIN_OF(end, a->n[i]);
+            if (c < end) steps->values[size](a, m, c, end);
+            for (i32 i = m; i < m + step; i++) {
+                i32 from = MAX_OF(c, end), own = MIN_OF(c + X86_BITE, a->n[i]);
+                if (from < own) steps->values[0](a, i, from, own);
             }
         }
-        f32 tail[KERN_LANES];
-        for (i32 i = whole; i < head_dim; i++) tail[i - whole] = ref_kv_(k, type, at + i);
-        UNROLL
-        for (int m = 0; m < n_q; m++)
-            scores[m * scores_stride + c] =
-                avx2_fold_products_(a[m], b[m], q[m] + whole, tail, head_dim - whole) * scale;
-    }
 }
 
-/* out[m] += scores[m][c] * v_(lo + c) over n cells, for 16 elements from i; then times inv[m]. */
-AVX2_FN INLINE void avx2_values_(f32 *const *out, const f32 *scores, i64 scores_stride, int n_q,
-                                 const f32 *inv, const void *v, DlmType type, i64 stride, i32 lo,
-                                 i32 n, i32 i) {
-    __m256 a[DLM_ATTEND_Q], b[DLM_ATTEND_Q];
-    UNROLL
-    for (int m = 0; m < n_q; m++) a[m] = b[m] = _mm256_setzero_ps();
-    for (i32 c = 0; c < n; c++) {
-        i64 at = (lo + c) * stride + i;
-        __m256 va = avx2_load_kv_(v, type, at), vb = avx2_load_kv_(v, type, at + 8);
-        UNROLL
-        for (int m = 0; m < n_q; m++) {
-            __m256 s = _mm256_broadcast_ss(scores + m * scores_stride + c);
-            a[m] = _mm256_fmadd_ps(s, va, a[m]);
-            b[m] = _mm256_fmadd_ps(s, vb, b[m]);
-        }
-    }
-    UNROLL
-    for (int m = 0; m < n_q; m++) {
-        _mm256_storeu_ps(out[m] + i, _mm256_mul_ps(a[m], _mm256_set1_ps(inv[m])));
-        _mm256_storeu_ps(out[m] + i + 8, _mm256_mul_ps(b[m], _mm256_set1_ps(inv[m])));
-    }
-}
-
-/* Queries that see fewer cells than the longest compute scores for all and then count the rest as 0:
- * adding 0 * v changes no sum. */
-AVX2_FN INLINE void avx2_attend_(f32 *const *out, const f32 *const *q, const i32 *hi, int n_q,
-                                 const void *k, const void *v, DlmType type, i64 stride, i32 lo,
-                                 i32 head_dim, f32 scale, f32 *scores, i64 scores_stride) {
-    f32 inv[DLM_ATTEND_Q];
-    i32 n = 0, i = 0;
-    for (int m = 0; m < n_q; m++) n = MAX_OF(n, hi[m] - lo);
-    avx2_scores_(scores, scores_stride, q, n_q, k, type, stride, lo, n, head_dim, scale);
-    for (int m = 0; m < n_q; m++) {
-        f32 *s = scores + m * scores_stride, max = KERN_MINUS_INF;
-        for (i32 c = 0; c < hi[m] - lo; c++) max = MAX_OF(s[c], max);
-        inv[m] = 1.0f / avx2_exp_sum_(s, hi[m] - lo, max);
-        for (i32 c = hi[m] - lo; c < n; c++) s[c] = 0;
-    }
-    for (; i + 16 <= head_dim; i += 16)
-        avx2_values_(out, scores, scores_stride, n_q, inv, v, type, stride, lo, n, i);
-    for (; i < head_dim; i++)
-        for (int m = 0; m < n_q; m++) {
-            f32 acc = 0;
-            for (i32 c = 0; c < hi[m] - lo; c++)
-                acc = kern_fmaf(scores[m * scores_stride + c],
-                                ref_kv_(v, type, (lo + c) * stride + i), acc);
-            out[m][i] = acc * inv[m];
-        }
-}
-
-AVX2_FN static void avx2_attend(f32 *const *out, const f32 *const *q, const i32 *hi, i32 n_q,
-                                const void *k, const void *v, DlmType type, i64 stride, i32 lo,
-                                i32 head_dim, f32 scale, f32 *scores, i64 scores_stride) {
-    if (n_q == 4 && type == DLM_F16) {
-        avx2_attend_(out, q, hi, 4, k, v, DLM_F16, stride, lo, head_dim, scale, scores,
-                     scores_stride);
+/* The `attend` kernel of dlm_kernels.h, by the steps of a level for keys and values of the type. */
+static void x86_attend(const X86AttendSteps *steps, f32 *const *out, const f32 *const *q,
+                       const i32 *hi, i32 n_q, const void *k, const void *v, DlmType type,
+                       i64 stride, i32 lo, i32 head_dim, f32 scale, f32 *scores,
+                       i64 scores_stride) {
+    if (head_dim % 8) { /* no model has such heads */
+        ref_attend(out, q, hi, n_q, k, v, type, stride, lo, head_dim, scale, scores, scores_stride);
         return;
     }
-    for (i32 m = 0; m < n_q; m++) {
-        f32 *s = scores + m * scores_stride;
-        if (type == DLM_F16)
-            avx2_attend_(out + m, q + m, hi + m, 1, k, v, DLM_F16, stride, lo, head_dim, scale, s,
-                         0);
+    i32 n[DLM_ATTEND_Q];
+    stride *= type == DLM_F32 ? 4 : 2;
+    for (i32 m = 0; m < n_q; m++) n[m] = hi[m] - lo;
+    X86Attend a = {.out = out,
+                   .q = q,
+                   .n = n,
+                   .n_q = n_q,
+                   .head_dim = head_dim,
+                   .k = (const u8 *)k + lo * stride,
+                   .v = (const u8 *)v + lo * stride,
+                   .stride = stride,
+                   .scale = scale,
+                   .scores = scores,
+                   .scores_stride = scores_stride};
+    x86_attend_(steps, &a);
+}
+
+static inline i64 x86_kv_size_(DlmType type) {
+    return type == DLM_F32 ? 4 : 2;
+}
+
+/* 8 elements of a key or value. */
+AVX2_FN INLINE __m256 avx2_load_kv_(const u8 *p, DlmType type) {
+    return type == DLM_F32 ? _mm256_loadu_ps((const f32 *)(const void *)p)
+                           : avx2_load_f16_((const u16 *)(const void *)p);
+}
+
+/* Lane j: the sum of s[j]'s 8 lanes, in the law's order. */
+AVX2_FN INLINE __m256 avx2_fold8_(const __m256 s[8]) {
+    __m256 t[4], u[2];
+    UNROLL
+    for (int i = 0; i < 4; i++) /* 4 lanes each of s[i], s[i + 4] */
+        t[i] = _mm256_add_ps(_mm256_permute2f128_ps(s[i], s[i + 4], 0x20),
+                             _mm256_permute2f128_ps(s[i], s[i + 4], 0x31));
+    UNROLL
+    for (int i = 0; i < 2; i++) /* 2 lanes each of s[2 i], s[2 i + 1], and of those + 4 */
+        u[i] = _mm256_add_ps(_mm256_shuffle_ps(t[2 * i], t[2 * i + 1], 0x44),
+                             _mm256_shuffle_ps(t[2 * i], t[2 * i + 1], 0xee));
+    return _mm256_add_ps(_mm256_shuffle_ps(u[0], u[1], 0x88), _mm256_shuffle_ps(u[0], u[1], 0xdd));
+}
+
+/* Scores of n_q queries at n <= 8 / n_q cells. */
+AVX2_FN INLINE void avx2_scores8_(const X86Attend *a, DlmType type, i32 first, int n_q, i32 c,
+                                  i32 n) {
+    const int n_c = 8 / n_q;
+    const u8 *k[8];
+    __m256 sums[8];
+    UNROLL
+    for (int j = 0; j < n_c; j++) k[j] = a->k + (c + MIN_OF(j, n - 1)) * a->stride;
+    UNROLL
+    for (int half = 0; half < 2; half++) { /* lanes 0..7, then 8..15: registers hold one half */
+        __m256 acc[8];
+        UNROLL
+        for (int j = 0; j < 8; j++) acc[j] = _mm256_setzero_ps();
+        for (i32 i = 8 * half; i < a->head_dim; i += 16) {
+            __m256 key[8];
+            UNROLL
+            for (int j = 0; j < n_c; j++)
+                key[j] = avx2_load_kv_(k[j] + i * x86_kv_size_(type), type);
+            UNROLL
+            for (int m = 0; m < n_q; m++) {
+                __m256 q = _mm256_loadu_ps(a->q[first + m] + i);
+                UNROLL
+                for (int j = 0; j < n_c; j++)
+                    acc[m * n_c + j] = _mm256_fmadd_ps(q, key[j], acc[m * n_c + j]);
+            }
+        }
+        UNROLL
+        for (int j = 0; j < 8; j++) sums[j] = half ? _mm256_add_ps(sums[j], acc[j]) : acc[j];
+    }
+    f32 out[8];
+    _mm256_storeu_ps(out, _mm256_mul_ps(avx2_fold8_(sums), _mm256_set1_ps(a->scale)));
+    UNROLL
+    for (int m = 0; m < n_q; m++) {
+        f32 *to = a->scores + (first + m) * a->scores_stride + c;
+        if (n == n_c)
+            memcpy(to, out + m * n_c, n_c * sizeof *to);
         else
-            avx2_attend_(out + m, q + m, hi + m, 1, k, v, DLM_F32, stride, lo, head_dim, scale, s,
-                         0);
+            for (int j = 0; j < n; j++) to[j] = out[m * n_c + j];
     }
 }
 
-AVX2_FN static i32 avx2_top1(const f32 *logits, i32 n, f32 *sum_exp) {
+AVX2_FN INLINE void avx2_scores_(const X86Attend *a, DlmType type, i32 first, int n_q, i32 c,
+                                 i32 end) {
+    for (; c < end; c += 8 / n_q) avx2_scores8_(a, type, first, n_q, c, MIN_OF(8 / n_q, end - c));
+}
+
+/* out[m] += score * value for 8 n_v elements from i; out[m] begins at 0 and ends times inv[m]. */
+AVX2_FN INLINE void avx2_values8_(const X86Attend *a, DlmType type, i32 first, int n_q, i32 c,
+                                  i32 end, i32 i, int n_v) {
+    __m256 acc[8];
+    UNROLL
+    for (int j = 0; j < n_q * n_v; j++)
+        acc[j] = c == 0 ? _mm256_setzero_ps()
+                        : _mm256_loadu_ps(a->out[first + j / n_v] + i + 8 * (j % n_v));
+    const f32 *s = a->scores + first * a->scores_stride;
+    const u8 *v = a->v + c * a->stride + i * x86_kv_size_(type);
+    for (; c < end; c++, v += a->stride) {
+        __m256 value[8];
+        UNROLL
+        for (int j = 0; j < n_v; j++)
+            value[j] = avx2_load_kv_(v + 8 * j * x86_kv_size_(type), type);
+        UNROLL
+        for (int m = 0; m < n_q; m++) {
+            __m256 score = _mm256_broadcast_ss(s + m * a->scores_stride + c);
+            UNROLL
+            for (int j = 0; j < n_v; j++)
+                acc[m * n_v + j] = _mm256_fmadd_ps(score, value[j], acc[m * n_v + j]);
+        }
+    }
+    UNROLL
+    for (int j = 0; j < n_q * n_v; j++) {
+        i32 m = first + j / n_v;
+        if (end == a->n[m]) acc[j] = _mm256_mul_ps(acc[j], _mm256_set1_ps(a->inv[m]));
+        _mm256_storeu_ps(a->out[m] + i + 8 * (j % n_v), acc[j]);
+    }
+}
+
+AVX2_FN INLINE void avx2_values_(const X86Attend *a, DlmType type, i32 first, int n_q, i32 c,
+                                 i32 end) {
+    const int n_v = n_q == 4 ? 2 : 4;
+    i32 i = 0;
+    for (; i + 8 * n_v <= a->head_dim; i += 8 * n_v)
+        avx2_values8_(a, type, first, n_q, c, end, i, n_v);
+    for (; i < a->head_dim; i += 8) avx2_values8_(a, type, first, n_q, c, end, i, 1);
+}
+
+AVX2_FN INLINE f32 avx2_max_(const f32 *x, i32 n) { /* passes over NaN, as the law does */
     __m256 max8 = _mm256_set1_ps(KERN_MINUS_INF);
     i32 i = 0;
-    for (; i + 8 <= n; i += 8) max8 = _mm256_max_ps(_mm256_loadu_ps(logits + i), max8);
+    for (; i + 8 <= n; i += 8) max8 = _mm256_max_ps(_mm256_loadu_ps(x + i), max8);
     f32 lane[8], max = KERN_MINUS_INF;
     _mm256_storeu_ps(lane, max8);
     for (int j = 0; j < 8; j++) max = MAX_OF(lane[j], max);
-    for (; i < n; i++) max = MAX_OF(logits[i], max);
+    for (; i < n; i++) max = MAX_OF(x[i], max);
+    return max;
+}
+
+/* e[0..n) = exp(x[i] - max) of n <= 16 floats; 0 for the others. */
+AVX2_FN INLINE void avx2_exp16_(__m256 e[2], const f32 *x, i32 n, f32 max) {
+    f32 some[KERN_LANES];
+    if (n < KERN_LANES) {
+        for (i32 j = 0; j < KERN_LANES; j++) some[j] = j < n ? x[j] : KERN_MINUS_INF;
+        x = some;
+    }
+    for (int j = 0; j < 2; j++)
+        e[j] = avx2_exp_(_mm256_sub_ps(_mm256_loadu_ps(x + 8 * j), _mm256_set1_ps(max)));
+}
+
+AVX2_FN static f32 avx2_softmax(f32 *s, i32 n) {
+    __m256 lo = _mm256_setzero_ps(), hi = lo, e[2];
+    f32 max = avx2_max_(s, n);
+    for (i32 c = 0; c < n; c += KERN_LANES) {
+        f32 some[KERN_LANES], *to = n - c < KERN_LANES ? some : s + c;
+        avx2_exp16_(e, s + c, n - c, max);
+        _mm256_storeu_ps(to, e[0]);
+        _mm256_storeu_ps(to + 8, e[1]);
+        for (i32 j = 0; to == some && j < n - c; j++) s[c + j] = some[j];
+        lo = _mm256_add_ps(lo, e[0]);
+        hi = _mm256_add_ps(hi, e[1]);
+    }
+    return avx2_fold_(lo, hi);
+}
+
+/* The same in registers of 16 lanes, the last of which the last 8 elements of a head may half
+ * fill. */
+AVX512_FN INLINE __mmask16 avx512_mask_(i32 n) {
+    return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
+}
+
+AVX512_FN INLINE __m512 avx512_load_kv_(const u8 *p, DlmType type, __mmask16 mask) {
+    return type == DLM_F32 ? _mm512_maskz_loadu_ps(mask, p)
+                           : _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p));
+}
+
+AVX512_FN INLINE __m512 avx512_fold16_(const __m512 s[16]) {
+    __m512 t[8], u[4], v[2];
+    UNROLL
+    for (int i = 0; i < 8; i++) { /* 8 lanes each of s[k], s[k + 4], k in 0..3 and 8..11 */
+        int k = i % 4 + i / 4 * 8;
+        t[i] = _mm512_add_ps(_mm512_shuffle_f32x4(s[k], s[k + 4], 0x44),
+                             _mm512_shuffle_f32x4(s[k], s[k + 4], 0xee));
+    }
+    UNROLL
+    for (int i = 0; i < 4; i++) /* 4 lanes each of s[i], s[i + 4], s[i + 8], s[i + 12] */
+        u[i] = _mm512_add_ps(_mm512_shuffle_f32x4(t[i], t[i + 4], 0x88),
+                             _mm512_shuffle_f32x4(t[i], t[i + 4], 0xdd));
+    UNROLL
+    for (int i = 0; i < 2; i++)
+        v[i] = _mm512_add_ps(_mm512_shuffle_ps(u[2 * i], u[2 * i + 1], 0x44),
+                             _mm512_shuffle_ps(u[2 * i], u[2 * i + 1], 0xee));
+    return _mm512_add_ps(_mm512_shuffle_ps(v[0], v[1], 0x88), _mm512_shuffle_ps(v[0], v[1], 0xdd));
+}
+
+AVX512_FN INLINE void avx512_scores16_(const X86Attend *a, DlmType type, i32 first, int n_q, i32 c,
+                                       i32 n) {
+    const int n_c = 16 / n_q;
+    const u8 *k[16];
+    __m512 acc[16];
+    UNROLL
+    for (int j = 0; j < n_c; j++) k[j] = a->k + (c + MIN_OF(j, n - 1)) * a->stride;
+    UNROLL
+    for (int j = 0; j < 16; j++) acc[j] = _mm512_setzero_ps();
+    for (i32 i = 0; i < a->head_dim; i += 16) {
+        __mmask16 mask = avx512_mask_(a->head_dim - i);
+        __m512 q[4];
+        UNROLL
+        for (int m = 0; m < n_q; m++) q[m] = _mm512_maskz_loadu_ps(mask, a->q[first + m] + i);
+        UNROLL
+        for (int j = 0; j < n_c; j++) {
+            __m512 key = avx512_load_kv_(k[j] + i * x86_kv_size_(type), type, mask);
+            UNROLL
+            for (int m = 0; m < n_q; m++)
+                acc[m * n_c + j] = _mm512_fmadd_ps(q[m], key, acc[m * n_c + j]);
+        }
+    }
+    f32 out[16];
+    _mm512_storeu_ps(out, _mm512_mul_ps(avx512_fold16_(acc), _mm512_set1_ps(a->scale)));
+    UNROLL
+    for (int m = 0; m < n_q; m++)
+        _mm512_mask_storeu_ps(a->scores + (first + m) * a->scores_stride + c, avx512_mask_(n),
+                              _mm512_maskz_loadu_ps(avx512_mask_(n), out + m * n_c));
+}
+
+AVX512_FN INLINE void avx512_scores_(const X86Attend *a, DlmType type, i32 first, int n_q, i32 c,
+                                     i32 end) {
+    for (; c < end; c += 16 / n_q)
+        avx512_scores16_(a, type, first, n_q, c, MIN_OF(16 / n_q, end - c));
+}
+
+AVX512_FN INLINE void avx512_values16_(const X86Attend *a, DlmType type, i32 first, int n_q, i32 c,
+                                       i32 end, i32 i, int n_v) {
+    const __mmask16 mask = n_v > 1 ? 0xffff : avx512_mask_(a->head_dim - i);
+    __m512 acc[16];
+    UNROLL
+    for (int j = 0; j < n_q * n_v; j++)
+        acc[j] = c == 0 ? _mm512_setzero_ps()
+                        : _mm512_maskz_loadu_ps(mask, a->out[first + j / n_v] + i + 16 * (j % n_v));
+    const f32 *s = a->scores + first * a->scores_stride;
+    const u8 *v = a->v + c * a->stride + i * x86_kv_size_(type);
+    for (; c < end; c++, v += a->stride) {
+        __m512 value[8];
+        UNROLL
+        for (int j = 0; j < n_v; j++)
+            value[j] = avx512_load_kv_(v + 16 * j * x86_kv_size_(type), type, mask);
+        UNROLL
+        for (int m = 0; m < n_q; m++) {
+            __m512 score = _mm512_set1_ps(s[m * a->scores_stride + c]);
+            UNROLL
+            for (int j = 0; j < n_v; j++)
+                acc[m * n_v + j] = _mm512_fmadd_ps(score, value[j], acc[m * n_v + j]);
+        }
+    }
+    UNROLL
+    for (int j = 0; j < n_q * n_v; j++) {
+        i32 m = first + j / n_v;
+        if (end == a->n[m]) acc[j] = _mm512_mul_ps(acc[j], _mm512_set1_ps(a->inv[m]));
+        _mm512_mask_storeu_ps(a->out[m] + i + 16 * (j % n_v), mask, acc[j]);
+    }
+}
+
+AVX512_FN INLINE void avx512_values_(const X86Attend *a, DlmType type, i32 first, int n_q, i32 c,
+                                     i32 end) {
+    i32 i = 0;
+    for (; n_q < 4 && i + 128 <= a->head_dim; i += 128)
+        avx512_values16_(a, type, first, n_q, c, end, i, 8);
+    for (; i + 64 <= a->head_dim; i += 64) avx512_values16_(a, type, first, n_q, c, end, i, 4);
+    for (; i < a->head_dim; i += 16) avx512_values16_(a, type, first, n_q, c, end, i, 1);
+}
+
+AVX512_FN INLINE __m512 avx512_exp_(__m512 x) {
+    __mmask16 keep = _mm512_cmp_ps_mask(x, _mm512_set1_ps(KERN_EXP_LO), _CMP_GE_OQ);
+    x = _mm512_min_ps(x, _mm512_set1_ps(KERN_EXP_HI));
+    __m512 magic = _mm512_set1_ps(12582912.0f);
+    __m512 n =
+        _mm512_sub_ps(_mm512_add_ps(_mm512_mul_ps(x, _mm512_set1_ps(KERN_LOG2E)), magic), magic);
+    __m512 r = _mm512_sub_ps(_mm512_sub_ps(x, _mm512_mul_ps(n, _mm512_set1_ps(KERN_LN2_HI))),
+                             _mm512_mul_ps(n, _mm512_set1_ps(KERN_LN2_LO)));
+    __m512 p = _mm512_set1_ps(KERN_EXP_C[0]);
+    for (int i = 1; i < 6; i++) p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(KERN_EXP_C[i]));
+    p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
+    __m512i bits =
+        _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23);
+    return _mm512_maskz_mul_ps(keep, p, _mm512_castsi512_ps(bits));
+}
+
+AVX512_FN INLINE f32 avx512_fold_(__m512 v) {
+    __m256d hi = _mm512_extractf64x4_pd(_mm512_castps_pd(v), 1);
+    return avx2_fold_(_mm512_castps512_ps256(v), _mm256_castpd_ps(hi));
+}
+
+AVX512_FN static f32 avx512_softmax(f32 *s, i32 n) {
+    const __m512 none = _mm512_set1_ps(KERN_MINUS_INF);
+    __m512 max = none, sum = _mm512_setzero_ps();
+    for (i32 c = 0; c < n; c += 16)
+        max = _mm512_max_ps(_mm512_mask_loadu_ps(none, avx512_mask_(n - c), s + c), max);
+    max = _mm512_set1_ps(_mm512_reduce_max_ps(max));
+    for (i32 c = 0; c < n; c += 16) {
+        __mmask16 mask = avx512_mask_(n - c);
+        __m512 e = avx512_exp_(_mm512_sub_ps(_mm512_mask_loadu_ps(none, mask, s + c), max));
+        _mm512_mask_storeu_ps(s + c, mask, e);
+        sum = _mm512_add_ps(sum, e); /* 0 where there is no score */
+    }
+    return avx512_fold_(sum);
+}
+
+/* LEVEL_attend from LEVEL_scores_, LEVEL_values_ and LEVEL_softmax, whose always-inlined bodies
+ * unroll where the number of queries is a constant. */
+#define ATTEND_STEP(level, FN, type, n_q)                                                 \
+    FN static void level##_scores_##type##_##n_q##_(const X86Attend *a, i32 first, i32 c, \
+                                                    i32 end) {                            \
+        level##_scores_(a, DLM_##type, first, n_q, c, end);                               \
+    }                                                                                     \
+    FN static void level##_values_##type##_##n_q##_(const X86Attend *a, i32 first, i32 c, \
+                                                    i32 end) {                            \
+        level##_values_(a, DLM_##type, first, n_q, c, end);                               \
+    }
+#define ATTEND_TYPE(level, FN, type)                                                          \
+    ATTEND_STEP(level, FN, type, 1)                                                           \
+    ATTEND_STEP(level, FN, type, 2)                                                           \
+    ATTEND_STEP(level, FN, type, 4)                                                           \
+    static const X86AttendSteps level##_attend_##type##_ = {                                  \
+        {level##_scores_##type##_1_, level##_scores_##type##_2_, level##_scores_##type##_4_}, \
+        {level##_values_##type##_1_, level##_values_##type##_2_, level##_values_##type##_4_}, \
+        level##_softmax};
+#define DEFINE_ATTEND(level, FN)                                                                   \
+    ATTEND_TYPE(level, FN, F16)                                                                    \
+    ATTEND_TYPE(level, FN, F32)                                                                    \
+    static void level##_attend(f32 *const *out, const f32 *const *q, const i32 *hi, i32 n_q,       \
+                               const void *k, const void *v, DlmType type, i64 stride, i32 lo,     \
+                               i32 head_dim, f32 scale, f32 *scores, i64 scores_stride) {          \
+        x86_attend(type == DLM_F32 ? &level##_attend_F32_ : &level##_attend_F16_, out, q, hi, n_q, \
+                   k, v, type, stride, lo, head_dim, scale, scores, scores_stride);                \
+    }
+
+DEFINE_ATTEND(avx2, AVX2_FN)
+DEFINE_ATTEND(avx512, AVX512_FN)
+
+AVX2_FN static i32 avx2_top1(const f32 *logits, i32 n, f32 *sum_exp) {
+    f32 max = avx2_max_(logits, n);
     i32 best = 0;
     while (best < n && logits[best] != max) best++;
     if (best == n) return ref_top1(logits, n, sum_exp); /* nothing but NaN: let the law decide */
-    __m256 lo = _mm256_setzero_ps(), hi = lo, m8 = _mm256_set1_ps(max);
-    for (i = 0; i + 16 <= n; i += 16) {
-        lo = _mm256_add_ps(lo, avx2_exp_(_mm256_sub_ps(_mm256_loadu_ps(logits + i), m8)));
-        hi = _mm256_add_ps(hi, avx2_exp_(_mm256_sub_ps(_mm256_loadu_ps(logits + i + 8), m8)));
+    __m256 lo = _mm256_setzero_ps(), hi = lo, e[2];
+    for (i32 i = 0; i < n; i += KERN_LANES) {
+        avx2_exp16_(e, logits + i, n - i, max);
+        lo = _mm256_add_ps(lo, e[0]);
+        hi = _mm256_add_ps(hi, e[1]);
     }
-    f32 t[KERN_LANES];
-    for (i32 j = i; j < n; j++) t[j - i] = kern_expf(logits[j] - max);
-    *sum_exp = avx2_fold_tail_(lo, hi, t, n - i);
+    *sum_exp = avx2_fold_(lo, hi);
     return best;
 }
 
@@ -896,47 +1164,89 @@ AVXVNNI_FN INLINE void avxvnni_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, c
     for (int j = 0; j < 2 * n_rows; j++) _mm256_store_si256((__m256i *)(void *)acc + j, part[j]);
 }
 
-AVX512_FN INLINE void avx512_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, const i8 *q,
-                                  i64 q_stride, int n_rows) {
+/* One or two columns of tiles; each sum runs in two chains where that takes no more than 16
+ * registers: vpdpbusd has a latency of 4 to 5. */
+AVX512_FN INLINE void avx512_columns_(TileAcc *acc, const u8 *tiles, i32 n_tiles, const i8 *q,
+                                      i64 q_stride, int n_rows, int n_columns) {
     const __m512i mask = _mm512_set1_epi8(3);
-    __m512i part[8][2]; /* two chains a row: vpdpbusd has a latency of 4 to 5 */
+    const i64 next = (i64)n_tiles * DLM_TILE_BYTES;
+    const int n_chains = n_rows * n_columns > 8 ? 1 : 2;
+    __m512i part[8][2][2];
     UNROLL
-    for (int m = 0; m < n_rows; m++) part[m][0] = part[m][1] = _mm512_setzero_si512();
-    for (i32 t = 0; t < n_tiles; t++) {
-        __m512i w = _mm512_load_si512(tiles + 64 * (i64)t);
-        _mm_prefetch((const char *)tiles + 64 * (i64)t + TILE_AHEAD, _MM_HINT_T0);
+    for (int m = 0; m < n_rows; m++)
+        part[m][0][0] = part[m][0][1] = part[m][1][0] = part[m][1][1] = _mm512_setzero_si512();
+    for (i32 t = 0; t < n_tiles; t++, tiles += DLM_TILE_BYTES) {
+        __m512i w[2];
+        UNROLL
+        for (int g = 0; g < n_columns; g++) {
+            w[g] = _mm512_load_si512(tiles + g * next);
+            _mm_prefetch((const char *)tiles + g * next + TILE_AHEAD, _MM_HINT_T0);
+        }
         UNROLL
         for (int l = 0; l < 4; l++) {
-            __m512i c = _mm512_and_si512(_mm512_srli_epi16(w, 2 * l), mask);
+            __m512i c[2];
+            UNROLL
+            for (int g = 0; g < n_columns; g++)
+                c[g] = _mm512_and_si512(_mm512_srli_epi16(w[g], 2 * l), mask);
             UNROLL
             for (int m = 0; m < n_rows; m++) {
                 i32 four;
                 memcpy(&four, q + m * q_stride + 16 * (i64)t + 4 * l, sizeof four);
                 __m512i a = _mm512_set1_epi32(four);
-                part[m][l & 1] = _mm512_dpbusd_epi32(part[m][l & 1], c, a);
+                UNROLL
+                for (int g = 0; g < n_columns; g++) {
+                    __m512i *sum = &part[m][g][n_chains == 2 ? l & 1 : 0];
+                    *sum = _mm512_dpbusd_epi32(*sum, c[g], a);
+                }
             }
         }
     }
     UNROLL
-    for (int m = 0; m < n_rows; m++)
-        _mm512_store_si512(acc[m], _mm512_add_epi32(part[m][0], part[m][1]));
+    for (int m = 0; m < n_rows; m++) UNROLL
+    for (int g = 0; g < n_columns; g++)
+        _mm512_store_si512(acc[g][m], _mm512_add_epi32(part[m][g][0], part[m][g][1]));
+}
+
+AVX512_FN INLINE void avx512_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, const i8 *q,
+                                  i64 q_stride, int n_rows) {
+    avx512_columns_((TileAcc *)acc, tiles, n_tiles, q, q_stride, n_rows, 1);
+}
+
+AVX512_FN INLINE void avx512_acc_pair_(TileAcc acc[2], const u8 *tiles, i32 n_tiles, const i8 *q,
+                                       i64 q_stride, int n_rows) {
+    avx512_columns_(acc, tiles, n_tiles, q, q_stride, n_rows, 2);
 }
 
 TILE_ROWS(avx2, AVX2_FN, 1)
 TILE_ROWS(avx2, AVX2_FN, 2)
 TILE_ROWS(avx2, AVX2_FN, 4)
-TILE_TERNARY(avx2, avx2_sum, avx2_acc1, avx2_acc2, avx2_acc4)
+static const TileLevel avx2_tiles = {.rows = {avx2_acc1, avx2_acc2, avx2_acc4},
+                                     .strips = {avx2_strip1, avx2_strip2, avx2_strip4},
+                                     .sum = avx2_sum};
+TILE_TERNARY(avx2)
 
 TILE_ROWS(avxvnni, AVXVNNI_FN, 1)
 TILE_ROWS(avxvnni, AVXVNNI_FN, 2)
 TILE_ROWS(avxvnni, AVXVNNI_FN, 4)
-TILE_TERNARY(avxvnni, avx2_sum, avxvnni_acc1, avxvnni_acc2, avxvnni_acc4)
+static const TileLevel avxvnni_tiles = {.rows = {avxvnni_acc1, avxvnni_acc2, avxvnni_acc4},
+                                        .strips = {avxvnni_strip1, avxvnni_strip2, avxvnni_strip4},
+                                        .sum = avx2_sum};
+TILE_TERNARY(avxvnni)
 
 TILE_ROWS(avx512, AVX512_FN, 1)
 TILE_ROWS(avx512, AVX512_FN, 2)
 TILE_ROWS(avx512, AVX512_FN, 4)
 TILE_ROWS(avx512, AVX512_FN, 8)
-TILE_TERNARY(avx512, avx2_sum, avx512_acc1, avx512_acc2, avx512_acc4, avx512_acc8)
+TILE_PAIR(avx512, AVX512_FN, 1)
+TILE_PAIR(avx512, AVX512_FN, 2)
+TILE_PAIR(avx512, AVX512_FN, 4)
+TILE_PAIR(avx512, AVX512_FN, 8)
+static const TileLevel avx512_tiles = {
+    .rows = {avx512_acc1, avx512_acc2, avx512_acc4, avx512_acc8},
+    .strips = {avx512_strip1, avx512_strip2, avx512_strip4, avx512_strip8},
+    .pairs = {avx512_pair1, avx512_pair2, avx512_pair4, avx512_pair8},
+    .sum = avx2_sum};
+TILE_TERNARY(avx512)
 
 /* ---- ceilings: 8 independent chains of the level's 8-bit multiply-add ---- */
 
@@ -982,16 +1292,23 @@ AVX512_FN static i64 avx512_peak(i64 n) {
     return 16 * 64;
 }
 
-#define X86_LEVEL(name, ternary, blocks, peak)                                                     \
-    {                                                                                              \
-        name, avx2_quantize_row, ternary, avx2_quantize_blocks, blocks, avx2_dense, avx2_rms_norm, \
-            avx2_gate, avx2_to_f16, avx2_attend, avx2_top1, avx2_exps, peak                        \
-    }
-static const DlmKernels KERN_AVX2 = X86_LEVEL("avx2", avx2_ternary, avx2_blocks, avx2_peak);
-static const DlmKernels KERN_AVXVNNI =
-    X86_LEVEL("avxvnni", avxvnni_ternary, avx2_blocks, avxvnni_peak);
-static const DlmKernels KERN_AVX512 =
-    X86_LEVEL("avx512", avx512_ternary, avx512_blocks, avx512_peak);
+/* A level over avx2: what it names comes instead of avx2's. */
+#define X86_LEVEL(level, ...)                                                 \
+    static const DlmKernels level = {.quantize_row = avx2_quantize_row,       \
+                                     .quantize_blocks = avx2_quantize_blocks, \
+                                     .dense = avx2_dense,                     \
+                                     .rms_norm = avx2_rms_norm,               \
+                                     .gate = avx2_gate,                       \
+                                     .to_f16 = avx2_to_f16,                   \
+                                     .top1 = avx2_top1,                       \
+                                     .exps = avx2_exps,                       \
+                                     __VA_ARGS__};
+X86_LEVEL(KERN_AVX2, .name = "avx2", .ternary = avx2_ternary, .blocks = avx2_blocks,
+          .attend = avx2_attend, .peak = avx2_peak)
+X86_LEVEL(KERN_AVXVNNI, .name = "avxvnni", .ternary = avxvnni_ternary, .blocks = avx2_blocks,
+          .attend = avx2_attend, .peak = avxvnni_peak)
+X86_LEVEL(KERN_AVX512, .name = "avx512", .ternary = avx512_ternary, .blocks = avx512_blocks,
+          .attend = avx512_attend, .peak = avx512_peak)
 
 /* The levels that this machine can run, best first; NULL past the last. */
 static const DlmKernels *kern_x86_level(int i) {
