@@ -40,7 +40,7 @@ static const DlmKernels *kern_choose(const char *name, Err *e) {
         snprintf(have + n, sizeof have - n, "%s%s", i ? ", " : "", kern_level(i)->name);
     }
     err_set(e, ERR_USAGE, "CPU level '%s' is unknown or not available on this machine; it has: %s",
-            name, have);
+            name ? name : "", have);
     return NULL;
 }
 
