@@ -8,8 +8,8 @@
  *
  *     LINE STATUS RETRIES FIRST_MS MS TOKENS TEXT
  *
- * STATUS is 0 where the answer broke off; FIRST_MS is from the request to its first text; TEXT is spelled as in
- * JSON. The last line is `SECONDS CPU_SECONDS`: what all of it took, and what this program itself took of that. */
+ * STATUS is 0 where the answer broke off; FIRST_MS is from the request to its first text; TEXT is spelled as
+ * in JSON. The last line is `SECONDS CPU_SECONDS`: what all of it took, and what this program itself used. */
 #include "../src/os.c"
 
 #include <netinet/in.h>
