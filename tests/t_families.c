@@ -1,93 +1,186 @@
-/* t_families.c - tiny random models of other families against transformers: every row's logits, in
- * each attention mode. The goldens, and the versions that made them, come from tools/mkgolden.py.
- */
+/* t_families.c - a tiny random model of every family against PyTorch: logits of prefill, of a block
+ * step with a cache and of its commit, in each attention mode; and text one token at a time. The
+ * goldens, and the versions that made them, come from tools/mkgolden.py. */
 #define DLM_NO_DEMO
 #include "../src/engine.c"
 #include "../src/json.c"
 #include "test.h"
 
+#define GOLDEN "tests/golden/families.json"
 #define TOLERANCE 1e-3
 #define ROWS_MAX 64
+#define BLOCK 8
 
-/* Which cells position i sees in a golden case: [0, hi). */
-static i32 visible_end(Str mode, i32 block, i32 i, i32 n) {
-    if (str_eq(mode, STR("causal"))) return i + 1;
-    if (str_eq(mode, STR("full"))) return n;
-    return MIN_OF((i / block + 1) * block, n);
-}
+typedef struct {
+    const JsonDoc *d;
+    const char *name; /* of the family, for messages */
+    Engine *engine;
+    Str mode;
+    i32 n;              /* tokens */
+    i32 ids[ROWS_MAX];  /* [n] */
+    u32 kept[ROWS_MAX]; /* [n] each row's golden logits, 0 where none were kept */
+    f64 worst;          /* difference */
+    i32 n_compared;     /* rows */
+} Case;
 
-/* Runs rows [begin, end) in one forward and returns the largest difference from the golden logits.
- */
-static f64 difference(Engine *g, const JsonDoc *d, u32 golden_row, const DlmRow *rows, i32 n) {
-    f64 worst = 0;
-    graph_forward(&g->graph, rows, n, n);
-    for (i32 r = 0; r < n; r++, golden_row = json_next(d, golden_row)) {
-        const f32 *logits = g->graph.logits + (i64)r * g->model.n_vocab;
-        CHECK_INT(json_count(d, golden_row), g->model.n_vocab);
-        u32 cell = json_first(d, golden_row);
-        for (i32 v = 0; v < g->model.n_vocab; v++, cell = json_next(d, cell)) {
-            f64 want = 0;
-            json_f64(d, cell, &want);
-            f64 diff = want - (f64)logits[v];
-            worst = MAX_OF(worst, diff < 0 ? -diff : diff);
-        }
+static i32 read_ids(const JsonDoc *d, u32 array, i32 ids[ROWS_MAX]) {
+    i32 n = (i32)json_count(d, array);
+    u32 at = json_first(d, array);
+    CHECK(n <= ROWS_MAX);
+    for (i32 i = 0; i < n; i++, at = json_next(d, at)) {
+        i64 v = -1;
+        CHECK(json_i64(d, at, &v));
+        ids[i] = (i32)v;
     }
-    return worst;
+    return n;
 }
 
-static void check_case(Engine *g, const JsonDoc *d, u32 c, const char *name) {
-    Str mode = {0};
-    i64 block = 0;
-    DlmRow rows[ROWS_MAX];
-    json_str(d, json_get(d, c, "mode"), &mode);
-    json_i64(d, json_get(d, c, "block"), &block);
-    u32 ids = json_get(d, c, "ids"), id = json_first(d, ids), logits = json_get(d, c, "logits");
-    i32 n = (i32)json_count(d, ids);
-    for (i32 i = 0; i < n && i < ROWS_MAX; i++, id = json_next(d, id)) {
-        i64 token = 0;
-        json_i64(d, id, &token);
-        rows[i] = (DlmRow){.token = (i32)token,
-                           .pos = i,
-                           .cell = i,
-                           .logits = i,
-                           .kv_hi = visible_end(mode, (i32)block, i, n)};
+/* Which cells position i sees when the sequence has n: [0, end). */
+static i32 visible_end(const Case *c, i32 i, i32 n) {
+    if (str_eq(c->mode, STR("causal"))) return i + 1;
+    if (str_eq(c->mode, STR("full"))) return n;
+    return MIN_OF((i / BLOCK + 1) * BLOCK, n);
+}
+
+static void compare_row(Case *c, const f32 *logits, u32 golden) {
+    i32 n = c->engine->model.n_vocab;
+    CHECK_INT(json_count(c->d, golden), n);
+    u32 cell = json_first(c->d, golden);
+    for (i32 v = 0; v < n; v++, cell = json_next(c->d, cell)) {
+        f64 want = 0;
+        json_f64(c->d, cell, &want);
+        f64 diff = want - (f64)logits[v];
+        diff = diff < 0 ? -diff : diff;
+        if (!(diff <= c->worst)) c->worst = diff; /* a NaN too */
     }
-    f64 worst = difference(g, d, json_first(d, logits), rows, n);
-    printf("%s, %.*s: %d rows, largest difference %.2g\n", name, STR_ARG(mode), n, worst);
-    CHECK_MSG(worst <= TOLERANCE, "%s %.*s differs by %g", name, STR_ARG(mode), worst);
-    if (str_eq(mode, STR("full"))) return;
-    /* again in two forwards: the second finds the first's keys and values in the cache */
-    i32 cut = str_eq(mode, STR("causal")) ? n / 2 : (i32)block;
-    u32 second = json_first(d, logits);
-    for (i32 i = 0; i < cut; i++) second = json_next(d, second);
-    graph_forward(&g->graph, rows, cut, cut);
-    for (i32 i = cut; i < n; i++) rows[i].logits = i - cut;
-    worst = difference(g, d, second, rows + cut, n - cut);
-    CHECK_MSG(worst <= TOLERANCE, "%s %.*s with a cache differs by %g", name, STR_ARG(mode), worst);
+    c->n_compared++;
 }
 
-static void check_family(const char *name, const char *gguf, const char *json) {
+/* Runs positions [begin, end) of a sequence that then has n in one forward. golden: [n] rows to
+ * compare with, 0 for none. */
+static void run(Case *c, const i32 *ids, i32 begin, i32 end, i32 n, const u32 *golden) {
+    DlmRow rows[ROWS_MAX] = {0};
+    for (i32 i = begin; i < end; i++)
+        rows[i - begin] = (DlmRow){.token = ids[i],
+                                   .pos = i,
+                                   .cell = i,
+                                   .logits = i - begin,
+                                   .kv_hi = visible_end(c, i, n)};
+    graph_forward(&c->engine->graph, rows, end - begin, end - begin);
+    for (i32 i = begin; i < end; i++)
+        if (golden[i])
+            compare_row(c, c->engine->graph.logits + (i64)(i - begin) * c->engine->model.n_vocab,
+                        golden[i]);
+}
+
+/* The block at `draft` as it was before its masks were filled, over what the cache holds. Under full
+ * attention every step runs the whole sequence. */
+static void run_draft(Case *c, u32 draft) {
+    i32 ids[ROWS_MAX], block[ROWS_MAX];
+    u32 golden[ROWS_MAX] = {0};
+    i64 begin = 0;
+    json_i64(c->d, json_get(c->d, draft, "begin"), &begin);
+    i32 n = read_ids(c->d, json_get(c->d, draft, "ids"), block);
+    u32 row = json_first(c->d, json_get(c->d, draft, "logits"));
+    memcpy(ids, c->ids, sizeof ids);
+    for (i32 i = 0; i < n; i++, row = json_next(c->d, row))
+        ids[begin + i] = block[i], golden[begin + i] = row;
+    bool full = str_eq(c->mode, STR("full"));
+    i32 end = (i32)begin + n;
+    run(c, ids, full ? 0 : (i32)begin, full ? c->n : end, full ? c->n : end, golden);
+}
+
+static void check_pieces(Case *c, u32 draft) {
+    if (str_eq(c->mode, STR("full"))) {
+        run_draft(c, draft);
+        run(c, c->ids, 0, c->n, c->n, c->kept);
+        return;
+    }
+    for (i32 begin = 0; begin < c->n; begin += BLOCK) {
+        i64 at = -1;
+        if (draft != JSON_NONE) json_i64(c->d, json_get(c->d, draft, "begin"), &at);
+        if (at == begin) run_draft(c, draft);
+        run(c, c->ids, begin, MIN_OF(begin + BLOCK, c->n), c->n, c->kept);
+    }
+}
+
+static Engine *open_family(const char *name, i32 n_ctx) {
+    char path[128];
     EngineOptions o = engine_options_default();
     Engine *g = NULL;
     Err e = {0};
-    JsonDoc d = {0};
-    Str text = test_file(json);
-    o.path = gguf;
+    snprintf(path, sizeof path, "tests/golden/family-%s.gguf", name);
+    o.path = path;
+    o.n_ctx = n_ctx;
+    o.n_threads = 1;
     o.kv_type = DLM_F32;
     o.block_size_max = ROWS_MAX; /* rows of logits */
-    if (CHECK_OK(engine_open(&g, &o, &e), e) && CHECK_OK(json_parse(&d, text, &e), e)) {
-        u32 cases = json_get(&d, 0, "cases");
-        for (u32 c = json_first(&d, cases), left = json_count(&d, cases); left > 0;
-             left--, c = json_next(&d, c))
-            check_case(g, &d, c, name);
+    CHECK_OK(engine_open(&g, &o, &e), e);
+    return g;
+}
+
+static void check_case(const JsonDoc *d, u32 at, const char *name) {
+    Case c = {.d = d, .name = name};
+    i64 n_ctx = 0;
+    i32 rows[ROWS_MAX];
+    json_str(d, json_get(d, at, "mode"), &c.mode);
+    json_i64(d, json_get(d, at, "n_ctx"), &n_ctx);
+    c.n = read_ids(d, json_get(d, at, "ids"), c.ids);
+    i32 n_rows = read_ids(d, json_get(d, at, "rows"), rows);
+    u32 row = json_first(d, json_get(d, at, "logits")), draft = json_get(d, at, "draft");
+    for (i32 i = 0; i < n_rows; i++, row = json_next(d, row)) c.kept[rows[i]] = row;
+    c.engine = open_family(name, (i32)n_ctx);
+    if (c.engine) {
+        run(&c, c.ids, 0, c.n, c.n, c.kept); /* all at once */
+        check_pieces(&c, draft);
+        printf("%-20s %-6.*s %2d tokens, %2d rows compared, largest difference %.2g\n", name,
+               STR_ARG(c.mode), c.n, c.n_compared, c.worst);
+        CHECK_MSG(c.worst <= TOLERANCE, "%s %.*s differs by %g", name, STR_ARG(c.mode), c.worst);
+        CHECK_INT(c.n_compared, 2 * n_rows + (draft == JSON_NONE ? 0 : BLOCK));
     }
+    engine_close(c.engine);
+}
+
+/* One token at a time, through the engine. */
+static void check_ar(const JsonDoc *d, u32 ar, const char *name) {
+    i32 ids[ROWS_MAX], n = read_ids(d, json_get(d, ar, "ids"), ids);
+    i64 n_prompt = 0;
+    Engine *g = open_family(name, 0);
+    DecodeParams p = decode_params_default();
+    DecodeResult r = {0};
+    Err e = {0};
+    CHECK(json_i64(d, json_get(d, ar, "n_prompt"), &n_prompt));
+    p.mode = DECODE_AR;
+    p.max_tokens = n - (i32)n_prompt;
+    if (g && CHECK_OK(engine_generate(g, 0, ids, (i32)n_prompt, &p, NULL, &r, &e), e)) {
+        CHECK_INT(r.ids.n, p.max_tokens);
+        for (i32 i = 0; i < (i32)r.ids.n && i < p.max_tokens; i++)
+            CHECK_MSG(r.ids.p[i] == ids[n_prompt + i], "%s: token %d is %d, not %d", name, i,
+                      r.ids.p[i], ids[n_prompt + i]);
+    }
+    decode_result_free(&r);
     engine_close(g);
-    json_free(&d);
-    test_file_free(text);
 }
 
 int main(void) {
-    check_family("llama", "tests/golden/llama-tiny.gguf", "tests/golden/llama-tiny.json");
-    check_family("qwen2", "tests/golden/qwen2-tiny.gguf", "tests/golden/qwen2-tiny.json");
+    JsonDoc d = {0};
+    Err e = {0};
+    Str text = test_file(GOLDEN);
+    if (CHECK_OK(json_parse(&d, text, &e), e)) {
+        u32 families = json_get(&d, 0, "families");
+        u32 f = json_first(&d, families);
+        for (u32 left = json_count(&d, families); left > 0; left--, f = json_next(&d, f)) {
+            Str name = {0};
+            char path[64];
+            json_str(&d, json_get(&d, f, "name"), &name);
+            snprintf(path, sizeof path, "%.*s", STR_ARG(name));
+            u32 cases = json_get(&d, f, "cases"), c = json_first(&d, cases);
+            for (u32 k = json_count(&d, cases); k > 0; k--, c = json_next(&d, c))
+                check_case(&d, c, path);
+            check_ar(&d, json_get(&d, f, "ar"), path);
+        }
+    }
+    json_free(&d);
+    test_file_free(text);
     return test_end();
 }
