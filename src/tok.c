@@ -257,8 +257,7 @@ static bool tok_open_pre_(Tok *t, const Gguf *g, const char *override, Err *e) {
     if (t->spm) {
         if (override)
             return err_set(e, ERR_USAGE,
-                           "--pre %s: the tokenizer of this model has none (it is "
-                           "SentencePiece's)",
+                           "--pre %s: this model's tokenizer is SentencePiece's, which has none",
                            override);
         t->pre_name = "default";
         t->add_bos = t->add_blank = true;
@@ -426,8 +425,8 @@ static bool tok_open_ids_(Tok *t, const Gguf *g, Err *e) {
     return true;
 }
 
-/* A byte's token: in byte-level BPE its one-character spelling, else <0xHH>. Only tokens of those two types qualify:
- * a user token may be spelled by the same character and mean the character. */
+/* A byte's token: in byte-level BPE its one-character spelling, else <0xHH>. Only tokens of those two
+ * types qualify: a user token may be spelled by the same character and mean the character. */
 static void tok_open_byte_ids_(Tok *t) {
     for (u32 b = 0; b < 256; b++) {
         char s[8];

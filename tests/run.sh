@@ -180,7 +180,7 @@ run_cross() { # run_cross [NAME...]
 }
 
 run_check() {
-    export LIMIT=1200
+    export LIMIT=1200 TEXTS=5000 # TEXTS: of tests/py/tok_diff.py, for each vocabulary
     run_test # at the best level
     want chromium-headless-shell chromium-headless-shell chromium
     want buildah buildah buildah

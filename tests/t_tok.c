@@ -800,6 +800,212 @@ static void hostile_vocabularies(void) {
     buf_free(&b);
 }
 
+/* ---- SentencePiece ---- */
+
+/* The ids of a text as the pieces that they are, between bars. */
+static const char *pieces_of(const Tok *t, const char *text, const u8 *trusted) {
+    static char line[512];
+    TokIds ids = {0};
+    Err e = {0};
+    size_t n = 0;
+    line[0] = 0;
+    CHECK_OK(tok_encode(t, str_of(text), trusted, &ids, &e), e);
+    for (size_t i = 0; i < ids.n; i++) {
+        Str piece = tok_text(t, ids.p[i]);
+        n += (size_t)snprintf(line + n, sizeof line - n, i ? "|%.*s" : "%.*s", STR_ARG(piece));
+    }
+    tok_ids_free(&ids);
+    return line;
+}
+
+static void make_spm(Buf *b, u32 n_bytes, const char *arch) {
+    make_begin(b);
+    if (arch) make_key_str(b, "general.architecture", arch);
+    make_pieces(b, MAKE_PIECES, MAKE_N_PIECES, n_bytes, MAKE_PIECE_TOKENS);
+}
+
+static void pieces_merge_by_score(void) {
+#define B MAKE_BLANK
+    Buf b = {0}, out = {0};
+    Vocab v;
+    Err e = {0};
+    TokIds ids = {0};
+    make_spm(&b, 256, NULL);
+    if (!CHECK_OK(made_open(&v, &b, NULL, &e), e)) return;
+    const Tok *t = &v.t;
+    CHECK(t->spm && t->add_bos && t->add_blank && t->blank_first && !t->nfc);
+    CHECK_INT(t->unk, 0);
+    CHECK_INT(t->bos, 1);
+    CHECK_INT(t->eos, 2);
+    CHECK(tok_is_eog(t, 2) && tok_is_special(t, 1));
+    CHECK_CSTR(pieces_of(t, "abc", NULL), B "|ab|c"); /* before "bc", and before the blank and a */
+    CHECK_CSTR(pieces_of(t, "bcab", NULL), B "|bc|ab");
+    CHECK_CSTR(pieces_of(t, "a", NULL), B "a");
+    CHECK_CSTR(pieces_of(t, "  a  b", NULL), B B "|" B "a|" B B "|b");
+    CHECK_CSTR(pieces_of(t, "abca", NULL), B "|ab|c|a");
+    CHECK_CSTR(pieces_of(t, "", NULL), "");
+    CHECK_CSTR(pieces_of(t, "b\xC3\xA9\xC3\xBC\xFF", NULL), B "|b|\xC3\xA9|<0xC3>|<0xBC>|<0xFF>");
+    CHECK_CSTR(pieces_of(t, "<s>", NULL), B "|<0x3C>|<0x73>|<0x3E>");
+    CHECK_CSTR(pieces_of(t, "[PAD9]", NULL),
+               B "|<0x5B>|<0x50>|<0x41>|<0x44>|<0x39>|<0x5D>"); /* unused */
+    CHECK_CSTR(pieces_of(t, "axyzb", NULL), B "a|xyz|" B "|b"); /* each text has its blank */
+    u8 trusted[32];
+    memset(trusted, 1, sizeof trusted);
+    CHECK_CSTR(pieces_of(t, "<s>a<|user|>\n b", trusted),
+               "<s>|" B "a|<|user|>|" B "|<0x0A>|" B "|b");
+    CHECK_OK(tok_encode_prompt(t, STR(" a  \xC3\xBC"), NULL, &ids, &e), e);
+    CHECK_INT(ids.p[0], 1);
+    decode_all(t, &ids, false, &out);
+    CHECK_STR(buf_view(&out), STR("  a  \xC3\xBC"));
+    CHECK_STR(tok_without_blank(t, buf_view(&out)), STR(" a  \xC3\xBC"));
+    CHECK_STR(tok_without_blank(t, STR("a")), STR("a"));
+    tok_ids_free(&ids);
+    made_close(&v);
+    make_key_bool(&b, "tokenizer.ggml.add_space_prefix", false);
+    make_key_bool(&b, "tokenizer.ggml.add_bos_token", false);
+    if (!CHECK_OK(made_open(&v, &b, NULL, &e), e)) return;
+    CHECK(!v.t.add_bos);
+    CHECK_CSTR(pieces_of(&v.t, "a a", NULL), "a|" B "a");
+    CHECK_STR(tok_without_blank(&v.t, STR(" a")), STR(" a"));
+    made_close(&v);
+    buf_free(&b);
+    buf_free(&out);
+}
+
+static void pieces_without_bytes(void) {
+    Buf b = {0};
+    Vocab v;
+    Err e = {0};
+    make_spm(&b, 1, NULL); /* <0xFF> */
+    if (CHECK_OK(made_open(&v, &b, NULL, &e), e)) {
+        CHECK_CSTR(pieces_of(&v.t, "axxb x", NULL), B "a|<unk>|b|" B "|<unk>");
+        CHECK_CSTR(pieces_of(&v.t, "\xC3\xBC\xFFx", NULL), B "|<unk>|<0xFF>|<unk>");
+        made_close(&v);
+    }
+    make_spm(&b, 256, "phi3"); /* what follows Phi-3's tokens goes with them */
+    if (CHECK_OK(made_open(&v, &b, NULL, &e), e)) {
+        u8 trusted[32];
+        memset(trusted, 1, sizeof trusted);
+        CHECK_CSTR(pieces_of(&v.t, "<|user|>\n\xC2\xA0 a<s> a", trusted),
+                   "<|user|>|" B "a|<s>|" B "|" B "a");
+        made_close(&v);
+    }
+    /* A piece with a blank behind another character: the text is merged as a whole. */
+    static const char *const across[] = {B, "a", B "a", "a" B "a"};
+    make_begin(&b);
+    make_pieces(&b, across, COUNT_OF(across), 256, NULL);
+    if (CHECK_OK(made_open(&v, &b, NULL, &e), e)) {
+        CHECK(!v.t.blank_first);
+        CHECK_CSTR(pieces_of(&v.t, "a a a", NULL), B "a|" B "a|" B "a");
+        CHECK_CSTR(pieces_of(&v.t, "aa a", NULL), B "a|a" B "a");
+        made_close(&v);
+    }
+    buf_free(&b);
+#undef B
+}
+
+static void hostile_pieces(void) {
+    Buf b = {0};
+    f32 nan = 0;
+    make_begin(&b);
+    make_key_str(&b, "tokenizer.ggml.model", "llama");
+    make_array(&b, "tokenizer.ggml.tokens", GGUF_STRING, 1);
+    make_str(&b, STR("a"));
+    refused_as(&b, NULL, ERR_MODEL, "tokenizer.ggml.scores' has 0 entries for 1 tokens");
+    Buf more = {0};
+    buf_put(&more, b.p, b.n);
+    make_array(&b, "tokenizer.ggml.scores", GGUF_F32, 2);
+    make_u64(&b, 0);
+    refused_as(&b, NULL, ERR_MODEL, "has 2 entries for 1 tokens");
+    make_array(&more, "tokenizer.ggml.scores", GGUF_F32, 1);
+    make_u32(&more, 0x7FC00000);
+    refused_as(&more, NULL, ERR_MODEL, "the score of token 0 is not a number");
+    memcpy(more.p + more.n - 4, &nan, 4);
+    Vocab v;
+    Err e = {0};
+    if (CHECK_OK(made_open(&v, &more, NULL, &e),
+                 e)) { /* no unknown token, no bytes: nothing is left */
+        CHECK_CSTR(ids_of(&v.t, STR("ba b"), NULL), "0");
+        CHECK(!v.t.add_bos);
+        made_close(&v);
+    }
+    refused_as(&more, "qwen2", ERR_USAGE, "SentencePiece's, which has none");
+    buf_free(&more);
+    buf_free(&b);
+}
+
+static void scores_are_ordered(void) {
+    static const f32 down[] = {1e30f, 2, 1, 1e-40f, 0, -1e-40f, -1, -2, -1e30f};
+    for (size_t i = 1; i < COUNT_OF(down); i++)
+        CHECK(tok_order_(down[i - 1]) < tok_order_(down[i]));
+    CHECK_INT(tok_order_(0.0f), tok_order_(-0.0f));
+}
+
+/* ---- normalization form C ---- */
+
+static void check_nfc(const char *text, const char *want) {
+    TokWork_ w = {0};
+    Err e = {0};
+    CHECK_OK(tok_normalize_(&w, str_of(text), &e), e);
+    CHECK_STR(buf_view(&w.text), str_of(want));
+    tok_work_free_(&w);
+}
+
+static void text_is_normalized(void) {
+    check_nfc("", "");
+    check_nfc("plain", "plain");
+    check_nfc("e\xCC\x81.", "\xC3\xA9."); /* e + acute */
+    check_nfc("\xC3\xA9", "\xC3\xA9");
+    check_nfc("a\xCC\x82\xCC\xA3", "\xE1\xBA\xAD"); /* marks in the wrong order */
+    check_nfc("a\xCC\x81\xCC\x81", "\xC3\xA1\xCC\x81");
+    check_nfc("\xCC\x81", "\xCC\x81");                                 /* a mark alone */
+    check_nfc("\xE2\x84\xAB", "\xC3\x85");                             /* the angstrom sign */
+    check_nfc("\xE1\x84\x92\xE1\x85\xA1\xE1\x86\xAB", "\xED\x95\x9C"); /* Hangul */
+    check_nfc("\xED\x95\x98\xE1\x86\xAB", "\xED\x95\x9C");
+    check_nfc("\xE1\x84\x92\xE1\x86\xAB", "\xE1\x84\x92\xE1\x86\xAB");
+    check_nfc("\xE0\xA5\x98", "\xE0\xA4\x95\xE0\xA4\xBC"); /* stays apart */
+    check_nfc("\xF0\xAF\xA0\x80", "\xE4\xB8\xBD");         /* a compatibility ideograph */
+    check_nfc("\xE4\xB8\xBD\xCC\x81", "\xE4\xB8\xBD\xCC\x81");
+    check_nfc("e\xFF\xCC\x81\xE2\x82", "e\xFF\xCC\x81\xE2\x82"); /* not UTF-8: a wall */
+    /* A million marks of two classes, the wrong way round, are sorted in an instant. */
+    size_t n = (size_t)4 << 20;
+    char *text = mem_alloc(n, NULL);
+    ASSERT(text);
+    for (size_t i = 0; i < n; i += 4) memcpy(text + i, "\xCC\x8D\xCC\xA9", 4);
+    TokWork_ w = {0};
+    Err e = {0};
+    CHECK_OK(tok_normalize_(&w, (Str){text, n}, &e), e);
+    CHECK(w.text.n == n && !memcmp(w.text.p + n / 2 - 2, "\xCC\xA9\xCC\x8D", 4));
+    tok_work_free_(&w);
+    mem_free(text);
+}
+
+static void models_say_whether_to_normalize(void) {
+    static const struct {
+        const char *pre, *key;
+        bool nfc;
+    } cases[] = {{"qwen2", NULL, true},      {"llama-bpe", NULL, false}, {"qwen2", "none", false},
+                 {"llama-bpe", "nfc", true}, {"mpt", NULL, true},        {"gpt-2", NULL, false}};
+    Buf b = {0};
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        Vocab v;
+        Err e = {0};
+        u8 trusted[16];
+        memset(trusted, 1, sizeof trusted);
+        make_chat(&b, cases[i].pre);
+        if (cases[i].key) make_key_str(&b, "tokenizer.ggml.normalizer", cases[i].key);
+        if (!CHECK_OK(made_open(&v, &b, NULL, &e), e)) continue;
+        CHECK_CSTR(ids_of(&v.t, STR("e\xCC\x81"), NULL), cases[i].nfc ? "195 169" : "101 204 129");
+        const char *want = cases[i].nfc ? "195 169 263 204 129" : "101 204 129 263 204 129";
+        CHECK_CSTR(ids_of(&v.t, STR("e\xCC\x81<s>\xCC\x81"), trusted), want); /* tokens first */
+        made_close(&v);
+    }
+    make_chat(&b, "qwen2");
+    make_key_str(&b, "tokenizer.ggml.normalizer", "nfkc");
+    refused_as(&b, NULL, ERR_MODEL, "'tokenizer.ggml.normalizer' is 'nfkc'; 'nfc' and 'none'");
+    buf_free(&b);
+}
+
 /* ---- the end of a generation, by name ---- */
 
 static void names_end_a_generation(void) {
@@ -851,7 +1057,7 @@ static bool open_encode_close(void *arg, Err *e) {
     TokIds ids = {0};
     char text[2000];
     memset(text, 'x', sizeof text);
-    memcpy(text, "hello hello<s>", 14);
+    memcpy(text, "hello e\xCC\x81\xCC\xA3<s>", 14);
     if (!gguf_open(&g, (const u8 *)file->p, file->n, "made.gguf", e)) return false;
     bool ok = tok_open(&t, &g, NULL, e);
     if (ok) {
@@ -867,6 +1073,10 @@ static void refused_memory_is_an_error(void) {
     Buf b = {0};
     make_chat(&b, "llama-bpe");
     CHECK(test_alloc_failures(open_encode_close, &b) > 10);
+    make_chat(&b, "qwen2");
+    CHECK(test_alloc_failures(open_encode_close, &b) > 10);
+    make_spm(&b, 256, NULL);
+    CHECK(test_alloc_failures(open_encode_close, &b) > 8);
     buf_free(&b);
 }
 
@@ -883,6 +1093,12 @@ int main(void) {
     streaming_equals_one_shot();
     vocabularies_of_real_size();
     hostile_vocabularies();
+    pieces_merge_by_score();
+    pieces_without_bytes();
+    hostile_pieces();
+    scores_are_ordered();
+    text_is_normalized();
+    models_say_whether_to_normalize();
     names_end_a_generation();
     lids_hold();
     refused_memory_is_an_error();

@@ -139,11 +139,40 @@ static void folding_reaches_ascii(void) {
     CHECK_INT(utf8_fold_ascii(0x212A), 'k');
 }
 
+/* Counts taken from the unicodedata2 package 16.0.0; that each is right, tests/py/tok_diff.py sees. */
+static void normalization_has_the_reference_counts(void) {
+    u32 apart = 0, again = 0, marks = 0, sum = 0, longest = 0;
+    for (u32 cp = 0; cp < 0x110000; cp++) {
+        u32 part[UTF8_PARTS_MAX], whole;
+        u32 n = utf8_decompose(cp, part), class = utf8_combining_class(cp);
+        whole = part[0];
+        for (u32 k = 1; k < n; k++) whole = utf8_compose(whole, part[k]);
+        apart += n > 1 || part[0] != cp;
+        again += n > 1 && whole == cp;
+        longest = MAX_OF(longest, n);
+        marks += class != 0;
+        sum += class;
+    }
+    CHECK_INT(apart, 13253);
+    CHECK_INT(again, 12133);
+    CHECK_INT(longest, UTF8_PARTS_MAX);
+    CHECK_INT(marks, 934);
+    CHECK_INT(sum, 173501);
+    CHECK_INT(utf8_compose('e', 0x301), 0xE9);
+    CHECK_INT(utf8_compose('e', 'e'), 0);
+    CHECK_INT(utf8_compose(UINT32_MAX, 0x301), 0);
+    CHECK_INT(utf8_compose('e', UINT32_MAX), 0);
+    CHECK_INT(utf8_compose(0x10000 + 'e', 0x301), 0);
+    CHECK_INT(utf8_compose(0x105D2, 0x307), 0x105C9); /* across planes */
+    CHECK(utf8_joins(0x1161) && utf8_joins(0x9BE) && !utf8_joins('e') && !utf8_joins(UINT32_MAX));
+}
+
 int main(void) {
     every_code_point_round_trips();
     every_sequence_reads_as_the_standard_says();
     invalid_bytes_step_one_by_one();
     classes_have_the_reference_counts();
     folding_reaches_ascii();
+    normalization_has_the_reference_counts();
     return test_end();
 }

@@ -94,6 +94,39 @@ static void make_vocab(Buf *b, const char *pre, const char *const *merges, u32 n
     for (u32 i = 0; i < n_merges; i++) make_str(b, str_of(merges[i]));
 }
 
+/* A SentencePiece vocabulary: the pieces in the order of their merging, the last `n_bytes` bytes as byte
+ * tokens, then `extra`. Its first ids are <unk>, <s> and </s>. */
+enum { MAKE_PIECE = 3 };
+static void make_pieces(Buf *b, const char *const *pieces, u32 n_pieces, u32 n_bytes,
+                        const MakeToken *extra) {
+    u32 n_extra = 0, n = MAKE_PIECE + n_pieces + n_bytes;
+    while (extra && extra[n_extra].text) n_extra++;
+    make_key_str(b, "tokenizer.ggml.model", "llama");
+    make_array(b, "tokenizer.ggml.tokens", GGUF_STRING, n + n_extra);
+    make_str(b, STR("<unk>"));
+    make_str(b, STR("<s>"));
+    make_str(b, STR("</s>"));
+    for (u32 i = 0; i < n_pieces; i++) make_str(b, str_of(pieces[i]));
+    for (u32 i = 0; i < n_bytes; i++) {
+        char s[8];
+        snprintf(s, sizeof s, "<0x%02X>", 256 - n_bytes + i);
+        make_str(b, str_of(s));
+    }
+    for (u32 i = 0; i < n_extra; i++) make_str(b, str_of(extra[i].text));
+    make_array(b, "tokenizer.ggml.token_type", GGUF_I32, n + n_extra);
+    for (u32 i = 0; i < n; i++)
+        make_u32(b, i == 0            ? TOK_UNKNOWN
+                    : i < MAKE_PIECE  ? TOK_CONTROL
+                    : i < n - n_bytes ? TOK_NORMAL
+                                      : TOK_BYTE);
+    for (u32 i = 0; i < n_extra; i++) make_u32(b, (u32)extra[i].type);
+    make_array(b, "tokenizer.ggml.scores", GGUF_F32, n + n_extra);
+    for (u32 i = 0; i < n + n_extra; i++) {
+        f32 score = -(f32)i;
+        buf_put(b, &score, sizeof score);
+    }
+}
+
 /* What a chat model has, in small. Ids below 256 are bytes. */
 static const char *const MAKE_MERGES[] = {"h e", "l l", "he ll", "hell o", "a b", "b c", "ab c"};
 #define MAKE_N_MERGES COUNT_OF(MAKE_MERGES)
@@ -110,10 +143,11 @@ enum {
     MAKE_BYTE
 };
 static const MakeToken MAKE_TOKENS[] = {
-    {"<s>", TOK_CONTROL},        {"<|im_end|>", TOK_CONTROL}, {"<|im", TOK_CONTROL},
-    {"<|im_end|>!", TOK_CONTROL}, {"<tool>", TOK_USER},        {"   ", TOK_USER},
-    {"|<MASK>|", TOK_USER},      {"[PAD7]", TOK_UNUSED},      {"<0xC3>", TOK_BYTE},
-    {NULL, 0},
+    {"<s>", TOK_CONTROL},   {"<|im_end|>", TOK_CONTROL},
+    {"<|im", TOK_CONTROL},  {"<|im_end|>!", TOK_CONTROL},
+    {"<tool>", TOK_USER},   {"   ", TOK_USER},
+    {"|<MASK>|", TOK_USER}, {"[PAD7]", TOK_UNUSED},
+    {"<0xC3>", TOK_BYTE},   {NULL, 0},
 };
 
 static void make_chat(Buf *b, const char *pre) {
@@ -123,5 +157,21 @@ static void make_chat(Buf *b, const char *pre) {
     make_key_u32(b, "tokenizer.ggml.eos_token_id", MAKE_EOS);
     make_key_u32(b, "tokenizer.ggml.mask_token_id", MAKE_MASK);
 }
+
+#define MAKE_BLANK "\xE2\x96\x81"
+static const char *const MAKE_PIECES[] = {MAKE_BLANK,
+                                          "a",
+                                          "b",
+                                          "c",
+                                          "ab",
+                                          "bc",
+                                          MAKE_BLANK "a",
+                                          MAKE_BLANK MAKE_BLANK,
+                                          "cab",
+                                          MAKE_BLANK "abca",
+                                          "\xC3\xA9"};
+#define MAKE_N_PIECES COUNT_OF(MAKE_PIECES)
+static const MakeToken MAKE_PIECE_TOKENS[] = {
+    {"<|user|>", TOK_CONTROL}, {"xyz", TOK_USER}, {"[PAD9]", TOK_UNUSED}, {NULL, 0}};
 
 #endif
