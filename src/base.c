@@ -90,10 +90,11 @@ static void err_clear(Err *e) {
     e->msg[0] = 0;
 }
 
-/* ---- logging: one line to stderr, by level ---- */
+/* ---- logging: one line to stderr, by level, or to whoever took the log over ---- */
 
 typedef enum { LOG_QUIET, LOG_WARN, LOG_INFO, LOG_DEBUG } LogLevel;
 static LogLevel base_log_level = LOG_INFO;
+static void (*base_log_sink)(LogLevel level, const char *line); /* NULL: stderr, as text */
 
 PRINTF_LIKE(2, 3) static void log_line(LogLevel level, const char *fmt, ...) {
     if (level > base_log_level) return;
@@ -103,7 +104,10 @@ PRINTF_LIKE(2, 3) static void log_line(LogLevel level, const char *fmt, ...) {
     int n = vsnprintf(line, sizeof line, fmt, args);
     va_end(args);
     if (n < 0) return;
-    fprintf(stderr, "dlm: %s%s\n", level == LOG_WARN ? "warning: " : "", line);
+    if (base_log_sink)
+        base_log_sink(level, line);
+    else
+        fprintf(stderr, "dlm: %s%s\n", level == LOG_WARN ? "warning: " : "", line);
 }
 
 /* ---- string slices: bytes with a length, not owned, not NUL-terminated ---- */

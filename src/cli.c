@@ -2309,13 +2309,13 @@ static bool cli_confine_(const Cli *c, Sandbox *box, Err *e) {
 
 static void cli_announce_(const Cli *c, const Server *s, const ApiModel *m, const Sandbox *box) {
     char url[256];
-    server_say(s, LOG_INFO, "serving %.*s at %s: %d slot%s of %d tokens, queue of %d, %s%s",
-               STR_ARG(m->name), server_url(s, url, sizeof url), m->n_slots,
-               m->n_slots == 1 ? "" : "s", m->n_ctx, c->server.queue_max,
-               !box->seccomp   ? "no sandbox"
-               : box->landlock ? "seccomp and Landlock"
-                               : "seccomp",
-               c->engine.path ? "" : "; the built-in demo model (-m names another)");
+    log_line(LOG_INFO, "serving %.*s at %s: %d slot%s of %d tokens, queue of %d, %s%s",
+             STR_ARG(m->name), server_url(s, url, sizeof url), m->n_slots,
+             m->n_slots == 1 ? "" : "s", m->n_ctx, c->server.queue_max,
+             !box->seccomp   ? "no sandbox"
+             : box->landlock ? "seccomp and Landlock"
+                             : "seccomp",
+             c->engine.path ? "" : "; the built-in demo model (-m names another)");
 }
 
 /* server_open before the sandbox, which forbids to make sockets; the sandbox before the model, whose

@@ -41,6 +41,7 @@
 #define SERVER_GATHER_MS 8       /* events are written this often at most: no screen shows more */
 #define SERVER_PING_MS 15e3      /* a stream that has nothing to say shows that it lives */
 #define SERVER_GOODBYE_MS 1e3    /* for the other side to close as well */
+#define SERVER_LAST_MS 1e3       /* when the server stops: for a request that is on its way */
 #define SERVER_BREATH_MS 20      /* between two looks, when there is no free worker or descriptor */
 
 typedef enum { SERVER_LOG_TEXT, SERVER_LOG_JSON } ServerLogFormat;
@@ -84,7 +85,12 @@ typedef struct {
     i32 n;
 } ServerKeys_;
 
-typedef enum { SERVER_FREE_, SERVER_BUSY_, SERVER_IDLE_ } ServerPhase_;
+typedef enum {
+    SERVER_FREE_,
+    SERVER_BUSY_,
+    SERVER_FRESH_, /* its connection has not said anything yet */
+    SERVER_IDLE_   /* its connection has been answered, and may be given up */
+} ServerPhase_;
 typedef enum { SERVER_OPEN_, SERVER_DRAINING_, SERVER_CUTTING_ } ServerState_;
 
 typedef struct Server Server;
@@ -146,23 +152,13 @@ static void server_write_log_(Buf *line) {
     buf_free(line);
 }
 
-PRINTF_LIKE(3, 4)
-static void server_say(const Server *s, LogLevel level, const char *fmt, ...) {
-    char text[1024], now[OS_TIME_MAX];
-    if (level > base_log_level) return;
-    va_list args;
-    va_start(args, fmt);
-    vsnprintf(text, sizeof text, fmt, args);
-    va_end(args);
-    if (s->o.log_format == SERVER_LOG_TEXT) {
-        log_line(level, "%s", text);
-        return;
-    }
+/* Every line of the program, as JSON. */
+static void server_log_line_(LogLevel level, const char *text) {
+    static const char *const names[] = {"error", "warning", "info", "debug"};
+    char now[OS_TIME_MAX];
     Buf line = {0};
     buf_printf(&line, "{\"time\":\"%s\",\"level\":\"%s\"", os_time_text(os_now_unix(), now),
-               level == LOG_WARN   ? "warning"
-               : level == LOG_INFO ? "info"
-                                   : "debug");
+               names[level]);
     api_put_text_(&line, ",\"message\":", str_of(text));
     buf_char(&line, '}');
     server_write_log_(&line);
@@ -820,10 +816,7 @@ static bool server_admit_(ServerWorker *w, Str *id, ApiError *x) {
         *x = no_key;
         return false;
     }
-    if (!found) return false;
-    if (atomic_load(&w->server->state) != SERVER_OPEN_ && api_generates(w->note.route))
-        return api_fail(x, 503, "shutting_down", "the server is shutting down");
-    return true;
+    return found;
 }
 
 /* ---- reading ---- */
@@ -844,29 +837,29 @@ static bool server_feed_(ServerWorker *w, f64 deadline_ms, bool rated) {
     }
 }
 
-/* Waits for the first byte of the next request. A connection that is idle is given up when its time is
- * over, when its worker is needed, or when the server stops. */
+/* Waits for the first byte of the next request. An idle connection is given up when its time is over or
+ * when its worker is needed; when the server stops, all that have nothing on its way. */
 static bool server_wait_request_(ServerWorker *w, bool first) {
     Server *s = w->server;
     if (w->at_input < w->n_input) return true;
     w->at_input = w->n_input = 0;
     f64 now = os_now_ms();
-    if (first)
-        return w->transport.read(&w->transport, w->input, sizeof w->input, &w->n_input,
-                                 now + SERVER_HEAD_MS) == NET_OK;
     /* TLS may hold bytes that the socket no longer shows */
     NetResult got = w->transport.read(&w->transport, w->input, sizeof w->input, &w->n_input, now);
     if (got != NET_TIMEOUT) return got == NET_OK;
     net_waker_clear(&w->waker);
     atomic_store(&w->idle_ms, now);
-    atomic_store(&w->phase, SERVER_IDLE_);
+    atomic_store(&w->phase, first ? SERVER_FRESH_ : SERVER_IDLE_);
     NetResult r = NET_WOKEN;
     if (atomic_load(&s->state) == SERVER_OPEN_)
-        r = net_wait_input(&w->conn, &w->waker, now + s->o.idle_s * 1e3);
+        r = net_wait_input(&w->conn, &w->waker, now + (first ? SERVER_HEAD_MS : s->o.idle_s * 1e3));
     atomic_store(&w->phase, SERVER_BUSY_);
-    if (r != NET_OK) return false;
+    if (r != NET_OK && r != NET_WOKEN) return false;
+    f64 more_ms = r == NET_OK                                  ? SERVER_HEAD_MS
+                  : atomic_load(&s->state) == SERVER_DRAINING_ ? SERVER_LAST_MS
+                                                               : 0;
     return w->transport.read(&w->transport, w->input, sizeof w->input, &w->n_input,
-                             os_now_ms() + SERVER_HEAD_MS) == NET_OK;
+                             os_now_ms() + more_ms) == NET_OK;
 }
 
 static void server_new_note_(ServerWorker *w) {
@@ -939,7 +932,7 @@ static void server_serve_(ServerWorker *w) {
     w->at_input = w->n_input = 0;
     if (s->has_tls) {
         if (!tls_accept(&s->tls, &w->conn, &w->transport, os_now_ms() + SERVER_HANDSHAKE_MS, &e)) {
-            server_say(s, LOG_DEBUG, "%s: %s", w->conn.name, e.msg);
+            log_line(LOG_DEBUG, "%s: %s", w->conn.name, e.msg);
             net_close(&w->conn);
             return;
         }
@@ -1007,7 +1000,7 @@ static bool server_is_crowded_(Server *s, const NetConn *c) {
 
 static void server_hand_over_(Server *s, ServerWorker *w, NetConn *c) {
     if (server_is_crowded_(s, c)) {
-        server_say(s, LOG_DEBUG, "%s: too many connections of this address", c->name);
+        log_line(LOG_DEBUG, "%s: too many connections of this address", c->name);
         net_close(c);
         return;
     }
@@ -1022,13 +1015,13 @@ static void server_reload_(Server *s) {
     Err e = {0};
     ServerKeys_ keys = {0};
     if (s->has_tls && !tls_reload(&s->tls, &e))
-        server_say(s, LOG_WARN, "the certificate was not reloaded, the old one stays: %s", e.msg);
+        log_line(LOG_WARN, "the certificate was not reloaded, the old one stays: %s", e.msg);
     else if (s->has_tls)
-        server_say(s, LOG_INFO, "certificate reloaded");
+        log_line(LOG_INFO, "certificate reloaded");
     if (!s->o.key_file) return;
     err_clear(&e);
     if (!server_read_keys_(&s->o, &keys, &e)) {
-        server_say(s, LOG_WARN, "the keys were not reloaded, the old ones stay: %s", e.msg);
+        log_line(LOG_WARN, "the keys were not reloaded, the old ones stay: %s", e.msg);
         return;
     }
     os_lock(&s->lock);
@@ -1041,7 +1034,7 @@ static void server_reload_(Server *s) {
     os_unlock(&s->lock);
     if (old.p) memset(old.p, 0, SERVER_KEYS_MAX * sizeof *old.p);
     mem_free(old.p);
-    server_say(s, LOG_INFO, "%d keys reloaded", keys.n);
+    log_line(LOG_INFO, "%d keys reloaded", keys.n);
 }
 
 /* Takes connections until a signal says stop. */
@@ -1057,8 +1050,7 @@ static bool server_accept_(Server *s, Err *e) {
         if (r == NET_OK) server_hand_over_(s, w, &c);
         if (r == NET_END) return err_set(e, ERR_RUNTIME, "the listening socket broke");
         if (r != NET_BUSY) continue;
-        if (w && !said)
-            server_say(s, LOG_WARN, "out of file descriptors: new connections have to wait");
+        if (w && !said) log_line(LOG_WARN, "out of file descriptors: new connections have to wait");
         said = said || w;
         server_drop_idle_(s);
         net_wait_waker(&signals, os_now_ms() + SERVER_BREATH_MS);
@@ -1078,9 +1070,9 @@ static bool server_wait_empty_(Server *s, f64 deadline_ms) {
     const NetWaker signals = {s->signals};
     while (server_count_busy_(s) > 0) {
         if (os_next_signal(s->signals) == OS_STOP || os_now_ms() >= deadline_ms) return false;
+        bool cutting = atomic_load(&s->state) == SERVER_CUTTING_;
         for (i32 i = 0; i < s->n_workers; i++)
-            if (atomic_load(&s->workers[i].phase) == SERVER_IDLE_ ||
-                atomic_load(&s->state) == SERVER_CUTTING_)
+            if (cutting || atomic_load(&s->workers[i].phase) > SERVER_BUSY_)
                 net_wake(&s->workers[i].waker);
         net_wait_waker(&signals, os_now_ms() + SERVER_BREATH_MS);
     }
@@ -1102,8 +1094,8 @@ static bool server_drain_(Server *s) {
     net_listener_close(&s->listener);
     atomic_store(&s->state, SERVER_DRAINING_);
     i32 n = server_count_busy_(s);
-    server_say(s, LOG_INFO, "stopping: %d connection%s open, at most %d s to go", n,
-               n == 1 ? "" : "s", s->o.drain_s);
+    log_line(LOG_INFO, "stopping: %d connection%s open, at most %d s to go", n, n == 1 ? "" : "s",
+             s->o.drain_s);
     f64 deadline = os_now_ms() + s->o.drain_s * 1e3;
     if (server_wait_empty_(s, deadline)) return true;
     if (os_now_ms() < deadline) return false; /* a second signal */
@@ -1116,7 +1108,7 @@ static bool server_drain_(Server *s) {
 static bool server_run(Server *s, Err *e) {
     bool ok = server_accept_(s, e);
     bool drained = server_drain_(s);
-    server_say(s, LOG_INFO, drained ? "stopped" : "stopped with connections open");
+    log_line(LOG_INFO, drained ? "stopped" : "stopped with connections open");
     return ok && drained;
 }
 
@@ -1196,8 +1188,7 @@ static bool server_open_(Server *s, Err *e) {
     s->rss = os_open_rss();
     if (!server_read_keys_(&s->o, &s->keys, e) || !server_open_tls_(s, e)) return false;
     if (s->o.key_file && os_is_shared_file(s->o.key_file))
-        server_say(s, LOG_WARN, "others can read '%s'; chmod 600 keeps the keys secret",
-                   s->o.key_file);
+        log_line(LOG_WARN, "others can read '%s'; chmod 600 keeps the keys secret", s->o.key_file);
     if (!server_open_workers_(s, e)) return false;
     if (!net_listen(&s->listener, s->o.host, (u16)s->o.port, e)) return false;
     return server_check_exposure_(s, e);
@@ -1210,6 +1201,7 @@ static bool server_open(Server **out, const ServerOptions *o, Err *e) {
     Server *s = mem_alloc(sizeof *s, e);
     if (!s) return false;
     s->o = *o;
+    base_log_sink = o->log_format == SERVER_LOG_JSON ? server_log_line_ : NULL;
     s->signals = s->rss = s->listener.fd = -1;
     s->start_unix = os_now_unix();
     os_lock_open(&s->lock);

@@ -16,8 +16,8 @@ ROOMS='base mem os pool net
     tls api batch server sandbox cli'
 LINES=110 # columns, the limit that no line may pass; the style asks for 100
 FUNCTION=70
-# The log level, the count of SIGINTs: what may change and belongs to no object.
-GLOBALS=' base_log_level os_interrupts_ '
+# The log's level and sink, the count of SIGINTs: what may change and belongs to no object.
+GLOBALS=' base_log_level base_log_sink os_interrupts_ '
 
 found=$(mktemp)
 object=$(mktemp)

@@ -310,7 +310,7 @@ def test_shapes():
         bad = [ln for ln in text.splitlines() if not line.fullmatch(ln)]
         t.check(not bad and s.metric("dlm_generated_tokens_total") > 10, bad)
         t.check(s.stop() == 0, "exit status")
-        for ln in s.log[1:] if CHECKED else s.log:  # the first says that there is no sandbox
+        for ln in s.log:
             entry = json.loads(ln)
             t.check({"time", "level"} <= entry.keys(), entry)
 
@@ -609,6 +609,39 @@ def test_together():
 
 
 # ---- signals ----
+
+
+def test_draining():
+    """What is on its way when the signal comes is answered, and told that it was the last."""
+    body = json.dumps(chat(QUESTION)).encode()
+    head = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+        % len(body)
+    )
+    ready = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with Server("-np", "2") as s:
+        slow, first = stream(s, chat(STORY, **{**SLOW, "max_tokens": 300}))
+        half, fresh, kept, probe = (s.connect() for _ in range(4))
+        half.sendall(head + body[:10])
+        for c in kept, probe:
+            c.sendall(ready)
+            t.check(status_of(c.recv(4096)) == 200, "ready")
+        s.terminate()
+        t.check(s.wait_for("stopping"), "SIGTERM is not heard")
+        half.sendall(body[10:])
+        fresh.sendall(head + body)
+        kept.sendall(head + body)
+        probe.sendall(ready)
+        for c, what in (half, "half a request"), (fresh, "a first one"), (kept, "another one"):
+            reply = read_all(c)
+            t.check(
+                status_of(reply) == 200 and b"Connection: close" in reply and b'"stop"' in reply,
+                f"{what} during the drain: {reply[:200]}",
+            )
+        reply = read_all(probe)
+        t.check(status_of(reply) == 503 and b"Connection: close" in reply, reply[:200])
+        t.check(b"data: [DONE]" in first + read_all(slow), "a stream during the drain")
+        t.check(s.stop() == 0, "exit status")
 
 
 def test_stopping():
