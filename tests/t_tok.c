@@ -163,6 +163,25 @@ static void words_are_cut_as_published(void) {
         {"qwen2", "'", "'"},
         {"llama-bpe", "'re're'", "'re#'re#'"},
         {"qwen2", "", ""},
+        {"gpt-4o", "HelloWORLD don'T XMLHttp's 12345\n a/b//\n",
+         "Hello#WORLD# don'T# XMLHttp's# #123#45#\n# a#/b#//\n"},
+        {"tekken",
+         "HelloWORLD don'T 12 e\xCC\x81\xCC\x81"
+         "A ==/\n",
+         "Hello#WORLD# don#'T# #1#2# e\xCC\x81\xCC\x81#A# ==/\n"},
+        {"bailingmoe", "I'LL x\n\n\n y '\xC5\xBF 12", "I#'LL# x#\n\n\n# y# '#\xC5\xBF# #1#2"},
+        {"deepseek-v3",
+         "\xE6\x97\xA5\xE6\x9C\xAC\xE3\x82\xAB\xE3\x83\x8A abc.de(f) x1234\x01y #ab !!\n",
+         "\xE6\x97\xA5\xE6\x9C\xAC\xE3\x82\xAB\xE3\x83\x8A# abc#.de#(f#)# x#123#4#\x01y# ##ab# !!\n"},
+        {"deepseek-llm",
+         "\xE2\x85\xA7\xC3\xA9 \xC3\x9F\xE6\x97\xA5\xE6\x9C\xAC  \n \xEF\xBC\xA1\xEF\xBC\xA2\xE3\x80\x82\xEF\xBC\x8Cx   ",
+         "\xE2\x85\xA7#\xC3\xA9# \xC3\x9F#\xE6\x97\xA5\xE6\x9C\xAC#  #\n# \xEF\xBC\xA1\xEF\xBC\xA2#\xE3\x80\x82#\xEF\xBC\x8C#x#   "},
+        {"qwen35", "e\xCC\x81 \xE0\xA4\xA8\xE0\xA4\xAE \xCC\x81x !\xCC\x81",
+         "e\xCC\x81# \xE0\xA4\xA8\xE0\xA4\xAE# \xCC\x81x# !#\xCC\x81"},
+        {"seed-coder", "a !!\n\n b\r\n12", "a# !!#\n\n# b#\r\n#1#2"},
+        {"bloom", "a,b (c) d. e\n\nf", "a#,#b# (#c#)# d#.# e#\n\n#f"},
+        {"viking", "x 12,3", "x# #1#2#,#3"},
+        {"minicpm5", "ab1234567 x", "ab#123#456#7# x"},
         {"qwen2", "\xFF\xE2\x82 a", "\xFF\xE2\x82# a"}, /* not UTF-8: each byte is "other" */
     };
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
@@ -181,6 +200,30 @@ static void words_are_cut_as_published(void) {
         CHECK_MSG(str_eq((Str){got, n}, str_of(cases[i][2])), "%s of '%s': %s, want %s",
                   cases[i][0], cases[i][1], got, cases[i][2]);
     }
+}
+
+/* Twice the time for twice the text, under every pre-tokenizer: what is not linear takes minutes. */
+static void cutting_is_linear(void) {
+    static const char *const repeats[] = {
+        "A",         "Aa",   " ", " \n",          " x",       "'", "\n", "7", "\xE6\x97\xA5",
+        "a\xCC\x81", "\xFF", "=", "\xE2\x80\x83", "<\xC2\xA0"};
+    static char text[64 << 10];
+    f64 start = os_now_ms();
+    for (size_t row = 0; row < COUNT_OF(PRE_ROWS); row++) {
+        Pre pre;
+        pre_compile(&pre, &PRE_ROWS[row]);
+        for (size_t k = 0; k < COUNT_OF(repeats); k++) {
+            size_t n = strlen(repeats[k]), end[PRE_SPLITS_MAX] = {0};
+            for (size_t i = 0; i < sizeof text; i++) text[i] = repeats[k][i % n];
+            text[sizeof text - 1] = 'x';
+            for (size_t i = 0; i < sizeof text;)
+                i = pre_word_end(&pre, (Str){text, sizeof text}, i, end);
+        }
+    }
+    f64 ms = os_now_ms() - start;
+    CHECK_MSG(ms < 20000, "cutting took %.0f ms", ms);
+    printf("  %zu pre-tokenizers cut %zu texts of 64 KiB each in %.0f ms\n", COUNT_OF(PRE_ROWS),
+           COUNT_OF(repeats), ms);
 }
 
 /* ---- merging: the heap against a rescan of the whole word for every merge ---- */
@@ -1084,6 +1127,7 @@ int main(void) {
     published_vectors_pass();
     other_kinds_are_refused();
     words_are_cut_as_published();
+    cutting_is_linear();
     merging_equals_the_textbook();
     only_trusted_text_makes_special_tokens();
     flags_and_lookups();
