@@ -9,10 +9,10 @@ export LC_ALL=C
 
 # The rooms from the ground up: a room may include only rooms that stand before it in this list.
 ROOMS='base mem os pool net
-    gguf utf8 pre json http tok safet tmpl
-    quant kern_ref kern_tile kern_x86 kern_arm kern
+    gguf utf8 pre json http tok safet spm tmpl
+    quant tl kern_ref kern_tile kern_x86 kern_arm kern
     model graph
-    sample decode tempo engine bench convert
+    sample decode tempo engine bench hf vocab convert
     tls api batch server sandbox cli'
 LINES=110 # columns, the limit that no line may pass; the style asks for 100
 FUNCTION=70
@@ -140,7 +140,7 @@ checks=$((checks + 1))
 awk '/TO[D]O|FIX[M]E/ { print FILENAME ":" FNR ": unfinished: do it or leave it out" }
     /[ \t]$/ { print FILENAME ":" FNR ": blank at the end of the line" }' $SH_FILES $PY_FILES >>"$found"
 
-for room in gguf json http utf8 tok safet tmpl; do
+for room in gguf json http utf8 tok safet spm tmpl; do
     [ ! -e src/$room.c ] || [ -e tests/fuzz/fuzz_$room.c ] ||
         echo "src/$room.c:1: reads bytes from outside, and has no tests/fuzz/fuzz_$room.c" >>"$found"
 done
