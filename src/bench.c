@@ -8,8 +8,8 @@
  * The question that decides how to decode: T(M), the time of a forward over M rows. Autoregression
  * pays T(1) a token. Block diffusion pays T(sub-block or block) / (tokens revealed per forward) plus
  * T(block) / block for the commit. bound_ms is the larger of two times that no program can beat:
- * reading the weights once at the measured bandwidth, and the multiply-adds at the measured peak of
- * the CPU level's own instructions. */
+ * reading the weights and the cache once at the measured bandwidth, and the linear layers'
+ * multiply-adds at the measured peak of the CPU level's own instructions. */
 #ifndef DLM_BENCH_C
 #define DLM_BENCH_C
 
@@ -69,7 +69,8 @@ typedef struct {
 
 typedef struct {
     f64 read_gbs, peak_gmacs; /* ceilings, all threads */
-    u64 bytes; /* of weights that a forward with logits reads, as they lie in memory */
+    u64 bytes;       /* of weights that a forward with logits reads, as they lie in memory */
+    u64 bytes_cache; /* of keys and values that the curve's forwards find and read */
     u64 macs_row, macs_logits; /* multiply-adds per row, and per row of logits */
     BenchRow rows[32];
     i32 n_rows, depth;
@@ -171,7 +172,8 @@ static i32 bench_logits_(const Engine *g, i32 n) {
 }
 
 static void bench_add_(BenchResult *r, const char *test, i32 rows, f64 ms, u64 macs, f64 tokens) {
-    f64 read_ms = (f64)r->bytes / r->read_gbs / 1e6, peak_ms = (f64)macs / r->peak_gmacs / 1e6;
+    u64 bytes = r->bytes + r->bytes_cache;
+    f64 read_ms = (f64)bytes / r->read_gbs / 1e6, peak_ms = (f64)macs / r->peak_gmacs / 1e6;
     bool bound = strcmp(test, "rows") == 0;
     if (r->n_rows == (i32)COUNT_OF(r->rows)) return;
     r->rows[r->n_rows++] = (BenchRow){.test = test,
@@ -179,7 +181,7 @@ static void bench_add_(BenchResult *r, const char *test, i32 rows, f64 ms, u64 m
                                       .ms = ms,
                                       .bound_ms = bound ? MAX_OF(read_ms, peak_ms) : 0,
                                       .gmacs = (f64)macs / ms / 1e6,
-                                      .gbs = bound ? (f64)r->bytes / ms / 1e6 : 0,
+                                      .gbs = bound ? (f64)bytes / ms / 1e6 : 0,
                                       .tokens_per_s = tokens * 1e3 / ms};
 }
 
@@ -260,6 +262,8 @@ static bool bench_run(Engine *g, const BenchOptions *o, BenchResult *r, Err *e) 
                        "a depth of %d leaves no room in a context of %d tokens; raise -c", o->depth,
                        g->graph.kv.n_cell);
     bench_sizes_(&g->model, r);
+    r->bytes_cache =
+        graph_kv_bytes(&g->model, &g->graph_options) / (u64)g->graph.kv.n_cell * (u64)o->depth;
     if (!((const Cpu *)g->ops.self)->k->peak)
         return err_set(e, ERR_RUNTIME, "level %s has no measure of its peak", g->ops.name);
     if (o->depth && !bench_fill_cache_(g, e)) return false;
@@ -401,10 +405,11 @@ static void bench_print_md_(const Engine *g, const BenchResult *r, Buf *out) {
     buf_printf(
         out,
         "level %s, %d threads; measured ceilings: read %.1f GB/s, %.0f G int8 multiply-adds/s; "
-        "a forward reads %.1f MB\n\n"
+        "a forward reads %.1f MB of weights and %.1f MB of cache\n\n"
         "| test | rows | ms | bound ms | ratio | G mul-adds/s | GB/s | tok/s |\n"
         "|---|---|---|---|---|---|---|---|\n",
-        g->ops.name, pool_threads(g->pool), r->read_gbs, r->peak_gmacs, (f64)r->bytes / 1e6);
+        g->ops.name, pool_threads(g->pool), r->read_gbs, r->peak_gmacs, (f64)r->bytes / 1e6,
+        (f64)r->bytes_cache / 1e6);
     for (i32 i = 0; i < r->n_rows; i++) {
         const BenchRow *b = &r->rows[i];
         buf_printf(out, "| %s | %d | %.2f | ", b->test, b->rows, b->ms);
