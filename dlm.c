@@ -23,9 +23,11 @@
  *
  *     roof            tls  api  batch  server  sandbox  cli  doors to the outside; only cli exits
  *     fourth floor    sample  decode  tempo  engine  bench   diffusion: why the house exists
+ *                     hf  vocab  convert                     checkpoints into model files
  *     third floor     model  graph                           what a model is; one forward pass
- *     second floor    quant  kern_{ref,tile,x86,arm}  kern   numbers
+ *     second floor    quant  tl  kern_{ref,tile,x86,arm}  kern   numbers
  *     first floor     gguf  utf8  json  http  pre  tok  tmpl pure functions on bytes, all fuzzed
+ *                     safet  spm
  *     ground          base  mem  os  pool  net               knows no models and no formats
  *
  * The way of one answer, from the door up and down again:
@@ -104,6 +106,9 @@ SMALL_ROOMS
 #include "src/http.c"
 /* Chat templates: the subset of Jinja that published models use. */
 #include "src/tmpl.c"
+/* Checkpoints: the directory of a safetensors file, and SentencePiece's vocabulary. */
+#include "src/safet.c"
+#include "src/spm.c"
 FAST_ROOMS
 
 /* ---- the second floor: the engine room ---- */
@@ -142,6 +147,12 @@ FAST_ROOMS
 #include "src/engine.c"
 /* The cost of a forward by its rows, beside the machine's ceilings. */
 #include "src/bench.c"
+SMALL_ROOMS
+/* A checkpoint's settings and tokenizer as keys of a model file; its tensors, row by row. */
+#include "src/hf.c"
+#include "src/vocab.c"
+FAST_ROOMS
+#include "src/convert.c"
 
 /* ---- the roof: doors to the outside ---- */
 
