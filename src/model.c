@@ -96,7 +96,7 @@ typedef struct {
     i32 attention; /* ModelAttention */
     i32 order;     /* ModelOrder: revealed_first is WeDLM's sliding window of block_size */
     bool shift;    /* logits row i predicts token i + 1 */
-    i32 align;     /* ModelAlign: blocks begin at multiples from position 0, or at the prompt's end */
+    i32 align; /* ModelAlign: blocks begin at multiples from position 0, or at the prompt's end */
     i32 block_size, sub_block_size;
     i32 first; /* ModelFirst: a block's first token is a candidate like any other (masked), or taken
                   outright from the forward that makes what is before it final (Fast-dLLM) */
@@ -725,11 +725,12 @@ static bool model_read(Model *m, const Gguf *file, const Tok *tok, const ModelOp
         !model_record_(m, o, e))
         return false;
     model_parts_(m);
-    if (m->window == 0 || m->window >= m->n_ctx_train || m->decode.attention != ATTEND_FULL)
-        return true;
+    bool ranges = m->decode.attention != ATTEND_FULL && m->decode.order == ORDER_POSITION;
+    if (ranges || m->window == 0 || m->window >= m->n_ctx_train) return true;
     return err_set(e, ERR_MODEL,
-                   "%s: a sliding window of %d tokens under full attention is not defined; dlm "
-                   "slides windows under causal and block attention",
+                   "%s: a sliding window of %d tokens is not defined where tokens see what comes "
+                   "after their block, or lie in another order; dlm slides it under causal and "
+                   "block attention",
                    file->label, m->window);
 }
 
@@ -1063,7 +1064,42 @@ static bool model_load(Model *m, const ModelOptions *o, DlmOps *ops, Err *e) {
     return ok;
 }
 
-/* ---- what `dlm info` counts ---- */
+/* ---- what `dlm info` says and counts ---- */
+
+static bool model_file_has_(const Model *m, const char *name) {
+    return gguf_tensor(m->file, str_of(name)) != NULL;
+}
+
+/* Appends how the model turns queries and keys: "neox, base 10000, YaRN by 4 beyond 4096 tokens". */
+static void model_put_rotation(Buf *out, const Model *m) {
+    const ModelRope *r = &m->rope;
+    buf_printf(out, "%s, base %g", m->family->rope == DLM_ROPE_NEOX ? "neox" : "norm",
+               (f64)r->theta);
+    if (m->n_rot < m->head_dim) buf_printf(out, ", %d of %d dimensions", m->n_rot, m->head_dim);
+    if (r->stretch == STRETCH_LINEAR && r->factor != 1)
+        buf_printf(out, ", positions divided by %g", (f64)r->factor);
+    if (r->stretch == STRETCH_YARN)
+        buf_printf(out, ", YaRN by %g beyond %d tokens", (f64)r->factor, r->n_ctx_orig);
+    if (model_file_has_(m, "rope_factors_long.weight"))
+        buf_printf(out, ", longrope in contexts beyond %d tokens", r->n_ctx_orig);
+    if (model_file_has_(m, "rope_freqs.weight")) buf_printf(out, ", Llama 3's divisors");
+    if (m->no_rope_interval)
+        buf_printf(out, ", in all but one of every %d layers", m->no_rope_interval);
+}
+
+/* Appends what else a layer has that not every model's has: "silu, q/k norms, tied output". */
+static void model_put_parts(Buf *out, const Model *m) {
+    i32 n_slide = 0;
+    for (i32 i = 0; i < m->n_layer; i++) n_slide += model_slides(m, i);
+    buf_printf(out, "%s", m->act == DLM_ACT_RELU2 ? "relu2" : "silu");
+    for (size_t i = 0; i < MODEL_PARTS; i++)
+        if (m->has[i] && MODEL_PART[i].title) buf_printf(out, ", %s", MODEL_PART[i].title);
+    if (m->sub_norm_eps != m->norm_eps)
+        buf_printf(out, ", sub-norm epsilon %g", (f64)m->sub_norm_eps);
+    if (n_slide) buf_printf(out, ", a window of %d tokens", m->window);
+    if (n_slide && n_slide < m->n_layer) buf_printf(out, " in %d of the layers", n_slide);
+    if (!model_file_has_(m, "output.weight")) buf_printf(out, ", tied output");
+}
 
 /* How often each 2-bit code occurs in a ternary tensor: counts[0..3] are values -1, 0, +1, +2. */
 static bool model_count_codes(const GgufTensor *t, DlmI2sLayout layout, u64 counts[4], Err *e) {
