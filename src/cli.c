@@ -2,7 +2,7 @@
  *
  * Owns:      the process: what is printed where, and the exit status.
  * Stands on: base mem os pool net gguf json http utf8 tok tmpl quant kern model graph decode engine
- *            bench tls api server sandbox
+ *            bench convert tls api server sandbox
  * Promises:  the answer and nothing else on stdout, everything else on stderr; every failure is one
  *            clear line; the only room that decides how the program ends. */
 #ifndef DLM_CLI_C
@@ -11,6 +11,7 @@
 #include "api.c"
 #include "base.c"
 #include "bench.c"
+#include "convert.c"
 #include "decode.c"
 #include "engine.c"
 #include "gguf.c"
@@ -48,6 +49,7 @@ typedef struct {
     EngineOptions engine;
     DecodeParams decode;
     BenchOptions bench;
+    ConvertOptions convert;
     const char *bench_questions, *bench_plot;
     const char *prompt, *file, *system, *system_file, *template_file, *trace;
     i32 watch_ms;
@@ -83,10 +85,11 @@ enum {
     CLI_SERVE = 512,
     CLI_HEALTH = 1024,
     CLI_CERT = 2048,
+    CLI_CONVERT = 4096,
     CLI_ANSWER = CLI_RUN | CLI_CHAT,
     CLI_FILES = CLI_ANSWER | CLI_INFO | CLI_TOKENIZE | CLI_DETOKENIZE | CLI_BENCH | CLI_SERVE,
     CLI_ENGINE = CLI_ANSWER | CLI_SERVE, /* loads the model to answer with it */
-    CLI_ALL = 4095
+    CLI_ALL = 8191
 };
 
 typedef enum {
@@ -99,12 +102,13 @@ typedef enum {
     CLI_G_SECURITY,
     CLI_G_OUTPUT,
     CLI_G_TEXT,
+    CLI_G_CONVERT,
     CLI_G_COUNT
 } CliGroup;
 
 static const char *const CLI_GROUPS[CLI_G_COUNT] = {
     "Prompt", "Length",   "Diffusion", "Sampling", "Model and machine",
-    "Server", "Security", "Output",    "Tokens",
+    "Server", "Security", "Output",    "Tokens",   "Conversion",
 };
 
 typedef struct {
@@ -129,6 +133,15 @@ static const CliWord CLI_SANDBOXES[] = {
 static const CliWord CLI_TLS_MINS[] = {{"1.2", 12}, {"1.3", 13}, {NULL, 0}};
 static const CliWord CLI_LOG_FORMATS[] = {
     {"text", SERVER_LOG_TEXT}, {"json", SERVER_LOG_JSON}, {NULL, 0}};
+#define CLI_TERNARY_TYPES 4 /* at the beginning; the others are for any matrix */
+static const CliWord CLI_MAKE_TYPES[] = {
+    {"tq1_0", DLM_TQ1_0}, {"tq2_0", DLM_TQ2_0}, {"q2_0", DLM_Q2_0}, {"i2_s", DLM_I2_S},
+    {"f32", DLM_F32},     {"f16", DLM_F16},     {"bf16", DLM_BF16}, {"q8_0", DLM_Q8_0},
+    {"q4_0", DLM_Q4_0},   {"q2_K", DLM_Q2_K},   {"q4_K", DLM_Q4_K}, {"q5_K", DLM_Q5_K},
+    {"q6_K", DLM_Q6_K},   {NULL, 0}};
+static const CliWord CLI_TERNARIES[] = {
+    {"auto", CONVERT_AUTO}, {"yes", CONVERT_TERNARY}, {"no", CONVERT_DENSE}, {NULL, 0}};
+static const CliWord CLI_SCALES[] = {{"tensor", false}, {"block", true}, {NULL, 0}};
 static const CliWord CLI_KV_TYPES[] = {{"f16", DLM_F16}, {"f32", DLM_F32}, {NULL, 0}};
 
 typedef enum {
@@ -191,13 +204,13 @@ static const CliOpt CLI_OPTS[] = {
      .verbs = CLI_ENGINE, .group = CLI_G_DIFFUSION,
      .help = "How blocks are revealed (dlm help modes)."},
     {0, "threshold", NULL, CLI_REAL, "P", CLI_AT(decode.threshold), .min = 0, .max = 2,
-     .verbs = CLI_ENGINE, .group = CLI_G_DIFFUSION, .unset = "the model's",
+     .verbs = CLI_ENGINE | CLI_CONVERT, .group = CLI_G_DIFFUSION, .unset = "the model's",
      .help = "Reveal tokens whose probability is above P; above 1 reveals one at a time."},
     {0, "block-size", "--diffusion-block-length", CLI_INT, "N", CLI_AT(decode.block_size), .min = 0,
-     .max = MODEL_BLOCK_MAX, .verbs = CLI_ENGINE, .group = CLI_G_DIFFUSION, .unset = "the model's",
+     .max = MODEL_BLOCK_MAX, .verbs = CLI_ENGINE | CLI_CONVERT, .group = CLI_G_DIFFUSION, .unset = "the model's",
      .help = "Tokens in a block."},
     {0, "sub-block-size", "--small-block-size", CLI_INT, "N", CLI_AT(decode.sub_block_size),
-     .min = 0, .max = MODEL_BLOCK_MAX, .verbs = CLI_ENGINE, .group = CLI_G_DIFFUSION,
+     .min = 0, .max = MODEL_BLOCK_MAX, .verbs = CLI_ENGINE | CLI_CONVERT, .group = CLI_G_DIFFUSION,
      .unset = "the model's",
      .help = "Tokens in the part of a block that is revealed before the next part begins."},
     {0, "dual-cache", NULL, CLI_SWITCH, NULL, CLI_AT(decode.dual_cache), .verbs = CLI_ENGINE,
@@ -207,7 +220,7 @@ static const CliOpt CLI_OPTS[] = {
      .group = CLI_G_DIFFUSION,
      .help = "End a block where its text ends instead of finishing the rest of it."},
     {0, "mask-token-id", NULL, CLI_INT, "ID", CLI_AT(engine.mask_token_id), .min = -1,
-     .max = 2147483647, .verbs = CLI_ENGINE | CLI_INFO, .group = CLI_G_DIFFUSION,
+     .max = 2147483647, .verbs = CLI_ENGINE | CLI_INFO | CLI_CONVERT, .group = CLI_G_DIFFUSION,
      .unset = "the model's", .help = "The mask token, where the file does not name it."},
 
     {0, "temp", "--temperature", CLI_REAL, "T", CLI_AT(decode.sample.temperature), .min = 0,
@@ -239,7 +252,7 @@ static const CliOpt CLI_OPTS[] = {
      .group = CLI_G_MODEL, .env = "DLM_MODEL", .unset = "the built-in demo model",
      .help = "The model, a GGUF file (dlm help formats)."},
     {'t', "threads", NULL, CLI_INT, "N", CLI_AT(engine.n_threads), .min = 0,
-     .max = POOL_THREADS_MAX, .verbs = CLI_ENGINE | CLI_BENCH, .group = CLI_G_MODEL,
+     .max = POOL_THREADS_MAX, .verbs = CLI_ENGINE | CLI_BENCH | CLI_CONVERT, .group = CLI_G_MODEL,
      .env = "DLM_THREADS", .unset = "all processors",
      .help = "Threads; the answer does not depend on how many."},
     {0, "cpu", NULL, CLI_TEXT, "LEVEL", CLI_AT(engine.cpu_level),
@@ -350,9 +363,9 @@ static const CliOpt CLI_OPTS[] = {
      .help = "Close with a line of what the answer cost, on standard error."},
     {0, "color", NULL, CLI_WORD, "WHEN", CLI_AT(color), .words = CLI_COLORS, .verbs = CLI_ANSWER,
      .group = CLI_G_OUTPUT, .help = "Colour on standard error."},
-    {'v', "verbose", NULL, CLI_SWITCH, NULL, CLI_AT(verbose), .verbs = CLI_FILES,
+    {'v', "verbose", NULL, CLI_SWITCH, NULL, CLI_AT(verbose), .verbs = CLI_FILES | CLI_CONVERT,
      .group = CLI_G_OUTPUT, .help = "Say more on standard error."},
-    {'q', "quiet", NULL, CLI_SWITCH, NULL, CLI_AT(quiet), .verbs = CLI_FILES, .group = CLI_G_OUTPUT,
+    {'q', "quiet", NULL, CLI_SWITCH, NULL, CLI_AT(quiet), .verbs = CLI_FILES | CLI_CONVERT, .group = CLI_G_OUTPUT,
      .help = "Say nothing on standard error but errors."},
     {'h', "help", NULL, CLI_SWITCH, NULL, CLI_AT(help), .verbs = CLI_ALL, .group = CLI_G_OUTPUT,
      .help = "Print this help."},
@@ -386,6 +399,26 @@ static const CliOpt CLI_OPTS[] = {
      .group = CLI_G_TEXT, .help = "Read the spellings of special tokens as special tokens."},
     {0, "add-special", NULL, CLI_SWITCH, NULL, CLI_AT(add_special), .verbs = CLI_TOKENIZE,
      .group = CLI_G_TEXT, .help = "Add the tokens that the model puts around a prompt."},
+
+    {'o', "output", NULL, CLI_TEXT, "FILE", CLI_AT(convert.to), .verbs = CLI_CONVERT,
+     .group = CLI_G_CONVERT, .help = "The GGUF file to make."},
+    {0, "type", "--outtype", CLI_WORD, "TYPE", CLI_AT(convert.type), .words = CLI_MAKE_TYPES,
+     .verbs = CLI_CONVERT, .group = CLI_G_CONVERT, .unset = "tq2_0 if ternary, else as they are",
+     .help = "Type of the linear weights."},
+    {0, "embed-type", "--token-embedding-type", CLI_WORD, "TYPE", CLI_AT(convert.embed_type),
+     .words = CLI_MAKE_TYPES + CLI_TERNARY_TYPES, .verbs = CLI_CONVERT, .group = CLI_G_CONVERT, .unset = "as it is",
+     .help = "Type of the embedding."},
+    {0, "output-type", "--output-tensor-type", CLI_WORD, "TYPE", CLI_AT(convert.output_type),
+     .words = CLI_MAKE_TYPES + CLI_TERNARY_TYPES, .verbs = CLI_CONVERT, .group = CLI_G_CONVERT, .unset = "as it is",
+     .help = "Type of the output matrix, where it is not the embedding."},
+    {0, "ternary", NULL, CLI_WORD, "WHEN", CLI_AT(convert.ternary), .words = CLI_TERNARIES,
+     .verbs = CLI_CONVERT, .group = CLI_G_CONVERT,
+     .help = "Round float weights to -1, 0 and +1; auto does so where the checkpoint says that it was "
+             "trained for it."},
+    {0, "scale", NULL, CLI_WORD, "WHERE", CLI_AT(convert.block_scale), .words = CLI_SCALES,
+     .verbs = CLI_CONVERT, .group = CLI_G_CONVERT,
+     .help = "Scales of ternary weights: exact, in a tensor beside each, or in 16 bits in its blocks, "
+             "which programs read that do not know the former."},
 };
 
 typedef struct {
@@ -410,6 +443,8 @@ static const CliVerb CLI_VERBS[] = {
      "What a model file holds, how it decodes, what memory it needs."},
     {"bench", CLI_BENCH, 0, "bench [-m FILE] [OPTIONS]",
      "Measure what a forward of 1 to 512 rows costs, next to what this machine could do at best."},
+    {"convert", CLI_CONVERT, 1, "convert FOLDER|FILE -o FILE [--type TYPE]",
+     "Make a GGUF file of a checkpoint, or of another GGUF file (dlm help conversion)."},
     {"tokenize", CLI_TOKENIZE, 1, "tokenize [-m FILE] [TEXT]",
      "Print the token ids of a text, or of standard input."},
     {"detokenize", CLI_DETOKENIZE, CLI_ARGS_MAX, "detokenize [-m FILE] [ID...]",
@@ -489,8 +524,9 @@ static const CliTopic CLI_TOPICS[] = {
     {"health", "Asking a server whether it is well",
      "dlm health URL exits with 0 when the server answers 200, with 1 when it does not, within 5\n"
      "seconds. URL is http://HOST:PORT/PATH, https://..., or the path of a unix socket; HOST is\n"
-     "localhost or numeric, for names are never looked up. Without a URL it is\n"
-     "http://127.0.0.1:8080/health, with DLM_PORT in place of 8080 where that is set.\n"
+     "localhost or numeric, for names are never looked up. Without a URL it asks the server that\n"
+     "dlm serve starts with the same DLM_HOST and DLM_PORT: port 8080 of this machine where they are\n"
+     "not set, by HTTP, or by HTTPS if that is spoken there. With --ca it is HTTPS alone.\n"
      "\n"
      "  /health, /readyz   200 while requests are taken, 503 while the server shuts down\n"
      "  /livez             200 as long as there is somebody to answer\n"},
@@ -498,8 +534,8 @@ static const CliTopic CLI_TOPICS[] = {
      "  DLM_MODEL    the model, where -m is not given\n"
      "  DLM_CPU      the instruction set, where --cpu is not given\n"
      "  DLM_THREADS  the number of threads, where -t is not given\n"
-     "  DLM_HOST     where to listen, where --host is not given\n"
-     "  DLM_PORT     the port, where --port is not given; dlm health asks there as well\n"
+     "  DLM_HOST     where to listen, where --host is not given; dlm health asks there as well\n"
+     "  DLM_PORT     the port, where --port is not given, for both\n"
      "  DLM_API_KEY  keys that clients must show, separated by commas; DLM_API_KEY_FILE names a file\n"
      "               of them, where --api-key-file is not given\n"
      "  NO_COLOR     when set and not empty: no colour, unless --color always\n"
@@ -638,7 +674,7 @@ static bool cli_set_(Cli *c, const CliOpt *o, const char *name, const char *valu
         *(f32 *)field = (f32)r;
         return true;
     case CLI_WORD: {
-        char have[96] = "";
+        char have[128] = "";
         for (const CliWord *w = o->words; w->name; w++) {
             size_t n = strlen(have);
             snprintf(have + n, sizeof have - n, "%s%s", n ? ", " : "", w->name);
@@ -731,6 +767,9 @@ static Cli cli_defaults_(void) {
                  .server = server_options_default(),
                  .days = 365,
                  .bench = {.n_prompt = 512, .n_gen = 32, .reps = 5},
+                 .convert = {.type = CONVERT_AS_IS,
+                             .embed_type = CONVERT_AS_IS,
+                             .output_type = CONVERT_AS_IS},
                  .stats = true,
                  .watch_ms = 50};
 }
@@ -2431,23 +2470,44 @@ static bool cli_ask_(const CliUrl *u, NetTransport *t, f64 deadline_ms, int *sta
     return *status || err_set(e, ERR_RUNTIME, "no HTTP answer came");
 }
 
-static bool cli_health_(const Cli *c, Err *e) {
+/* Is what answers there well? *other: something is there that does not speak this protocol. */
+static bool cli_probe_(const Cli *c, const char *url, bool *other, Err *e) {
     CliUrl u;
-    char standard[64];
-    const char *port = getenv("DLM_PORT");
-    snprintf(standard, sizeof standard, "http://127.0.0.1:%s/health",
-             port && *port ? port : "8080");
-    const char *url = c->n_args ? c->args[0] : standard;
-    f64 deadline = os_now_ms() + CLI_HEALTH_MS;
     NetConn conn;
     int status = 0;
+    f64 deadline = os_now_ms() + CLI_HEALTH_MS;
+    *other = false;
     if (!cli_url_(url, &u, e) || !net_connect(&conn, u.host, u.port, deadline, e)) return false;
     NetTransport t = net_plain(&conn);
     bool ok = !u.tls || tls_connect(&conn, u.host, c->ca, &t, deadline, e);
     if (!ok) net_close(&conn);
     ok = ok && cli_ask_(&u, &t, deadline, &status, e);
+    *other = !ok;
     if (ok && status == 200) return true;
     return ok && err_set(e, ERR_RUNTIME, "%s answers %d %s", url, status, http_status_text(status));
+}
+
+/* Where `dlm serve` listens by itself, or by what the environment says. */
+static const char *cli_own_url_(bool tls, char *out, size_t n) {
+    const char *host = getenv("DLM_HOST"), *port = getenv("DLM_PORT");
+    if (host && net_is_unix(host)) return host;
+    if (!host || !*host || strcmp(host, "0.0.0.0") == 0 || strcmp(host, "::") == 0)
+        host = "127.0.0.1"; /* all addresses: this one, too */
+    bool v6 = strchr(host, ':') && host[0] != '[';
+    snprintf(out, n, "http%s://%s%s%s:%s/health", tls ? "s" : "", v6 ? "[" : "", host, v6 ? "]" : "",
+             port && *port ? port : "8080");
+    return out;
+}
+
+static bool cli_health_(const Cli *c, Err *e) {
+    char own[512];
+    bool other, tls = c->ca != NULL;
+    if (c->n_args) return cli_probe_(c, c->args[0], &other, e);
+    const char *url = cli_own_url_(tls, own, sizeof own);
+    if (cli_probe_(c, url, &other, e)) return true;
+    if (!other || tls || url != own) return false;
+    err_clear(e);
+    return cli_probe_(c, cli_own_url_(true, own, sizeof own), &other, e);
 }
 
 /* ---- the small commands, and the way in ---- */
@@ -2516,6 +2576,68 @@ static int cli_open_notes_(const Cli *c) {
     return n > 0 && n < (int)sizeof dir ? os_open_notes(dir, "tempo", TEMPO_NOTES_MAX) : -1;
 }
 
+/* ---- dlm convert ---- */
+
+#define CLI_PROGRESS_MS 100
+
+typedef struct {
+    f64 from_ms, shown_ms;
+    bool terminal; /* a line of progress is redrawn on standard error */
+    u64 total;
+} CliProgress;
+
+static void cli_erase_progress_(CliProgress *p) {
+    if (p->terminal && p->shown_ms > 0) os_write_all(OS_STDERR, "\r\x1b[K", 4, NULL);
+    p->shown_ms = 0;
+}
+
+static void cli_on_note_(void *arg, bool warning, const char *line) {
+    cli_erase_progress_(arg);
+    log_line(warning ? LOG_WARN : LOG_INFO, "%s", line);
+}
+
+static void cli_on_progress_(void *arg, u64 done, u64 total) {
+    CliProgress *p = arg;
+    f64 now = os_now_ms(), seconds = (now - p->from_ms) / 1000;
+    char line[128];
+    p->total = total;
+    if (!p->terminal || now - p->shown_ms < CLI_PROGRESS_MS) return;
+    f64 rate = (f64)done / MAX_OF(seconds, 1e-3), left = (f64)(total - done) / MAX_OF(rate, 1);
+    int n = snprintf(line, sizeof line, "\r%3.0f%% of %.1f MB, %.0f MB/s, %.0f s to go\x1b[K",
+                     100 * (f64)done / (f64)MAX_OF(total, 1), (f64)total / 1e6, rate / 1e6, left);
+    os_write_all(OS_STDERR, line, (size_t)n, NULL);
+    p->shown_ms = now;
+}
+
+static bool cli_on_convert_cancelled_(void *arg) {
+    (void)arg;
+    return os_interrupts() > 0;
+}
+
+static bool cli_convert_(const Cli *c, Err *e) {
+    ConvertOptions o = c->convert;
+    CliProgress p = {.from_ms = os_now_ms(),
+                     .terminal = base_log_level >= LOG_INFO && cli_smart_terminal_(OS_STDERR)};
+    const ConvertEvents events = {&p, cli_on_note_, cli_on_progress_, cli_on_convert_cancelled_};
+    if (c->n_args == 0 || !o.to)
+        return err_set(e, ERR_USAGE, "what to convert, and to which file? dlm convert FOLDER -o FILE");
+    o.from = c->args[0];
+    o.pre = c->engine.pre;
+    o.n_threads = c->engine.n_threads;
+    o.decode = (HfDecode){.mask_id = c->engine.mask_token_id,
+                          .block_size = c->decode.block_size,
+                          .sub_block_size = c->decode.sub_block_size,
+                          .threshold = c->decode.threshold};
+    bool ok = convert_run(&o, &events, e);
+    cli_erase_progress_(&p);
+    if (!ok) return false;
+    f64 seconds = (os_now_ms() - p.from_ms) / 1000;
+    log_line(LOG_INFO, "wrote %s: %.1f MB read in %.1f s (%.0f MB/s), peak %.1f MiB", o.to,
+             (f64)p.total / 1e6, seconds, (f64)p.total / 1e6 / MAX_OF(seconds, 1e-3),
+             (f64)os_peak_rss() / 1048576);
+    return true;
+}
+
 static bool cli_dispatch_(Cli *c, const CliVerb *verb, Err *e) {
     Buf out = {0};
     if (c->quiet)
@@ -2534,6 +2656,7 @@ static bool cli_dispatch_(Cli *c, const CliVerb *verb, Err *e) {
     case CLI_SERVE: return cli_serve_(c, e);
     case CLI_HEALTH: return cli_health_(c, e);
     case CLI_CERT: return cli_cert_(c, e);
+    case CLI_CONVERT: return cli_convert_(c, e);
     case CLI_TOKENIZE: return cli_tokenize_(c, e);
     case CLI_DETOKENIZE: return cli_detokenize_(c, e);
     case CLI_VERSION: return cli_version_(c, e);
