@@ -118,6 +118,8 @@ FAST_ROOMS
 #include "dlm_kernels.h"
 /* Every block format: rows in and out. */
 #include "src/quant.c"
+/* How BitNet.cpp cut up matrices of its types TL1 and TL2. */
+#include "src/tl.c"
 /* The scalar kernels: the law that the other levels are checked against. */
 #include "src/kern_ref.c"
 /* The loops around a register tile of ternary weights, which the levels have in common. */

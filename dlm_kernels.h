@@ -37,8 +37,12 @@ typedef enum {
     DLM_BF16 = 30,
     DLM_TQ1_0 = 34,
     DLM_TQ2_0 = 35,
-    DLM_I2_S = 36, /* BitNet fork; mainline once used 36 for IQ4_NL_4_4: told apart by exact size */
-    DLM_Q2_0 = 42
+    /* Mainline and the BitNet fork gave 36 to 39 away each for its own: told apart by exact size. */
+    DLM_I2_S = 36,
+    DLM_TL1 = 38,
+    DLM_MXFP4 = 39,
+    DLM_Q2_0 = 42,
+    DLM_TL2 = 139 /* 39 in the file, as MXFP4 */
 } DlmType;
 
 /* How the 2-bit codes of an I2_S tensor lie in its bytes; the file does not record it. */
@@ -50,6 +54,12 @@ typedef enum {
                    */
     DLM_I2S_SEQ   /* sequential: element 4 i + j of the tensor in bits 2j..2j+1 of byte i */
 } DlmI2sLayout;
+
+/* How a TL1 or TL2 matrix was cut up for BitNet.cpp's kernels; the file does not record it either. */
+typedef struct {
+    int32_t bm, bk; /* outputs and inputs of a tile */
+    int32_t bmm;    /* outputs that a kernel takes together; 32 for TL2 */
+} DlmTlTiling;
 
 /* ---- block layouts in the file. d is an IEEE binary16 scale. ---- */
 
@@ -142,6 +152,12 @@ typedef struct {
 } DlmBlockIQ4_XS;
 DLM_STATIC_ASSERT(sizeof(DlmBlockIQ4_XS) == 136, "IQ4_XS is 136 bytes per 256 weights");
 
+typedef struct {
+    uint8_t e;      /* value = 2^(e - 128) * level */
+    uint8_t qs[16]; /* indexes into a table of 16 levels, placed as in Q4_0 */
+} DlmBlockMXFP4;
+DLM_STATIC_ASSERT(sizeof(DlmBlockMXFP4) == 17, "MXFP4 is 17 bytes per 32 weights");
+
 #define DLM_QK_T 256
 typedef struct {
     uint8_t qs[48]; /* 5 trits a byte: elements 32 n + m (m < 32), then 160 + 16 n + m (m < 16) */
@@ -164,7 +180,8 @@ typedef struct {
 } DlmBlockQ2_0;
 DLM_STATIC_ASSERT(sizeof(DlmBlockQ2_0) == 18, "Q2_0 is 18 bytes per 64 weights");
 
-/* I2_S: n/4 bytes of codes (0 = -1, 1 = 0, 2 = +1), then 32 bytes that begin with one f32 scale. */
+/* I2_S: n/4 bytes of codes (0 = -1, 1 = 0, 2 = +1), then 32 bytes that begin with one f32 scale. TL1
+ * has the same size and tail; TL2 less (gguf.c) and the same tail; their codes are in quant.c. */
 #define DLM_I2S_TAIL 32
 
 typedef struct {
@@ -174,18 +191,19 @@ typedef struct {
     uint32_t bytes; /* bytes per block */
 } DlmTypeInfo;
 
-/* Every type that dlm reads. I2_S has no blocks: its size is n/4 + DLM_I2S_TAIL, see gguf.c. */
+/* Every type that dlm reads. I2_S, TL1 and TL2 have no blocks: gguf.c computes their sizes. */
 static const DlmTypeInfo DLM_TYPES[] = {
-    {DLM_F32, "F32", 1, 4},        {DLM_F16, "F16", 1, 2},         {DLM_BF16, "BF16", 1, 2},
-    {DLM_Q4_0, "Q4_0", 32, 18},    {DLM_Q4_1, "Q4_1", 32, 20},     {DLM_Q5_0, "Q5_0", 32, 22},
-    {DLM_Q5_1, "Q5_1", 32, 24},    {DLM_Q8_0, "Q8_0", 32, 34},     {DLM_Q2_K, "Q2_K", 256, 84},
-    {DLM_Q3_K, "Q3_K", 256, 110},  {DLM_Q4_K, "Q4_K", 256, 144},   {DLM_Q5_K, "Q5_K", 256, 176},
-    {DLM_Q6_K, "Q6_K", 256, 210},  {DLM_IQ4_NL, "IQ4_NL", 32, 18}, {DLM_IQ4_XS, "IQ4_XS", 256, 136},
-    {DLM_TQ1_0, "TQ1_0", 256, 54}, {DLM_TQ2_0, "TQ2_0", 256, 66},  {DLM_Q2_0, "Q2_0", 64, 18},
-    {DLM_I2_S, "I2_S", 4, 1},
+    {DLM_F32, "F32", 1, 4},       {DLM_F16, "F16", 1, 2},         {DLM_BF16, "BF16", 1, 2},
+    {DLM_Q4_0, "Q4_0", 32, 18},   {DLM_Q4_1, "Q4_1", 32, 20},     {DLM_Q5_0, "Q5_0", 32, 22},
+    {DLM_Q5_1, "Q5_1", 32, 24},   {DLM_Q8_0, "Q8_0", 32, 34},     {DLM_Q2_K, "Q2_K", 256, 84},
+    {DLM_Q3_K, "Q3_K", 256, 110}, {DLM_Q4_K, "Q4_K", 256, 144},   {DLM_Q5_K, "Q5_K", 256, 176},
+    {DLM_Q6_K, "Q6_K", 256, 210}, {DLM_IQ4_NL, "IQ4_NL", 32, 18}, {DLM_IQ4_XS, "IQ4_XS", 256, 136},
+    {DLM_MXFP4, "MXFP4", 32, 17}, {DLM_TQ1_0, "TQ1_0", 256, 54},  {DLM_TQ2_0, "TQ2_0", 256, 66},
+    {DLM_Q2_0, "Q2_0", 64, 18},   {DLM_I2_S, "I2_S", 4, 1},       {DLM_TL1, "TL1", 4, 1},
+    {DLM_TL2, "TL2", 32, 8},
 };
 
-/* A block of any of the types Q4_0 to IQ4_XS, unpacked: value i = d * scale[i/16] * q[i] - dmin *
+/* A block of any of the types Q4_0 to MXFP4, unpacked: value i = d * scale[i/16] * q[i] - dmin *
  * minimum[i/16]. The common form that the integer kernels multiply by; blocks of 32 use its first
  * part. */
 typedef struct {
@@ -201,6 +219,7 @@ typedef struct {
     const char *name; /* NUL-terminated, for messages */
     DlmType type;
     DlmI2sLayout i2s_layout; /* for DLM_I2_S */
+    DlmTlTiling tl;          /* for DLM_TL1 and DLM_TL2 */
     int64_t n_in, n_out;
     const uint8_t *data;
     uint64_t n_bytes;
@@ -221,7 +240,7 @@ typedef enum {
     DLM_MAT_F32,
     DLM_MAT_F16,
     DLM_MAT_BF16,
-    DLM_MAT_BLOCKS, /* Q4_0 to IQ4_XS, in place */
+    DLM_MAT_BLOCKS, /* Q4_0 to MXFP4, in place */
     DLM_MAT_TERNARY
 } DlmMatKind;
 

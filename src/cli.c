@@ -262,6 +262,9 @@ static const CliOpt CLI_OPTS[] = {
     {0, "i2s-layout", NULL, CLI_WORD, "LAYOUT", CLI_AT(engine.i2s_layout), .words = CLI_LAYOUTS,
      .verbs = CLI_ENGINE | CLI_INFO, .group = CLI_G_MODEL,
      .help = "How the codes of I2_S tensors lie, which their files do not say."},
+    {0, "tl-config", NULL, CLI_TEXT, "FILE", CLI_AT(engine.tl_config),
+     .verbs = CLI_ENGINE | CLI_INFO, .group = CLI_G_MODEL, .unset = "BitNet.cpp's presets",
+     .help = "BitNet.cpp's kernel_config.ini, for TL1 and TL2 tensors (dlm help formats)."},
     {0, "kv-type", "-ctk -ctv --cache-type-k --cache-type-v", CLI_WORD, "TYPE",
      CLI_AT(engine.kv_type), .words = CLI_KV_TYPES, .verbs = CLI_ENGINE | CLI_INFO,
      .group = CLI_G_MODEL,
@@ -484,13 +487,16 @@ static const CliTopic CLI_TOPICS[] = {
      "GGUF files of version 2 and 3, little-endian, mapped and used in place.\n"
      "\n"
      "  tensors    F32 F16 BF16; Q4_0 Q4_1 Q5_0 Q5_1 Q8_0; Q2_K Q3_K Q4_K Q5_K Q6_K;\n"
-     "             IQ4_NL IQ4_XS; ternary TQ1_0 TQ2_0 Q2_0, and I2_S of the BitNet fork\n"
+     "             IQ4_NL IQ4_XS MXFP4; ternary TQ1_0 TQ2_0 Q2_0, and I2_S, TL1 and TL2 of BitNet.cpp\n"
      "  families   bitnet, bitnet-b1.58, bitnet-25; llama, qwen2\n"
      "  tokenizer  byte-level BPE (tokenizer.ggml.model = gpt2) with the pre-tokenizers gpt-2,\n"
      "             smollm, qwen2, llama-bpe, dbrx, falcon and deepseek-coder\n"
      "\n"
      "I2_S does not record the order of its codes: --i2s-layout 128 is that of files made on x86 and\n"
      "of the official ones, 64 that of the ARM tools, row4 and seq are rarer.\n"
+     "How TL1 and TL2 lie depends on how BitNet.cpp was compiled. Its presets for bitnet_b1_58-large,\n"
+     "bitnet_b1_58-3B and (TL2) Llama3-8B-1.58 are known here; --tl-config FILE reads its\n"
+     "kernel_config.ini for any other model.\n"
      "\n"
      "A model can diffuse when it was trained to and its mask token is known: from --mask-token-id,\n"
      "then tokenizer.ggml.mask_token_id, then the vocabulary. dlm info FILE says which it was.\n"},
@@ -1893,6 +1899,7 @@ typedef struct {
 typedef struct {
     const Cli *cli;
     CliFile file;
+    ModelOptions options;
     Model model;
     Err why;     /* why the file cannot be run, when it cannot */
     Err why_not; /* why it cannot diffuse, when it cannot */
@@ -1925,7 +1932,7 @@ static bool cli_info_tensors_(CliInfo *f, Err *e) {
         CliTensors *group = &f->groups[cli_tensor_group_(t)][type];
         u64 counts[4] = {0}, n = t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3];
         if (quant_is_ternary(t->type) && t->n_dims == 2 &&
-            !model_count_codes(t, f->cli->engine.i2s_layout, counts, e))
+            !model_count_codes(g, t, &f->options, counts, e))
             return false;
         group->n_tensors++;
         group->n_weights += n;
@@ -1939,10 +1946,11 @@ static bool cli_info_tensors_(CliInfo *f, Err *e) {
 
 static bool cli_info_open_(CliInfo *f, const Cli *c, Err *e) {
     f->cli = c;
-    if (!cli_file_open_(&f->file, c, e) || !cli_info_tensors_(f, e)) return false;
-    ModelOptions options = {.mask_id = c->engine.mask_token_id, .i2s_layout = c->engine.i2s_layout};
+    if (!engine_model_options(&c->engine, &f->options, e) || !cli_file_open_(&f->file, c, e) ||
+        !cli_info_tensors_(f, e))
+        return false;
     if (!cli_file_tok_(&f->file, c, &f->why) ||
-        !model_read(&f->model, &f->file.gguf, &f->file.tok, &options, &f->why))
+        !model_read(&f->model, &f->file.gguf, &f->file.tok, &f->options, &f->why))
         return true;
     f->n_ctx = c->engine.n_ctx ? c->engine.n_ctx : MIN_OF(f->model.n_ctx_train, ENGINE_CTX_DEFAULT);
     const GraphOptions graph = {.n_slots = 1, .n_ctx = f->n_ctx, .kv_type = c->engine.kv_type};

@@ -2,7 +2,7 @@
  *
  * Owns:      the file's mapping, tokenizer, model, thread pool, backend, graph and one decoder per
  *            slot.
- * Stands on: base mem os pool gguf tok tmpl kern model graph decode tempo
+ * Stands on: base mem os pool gguf tok tmpl kern model graph decode tempo tl
  * Promises:  immutable after engine_open except for the slots; what a slot generates does not depend
  *            on what it or another slot generated before, or generates beside it. */
 #ifndef DLM_ENGINE_C
@@ -19,6 +19,7 @@
 #include "os.c"
 #include "pool.c"
 #include "tempo.c"
+#include "tl.c"
 #include "tmpl.c"
 #include "tok.c"
 
@@ -36,6 +37,7 @@ typedef struct {
     const char *cpu_level; /* NULL: the best this machine has */
     i32 mask_token_id;     /* -1: from the model */
     DlmI2sLayout i2s_layout;
+    const char *tl_config; /* NULL, or the file that says how TL1 and TL2 lie */
     const char *pre;    /* NULL, or a pre-tokenizer to use instead of the file's */
     DlmType kv_type;    /* DLM_F16; DLM_F32 for comparisons */
     i32 n_rows_max;     /* rows of one forward at least; 0: ENGINE_ROWS_MAX */
@@ -159,10 +161,20 @@ static bool engine_open_slots_(Engine *g, const EngineOptions *o, Err *e) {
     return true;
 }
 
-static bool engine_open_(Engine *g, const EngineOptions *o, Err *e) {
-    const ModelOptions mo = {
+/* What of the options concerns the reading of a model. */
+static bool engine_model_options(const EngineOptions *o, ModelOptions *mo, Err *e) {
+    *mo = (ModelOptions){
         .mask_id = o->mask_token_id, .i2s_layout = o->i2s_layout, .mapped = o->path != NULL};
-    if (!engine_map_(g, o->path, e)) return false;
+    Buf text = {.max = 1 << 20};
+    bool ok = !o->tl_config || (os_read_file(o->tl_config, &text, e) &&
+                                tl_parse(&mo->tl, buf_view(&text), o->tl_config, e));
+    buf_free(&text);
+    return ok;
+}
+
+static bool engine_open_(Engine *g, const EngineOptions *o, Err *e) {
+    ModelOptions mo;
+    if (!engine_model_options(o, &mo, e) || !engine_map_(g, o->path, e)) return false;
     if (!tok_open(&g->tok, &g->file, o->pre, e)) return false;
     g->tok_open = true;
     if (!model_read(&g->model, &g->file, &g->tok, &mo, e)) return false;

@@ -100,13 +100,13 @@ static const char *const GGUF_TYPE_NAMES_[] = {
     "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S",
     "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8", "I16", "I32", "I64", "F64", "IQ1_M",
     "BF16", "Q4_0_4_4", "Q4_0_4_8", "Q4_0_8_8", "TQ1_0", "TQ2_0", "I2_S",
-    /* mainline removed 36-38 and gave 39 away again; the BitNet fork uses all four */
-    "I8_S (or IQ4_NL_4_8)", "TL1 (or IQ4_NL_8_8)", "MXFP4 (or TL2)", "NVFP4", "Q1_0", "Q2_0",
+    "I8_S (or IQ4_NL_4_8)", "TL1", "MXFP4", "NVFP4", "Q1_0", "Q2_0",
 };
 /* clang-format on */
 
-/* The name of a ggml type id, readable here or not. */
+/* The name of a ggml type id, readable here or not, or of a DlmType. */
 static const char *gguf_type_name(u32 id) {
+    if (id == DLM_TL2) return "TL2";
     return id < COUNT_OF(GGUF_TYPE_NAMES_) ? GGUF_TYPE_NAMES_[id] : "unknown";
 }
 
@@ -116,16 +116,30 @@ static const DlmTypeInfo *gguf_type_info_(u32 id) {
     return NULL;
 }
 
+/* BitNet.cpp's formula, in its order: 256 columns in pairs, the others in threes. */
+static bool gguf_tl2_bytes_(const u64 ne[4], u64 *out) {
+    u64 rows = 1, threes = 0, pairs = 0;
+    for (int i = 1; i < 4; i++)
+        if (!mul_ok(rows, ne[i], &rows)) return false;
+    if (rows == 0 || ne[0] < 256 || ne[0] % 32 || !mul_ok(ne[0] - 256, rows, &threes) ||
+        !mul_ok(threes / 3, 5, &threes) || !mul_ok(256, rows, &pairs) ||
+        !mul_ok(pairs / 2, 4, &pairs))
+        return false;
+    u64 n = 0;
+    return add_ok(threes / 8, pairs / 8, &n) && align_ok(n, 32, &n) && add_ok(n, DLM_I2S_TAIL, out);
+}
+
 /* THE size function: the bytes of a tensor. False for a type that dlm does not read, an empty
  * dimension, rows that are not whole blocks, and a product that does not fit. */
 static bool gguf_tensor_bytes(DlmType type, const u64 ne[4], u64 *out) {
     const DlmTypeInfo *info = gguf_type_info_((u32)type);
+    if (type == DLM_TL2) return gguf_tl2_bytes_(ne, out);
     if (!info || ne[0] % info->block) return false;
     u64 n = ne[0] / info->block;
     for (int i = 1; i < 4; i++)
         if (!mul_ok(n, ne[i], &n)) return false;
     if (n == 0 || !mul_ok(n, info->bytes, &n)) return false;
-    if (type == DLM_I2_S && !add_ok(n, DLM_I2S_TAIL, &n)) return false;
+    if ((type == DLM_I2_S || type == DLM_TL1) && !add_ok(n, DLM_I2S_TAIL, &n)) return false;
     *out = n;
     return true;
 }
@@ -408,7 +422,7 @@ static bool gguf_check_shape_(const Gguf *g, GgufTensor *t, u32 type, u64 at, Er
                 "%s: tensor '%.*s' (byte %llu): dimension %u is %llu; it has to be 1 to %llu",
                 g->label, STR_ARG(t->name), (Ull_)at, d, (Ull_)t->ne[d], (Ull_)GGUF_NE_MAX);
     const DlmTypeInfo *info = gguf_type_info_(type);
-    if (!info) return gguf_refuse_type_(g, t, type, e);
+    if (!info || type == DLM_TL2) return gguf_refuse_type_(g, t, type, e);
     t->type = info->type;
     if (t->ne[0] % info->block)
         return err_set(
@@ -472,49 +486,89 @@ static int gguf_by_offset_(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* Type id 36 is I2_S in the BitNet fork and was IQ4_NL_4_4 in mainline; only the size tells.
- * `extent` is the distance to the next tensor or to the end of the file. */
-static bool gguf_check_i2s_(const Gguf *g, const GgufTensor *t, u64 extent, Err *e) {
-    u64 padded = 0,
-        n = t->n_bytes - DLM_I2S_TAIL; /* n/4 bytes of codes, so 16 n / 32 * 18 = 4 n * 18 / 32 */
-    if (align_ok(t->n_bytes, g->alignment, &padded) && extent >= t->n_bytes && extent <= padded)
+/* Ids that two projects gave away, each for a type of its own: only the exact size tells. */
+static const struct {
+    DlmType type; /* read here; its id is the ambiguous one */
+    const char *other;
+    u32 block, bytes; /* of the other one; 0: BitNet.cpp's TL2 */
+} GGUF_SHARED_IDS_[] = {
+    {DLM_I2_S, "IQ4_NL_4_4", 32, 18},
+    {DLM_TL1, "IQ4_NL_8_8", 32, 18},
+    {DLM_MXFP4, "TL2", 0, 0},
+};
+
+/* Do n bytes, with or without padding, fill the `extent` up to the next tensor or the file's end? */
+static bool gguf_fills_(const Gguf *g, u64 n, u64 extent) {
+    u64 padded = 0;
+    return extent >= n && align_ok(n, g->alignment, &padded) && extent <= padded;
+}
+
+/* MXFP4 by its id, but of another size: TL2 as BitNet.cpp's converter writes it, or as its preset
+ * kernels read it, with the scale where it is in TL1. */
+static bool gguf_is_tl2_(const Gguf *g, GgufTensor *t, u64 extent) {
+    u64 sizes[2] = {0};
+    if (!gguf_tl2_bytes_(t->ne, &sizes[0]) || !gguf_tensor_bytes(DLM_TL1, t->ne, &sizes[1]))
+        return false;
+    for (int i = 0; i < 2; i++) {
+        if (!gguf_fills_(g, sizes[i], extent)) continue;
+        t->type = DLM_TL2;
+        t->n_bytes = sizes[i];
         return true;
-    u64 nl = t->ne[0] % 32 == 0 ? n / 8 * 18 : UINT64_MAX, nl_padded = 0;
-    if (align_ok(nl, g->alignment, &nl_padded) && extent >= nl && extent <= nl_padded)
-        return err_set(e, ERR_MODEL,
-                       "%s: tensor '%.*s' is of type IQ4_NL_4_4 by its size (%llu bytes), not I2_S "
-                       "which shares the id 36; re-quantize the model to TQ2_0, Q8_0 or F16",
-                       g->label, STR_ARG(t->name), (Ull_)extent);
-    return err_set(
-        e, ERR_MODEL,
-        "%s: tensor '%.*s' has type id 36 (I2_S, %llu bytes) but %llu bytes of data; the "
-        "file is damaged or of another format: re-quantize the model to I2_S or TQ2_0",
-        g->label, STR_ARG(t->name), (Ull_)t->n_bytes, (Ull_)extent);
+    }
+    return false;
+}
+
+/* Settles what t is from its `extent`. What is merely too short is left to the caller. */
+static bool gguf_check_shared_id_(const Gguf *g, GgufTensor *t, u64 extent, bool last, Err *e) {
+    for (size_t i = 0; i < COUNT_OF(GGUF_SHARED_IDS_); i++) {
+        if (GGUF_SHARED_IDS_[i].type != t->type) continue;
+        u32 id = (u32)t->type, block = GGUF_SHARED_IDS_[i].block;
+        const char *name = gguf_type_name(id), *other = GGUF_SHARED_IDS_[i].other;
+        if (gguf_fills_(g, t->n_bytes, extent) || (!block && gguf_is_tl2_(g, t, extent)))
+            return true;
+        if (last && extent < t->n_bytes) return true;
+        u64 n = 0;
+        if (block && t->ne[0] % block == 0 && gguf_tensor_bytes(DLM_F32, t->ne, &n) &&
+            gguf_fills_(g, n / 4 / block * GGUF_SHARED_IDS_[i].bytes, extent))
+            return err_set(e, ERR_MODEL,
+                           "%s: tensor '%.*s' is of type %s by its size (%llu bytes), not %s which "
+                           "shares the id %u; re-quantize the model to TQ2_0, Q8_0 or F16",
+                           g->label, STR_ARG(t->name), other, (Ull_)extent, name, id);
+        return err_set(
+            e, ERR_MODEL,
+            "%s: tensor '%.*s' has type id %u (%s of %llu bytes, or %s) but %llu bytes of "
+            "data; the file is damaged or of another format: re-quantize the model to "
+            "TQ2_0, Q8_0 or F16",
+            g->label, STR_ARG(t->name), id, name, (Ull_)t->n_bytes, other, (Ull_)extent);
+    }
+    return true;
+}
+
+static bool gguf_beyond_end_(const Gguf *g, const GgufTensor *t, Err *e) {
+    return err_set(e, ERR_MODEL,
+                   "%s: tensor '%.*s' needs %llu bytes at offset %llu of the data, but the file "
+                   "ends at byte %llu; it is truncated or damaged: download it again",
+                   g->label, STR_ARG(t->name), (Ull_)t->n_bytes, (Ull_)(t->offset - g->data_start),
+                   (Ull_)g->n);
 }
 
 /* Turns relative offsets into absolute ones; every extent lies in the file and apart from the others. */
 static bool gguf_check_extents_(Gguf *g, GgufTensor **order, Err *e) {
     for (u32 i = 0; i < g->n_tensors; i++) {
         GgufTensor *t = order[i] = &g->tensors[i];
-        u64 end = 0;
-        if (!add_ok(g->data_start, t->offset, &t->offset) || !add_ok(t->offset, t->n_bytes, &end) ||
-            end > g->n)
-            return err_set(
-                e, ERR_MODEL,
-                "%s: tensor '%.*s' needs %llu bytes at offset %llu of the data, but the file "
-                "ends at byte %llu; it is truncated or damaged: download it again",
-                g->label, STR_ARG(t->name), (Ull_)t->n_bytes, (Ull_)(t->offset - g->data_start),
-                (Ull_)g->n);
+        if (!add_ok(g->data_start, t->offset, &t->offset) || t->offset > g->n)
+            return gguf_beyond_end_(g, t, e);
         t->data = g->p + t->offset;
     }
     if (g->n_tensors) qsort(order, g->n_tensors, sizeof *order, gguf_by_offset_);
     for (u32 i = 0; i < g->n_tensors; i++) {
-        const GgufTensor *t = order[i], *next = i + 1 < g->n_tensors ? order[i + 1] : NULL;
+        GgufTensor *t = order[i], *next = i + 1 < g->n_tensors ? order[i + 1] : NULL;
         u64 extent = (next ? next->offset : g->n) - t->offset;
-        if (next && extent < t->n_bytes && t->type != DLM_I2_S)
+        if (!gguf_check_shared_id_(g, t, extent, !next, e)) return false;
+        if (t->n_bytes > g->n - t->offset) return gguf_beyond_end_(g, t, e);
+        if (t->n_bytes > extent)
             return err_set(e, ERR_MODEL, "%s: tensors '%.*s' and '%.*s' overlap at byte %llu",
                            g->label, STR_ARG(t->name), STR_ARG(next->name), (Ull_)next->offset);
-        if (t->type == DLM_I2_S && !gguf_check_i2s_(g, t, extent, e)) return false;
     }
     return true;
 }
@@ -858,7 +912,7 @@ static u64 gguf_put_tensor(GgufWriter *w, Str name, DlmType type, u32 n_dims, co
                                   "no tensor of its type can have its dimensions");
     gguf_put_u32_(&r->bytes, n_dims);
     buf_put(&r->bytes, dims, n_dims * sizeof *dims);
-    gguf_put_u32_(&r->bytes, type);
+    gguf_put_u32_(&r->bytes, type == DLM_TL2 ? DLM_MXFP4 : type);
     gguf_put_u64_(&r->bytes, w->n_bytes);
     w->n_bytes = end;
     return n;

@@ -221,6 +221,9 @@ static const char *cpu_mat_load(void *self, DlmMat *m, const DlmTensor *t) {
             "tensor %s has %lld x %lld weights, which do not fill whole groups of this I2_S layout; "
             "try another --i2s-layout",
             t->name, (long long)t->n_out, (long long)t->n_in);
+    else if ((t->type == DLM_TL1 || t->type == DLM_TL2) && !quant_tl_fits(t))
+        err_set(&e, ERR_MODEL, "tensor %s is of type %s, and nothing says how it was cut up",
+                t->name, quant_info(t->type)->name);
     else if (!cpu_repack_(c, m, t, &e) && e.code == ERR_NONE)
         err_set(&e, ERR_MEMORY, "out of memory");
     if (e.code == ERR_NONE) return NULL;

@@ -1011,6 +1011,7 @@ AVX2_FN static void avx2_blocks(f32 *y, i64 y_stride, const DlmMat *w, i32 out_l
         avx2_block32_(DLM_IQ4_NL, y, y_stride, w, out_lo, out_hi, q, d, n_rows);
         return;
     case DLM_Q4_1:
+    case DLM_MXFP4:
     case DLM_Q5_1: avx2_blocks_runs_(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows, 1); return;
     default: avx2_blocks_runs_(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows, 8); return;
     }

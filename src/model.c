@@ -1,7 +1,7 @@
 /* model.c - what a model is: its family, its sizes, its decode record, its weights bound and checked.
  *
  * Owns:      the repacked matrices and norm vectors; not the file's mapping, which must outlive it.
- * Stands on: base mem os gguf tok quant kern_ref
+ * Stands on: base mem os gguf tok quant tl kern_ref
  * Promises:  every shape is checked against the metadata before a forward pass can run; a tensor or
  *            setting that would change the function and is not understood is an error, never
  *            dropped. */
@@ -15,6 +15,7 @@
 #include "mem.c"
 #include "os.c"
 #include "quant.c"
+#include "tl.c"
 #include "tok.c"
 
 #define MODEL_LAYER_MAX 1024
@@ -380,6 +381,7 @@ typedef struct {
     i32 mask_id;
     const char *convention; /* a name of MODEL_CONVENTIONS */
     DlmI2sLayout i2s_layout;
+    TlConfig tl; /* no kernels: the presets */
     bool mapped; /* the file is a mapping: pages of repacked tensors may be given back to the system
                   */
 } ModelOptions;
@@ -840,11 +842,12 @@ static bool model_matrix_(ModelBinder *b, const char *base, i32 n_in, i32 n_out,
                    .data = g->data,
                    .n_bytes = g->n_bytes,
                    .extra_scale = 1};
-    if (n_out < n_rows && g->type == DLM_I2_S)
+    if (n_out < n_rows && !quant_has_rows(g->type))
         return err_set(b->e, ERR_MODEL,
                        "%s: tensor %s is several matrices in one, which cannot be taken apart in "
-                       "I2_S; convert the model to another type",
-                       b->m->file->label, name);
+                       "%s; convert the model to another type",
+                       b->m->file->label, name, gguf_type_name((u32)g->type));
+    if (!tl_find(&b->o->tl, b->m->file->label, &t, b->e)) return false;
     if (n_out < n_rows) {
         t.n_bytes = quant_row_bytes(g->type, n_in) * (u64)n_out;
         t.data += quant_row_bytes(g->type, n_in) * (u64)row;
@@ -1102,13 +1105,19 @@ static void model_put_parts(Buf *out, const Model *m) {
 }
 
 /* How often each 2-bit code occurs in a ternary tensor: counts[0..3] are values -1, 0, +1, +2. */
-static bool model_count_codes(const GgufTensor *t, DlmI2sLayout layout, u64 counts[4], Err *e) {
-    DlmTensor d = {.type = t->type,
-                   .i2s_layout = layout,
+static bool model_count_codes(const Gguf *g, const GgufTensor *t, const ModelOptions *o,
+                              u64 counts[4], Err *e) {
+    char name[GGUF_NAME_MAX + 1];
+    snprintf(name, sizeof name, "%.*s", STR_ARG(t->name));
+    DlmTensor d = {.name = name,
+                   .type = t->type,
+                   .i2s_layout = o->i2s_layout,
                    .n_in = (i64)t->ne[0],
                    .n_out = (i64)t->ne[1],
-                   .data = t->data};
+                   .data = t->data,
+                   .n_bytes = t->n_bytes};
     memset(counts, 0, 4 * sizeof *counts);
+    if (!tl_find(&o->tl, g->label, &d, e)) return false;
     u8 *codes = mem_alloc(t->ne[0], e);
     f32 *scales = codes ? mem_alloc_n(t->ne[0], sizeof(f32), e) : NULL;
     for (i64 row = 0; scales && row < d.n_out; row++) {

@@ -79,7 +79,14 @@ static f32 f32_rint_(f32 x) {
 /* ---- sizes ---- */
 
 static bool quant_is_ternary(DlmType type) {
-    return type == DLM_TQ1_0 || type == DLM_TQ2_0 || type == DLM_I2_S || type == DLM_Q2_0;
+    return type == DLM_TQ1_0 || type == DLM_TQ2_0 || type == DLM_Q2_0 || type == DLM_I2_S ||
+           type == DLM_TL1 || type == DLM_TL2;
+}
+
+/* Do a row's weights have bytes of their own? Those of I2_S, TL1 and TL2 share them with other rows,
+ * and the whole tensor has one scale. */
+static bool quant_has_rows(DlmType type) {
+    return type != DLM_I2_S && type != DLM_TL1 && type != DLM_TL2;
 }
 
 /* NULL for a type that dlm does not read. */
@@ -89,11 +96,10 @@ static const DlmTypeInfo *quant_info(DlmType type) {
     return NULL;
 }
 
-/* Bytes of one row of n weights; n must divide by the block size. Not for I2_S, whose rows share
- * bytes. */
+/* Bytes of one row of n weights; n must divide by the block size, and the type must have rows. */
 static u64 quant_row_bytes(DlmType type, i64 n) {
     const DlmTypeInfo *info = quant_info(type);
-    ASSERT(info && type != DLM_I2_S && n > 0 && n % info->block == 0);
+    ASSERT(info && quant_has_rows(type) && n > 0 && n % info->block == 0);
     return (u64)n / info->block * info->bytes;
 }
 
@@ -186,9 +192,74 @@ static bool quant_i2s_fits(const DlmTensor *t) {
     return false;
 }
 
-/* Inputs that share one scale: 256 for TQ*, 64 for Q2_0, the whole row (n_in) for I2_S. */
+/* TL1: a nibble is a pair of weights, c = 3 (w0 + 1) + w1 + 1. Nibbles that no pair has are zeros. */
+static const u8 TL_PAIRS_[16][2] = {{0, 0}, {0, 1}, {0, 2}, {1, 0}, {1, 1}, {1, 2}, {2, 0}, {2, 1},
+                                    {2, 2}, {1, 1}, {1, 1}, {1, 1}, {1, 1}, {1, 1}, {1, 1}, {1, 1}};
+
+static void tl_two_pairs_(u8 byte, u8 *codes /* [4] */) {
+    memcpy(codes, TL_PAIRS_[byte >> 4], 2);
+    memcpy(codes + 2, TL_PAIRS_[byte & 15], 2);
+}
+
+/* Row `row` of a TL1 matrix: tiles of bm outputs by bk inputs, in them runs of bmm outputs by `by`
+ * inputs, in those 16 outputs side by side, 4 inputs to a byte. */
+static void tl1_codes_(const DlmTensor *t, i64 row, u8 *codes /* [n_in] */) {
+    i64 k = t->n_in, bm = t->tl.bm, bk = t->tl.bk, bmm = t->tl.bmm, by = 256 / bmm;
+    for (i64 i = 0; i < k; i += 4) {
+        i64 at = row / bm * (k / bk) + i / bk;
+        at = at * (bm / bmm) + row % bm / bmm;
+        at = at * (bk / by) + i % bk / by;
+        at = at * (bmm / 16) + row % bmm / 16;
+        at = at * (by / 4) + i % by / 4;
+        tl_two_pairs_(t->data[at * 16 + row % 16], codes + i);
+    }
+}
+
+/* TL2: a nibble and a sign are three weights, 9 w0 + 3 w1 + w2 of -13 to 13. */
+static void tl2_three_(int nibble, int negative, u8 *codes /* [3] */) {
+    int c = nibble > 13 ? 13 : 13 + (negative ? -nibble : nibble);
+    codes[0] = (u8)(c / 9), codes[1] = (u8)(c / 3 % 3), codes[2] = (u8)(c % 3);
+}
+
+/* Row `row` of a TL2 matrix. The inputs that whole tiles of bk hold are in threes: first all their
+ * nibbles, 6 inputs to a byte, then all their signs, 8 threes of 32 rows in 16 words; the other inputs
+ * follow in pairs. Rows of 32 lie in quarters of 8, the middle two swapped, but for the signs. */
+static void tl2_codes_(const DlmTensor *t, i64 row, u8 *codes /* [n_in] */) {
+    static const u8 quarters[4] = {0, 16, 8, 24};
+    i64 bm = t->tl.bm, bk = t->tl.bk, n_pairs = t->n_in % bk, k = t->n_in - n_pairs, m = t->n_out;
+    i64 run = row % bm / 32, j = row % 32, place = quarters[j / 8] + j % 8;
+    const u8 *signs = t->data + m * k / 6, *pairs = signs + m * k / 24;
+    for (i64 i = 0; i < k; i += 6) {
+        i64 tile = (row / bm * (k / bk) + i / bk) * (bm / 32) + run, x = i % bk;
+        u8 byte = t->data[(tile * (bk / 6) + x / 6) * 32 + place];
+        u16 word = load_u16(signs + 2 * ((tile * (bk / 24) + x / 24) * 16 + j % 16));
+        int bit = 15 - (int)(2 * (x % 24 / 3) + j / 16);
+        tl2_three_(byte >> 4, word >> bit & 1, codes + i);
+        tl2_three_(byte & 15, word >> (bit - 2) & 1, codes + i + 3);
+    }
+    for (i64 i = 0; i < n_pairs; i += 4) {
+        i64 tile = (row / bm * (n_pairs / 32) + i / 32) * (bm / 32) + run;
+        tl_two_pairs_(pairs[(tile * 8 + i % 32 / 4) * 32 + place], codes + k + i);
+    }
+}
+
+/* True when the tiling is one that such a matrix can have: the bytes it reads lie in the tensor. */
+static bool quant_tl_fits(const DlmTensor *t) {
+    i64 bm = t->tl.bm, bk = t->tl.bk, bmm = t->tl.bmm, m = t->n_out, k = t->n_in;
+    if (bm <= 0 || bk <= 0 || bmm <= 0 || m % bm || bm % bmm || t->n_bytes < DLM_I2S_TAIL)
+        return false;
+    u64 room = t->n_bytes - DLM_I2S_TAIL;
+    if (t->type == DLM_TL1)
+        return (bmm == 16 || bmm == 32 || bmm == 64) && k % bk == 0 && bk % (256 / bmm) == 0 &&
+               (u64)(m * k) / 4 <= room;
+    i64 n_pairs = k % bk, threes = k - n_pairs;
+    return bmm == 32 && bk % 24 == 0 && n_pairs % 32 == 0 &&
+           (u64)(m * threes / 6 + m * threes / 24 + m * n_pairs / 4) <= room;
+}
+
+/* Inputs that share one scale: 256 for TQ*, 64 for Q2_0, the whole row (n_in) for I2_S, TL1, TL2. */
 static i32 quant_scale_block(const DlmTensor *t) {
-    return t->type == DLM_I2_S ? (i32)t->n_in : (i32)quant_info(t->type)->block;
+    return quant_has_rows(t->type) ? (i32)quant_info(t->type)->block : (i32)t->n_in;
 }
 
 /* Row `row` of a ternary tensor: codes [n_in], scales [n_in / quant_scale_block]. */
@@ -197,6 +268,11 @@ static void quant_codes_row(const DlmTensor *t, i64 row, u8 *codes, f32 *scales)
     if (t->type == DLM_I2_S) {
         i2s_codes_(t, row, codes);
         scales[0] = load_f32(t->data + (u64)(t->n_in * t->n_out) / 4);
+        return;
+    }
+    if (!quant_has_rows(t->type)) {
+        (t->type == DLM_TL1 ? tl1_codes_ : tl2_codes_)(t, row, codes);
+        scales[0] = load_f32(t->data + t->n_bytes - DLM_I2S_TAIL);
         return;
     }
     const u8 *p = t->data + (u64)row * quant_row_bytes(t->type, t->n_in);
@@ -218,7 +294,7 @@ static void quant_codes_row(const DlmTensor *t, i64 row, u8 *codes, f32 *scales)
     }
 }
 
-/* ---- scaled blocks: Q4_0 to IQ4_XS ---- */
+/* ---- scaled blocks: Q4_0 to MXFP4 ---- */
 
 static bool quant_is_blocks(DlmType type) {
     return type != DLM_F32 && type != DLM_F16 && type != DLM_BF16 && !quant_is_ternary(type);
@@ -227,6 +303,9 @@ static bool quant_is_blocks(DlmType type) {
 /* The 16 levels of IQ4_NL and IQ4_XS: ggml's non-linear 4-bit table. */
 static const i8 QUANT_IQ4_LEVELS[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                         1,    13,   25,  38,  53,  69,  89,  113};
+
+/* Those of MXFP4, the 4-bit floats of the Open Compute Project, doubled. */
+static const i8 QUANT_MXFP4_LEVELS[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
 static void nibbles_(i8 *q, const u8 *qs) { /* 32 codes: the low halves, then the high ones */
     for (int j = 0; j < 16; j++) q[j] = qs[j] & 15, q[j + 16] = qs[j] >> 4;
@@ -286,6 +365,15 @@ static void iq4_nl_unpack_(const u8 *p, DlmUnpacked *u) {
     nibbles_(u->q, b->qs);
     for (int i = 0; i < 32; i++) u->q[i] = QUANT_IQ4_LEVELS[u->q[i]];
     one_scale_(u, b->d, 0, 32);
+}
+
+static void mxfp4_unpack_(const u8 *p, DlmUnpacked *u) {
+    const DlmBlockMXFP4 *b = (const DlmBlockMXFP4 *)p;
+    nibbles_(u->q, b->qs);
+    for (int i = 0; i < 32; i++) u->q[i] = QUANT_MXFP4_LEVELS[u->q[i]];
+    one_scale_(u, 0, 0, 32);
+    u32 bits = b->e < 2 ? 0x00200000u << b->e : (u32)(b->e - 1) << 23; /* 2^(e - 128) */
+    memcpy(&u->d, &bits, sizeof bits);
 }
 
 static void q2_K_unpack_(const u8 *p, DlmUnpacked *u) {
@@ -385,6 +473,7 @@ quant_unpack(DlmType type, const u8 *p, DlmUnpacked *u) {
     case DLM_Q6_K: q6_K_unpack_(p, u); return;
     case DLM_IQ4_NL: iq4_nl_unpack_(p, u); return;
     case DLM_IQ4_XS: iq4_xs_unpack_(p, u); return;
+    case DLM_MXFP4: mxfp4_unpack_(p, u); return;
     default: ASSERT(!"quant_unpack: not a block type");
     }
 }

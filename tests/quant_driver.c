@@ -62,7 +62,7 @@ int main(int argc, char **argv) {
         return 0;
     }
     bool decodes = argc == 3 && strcmp(argv[1], "decode") == 0;
-    if (!info || info->type == DLM_I2_S || (!decodes && strcmp(argv[1], "encode") != 0))
+    if (!info || !quant_has_rows(info->type) || (!decodes && strcmp(argv[1], "encode") != 0))
         fail("usage: quant_driver [decode|encode TYPE]");
     if (!os_read_stdin(&in, &e)) fail(e.msg);
     if (in.n % (decodes ? info->bytes : info->block * sizeof(f32))) fail("half a block");

@@ -14,9 +14,10 @@ from _dlm import Count
 from _quant import quant, quant_types
 
 TYPES = set(
-    "F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS TQ1_0 TQ2_0".split()
+    "F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS MXFP4 TQ1_0 TQ2_0".split()
 )
-ELSEWHERE = {"F32", "Q2_0", "I2_S"}  # exact, or unknown to the package: tests/t_quant.c has these
+# exact, or unknown to the package: tests/t_quant.c and tests/py/tl.py have these
+ELSEWHERE = {"F32", "Q2_0", "I2_S", "TL1", "TL2"}
 VALUES = 1 << 20  # of a type's random blocks
 SEED = 42
 # zeros, the smallest and largest subnormals, 1, the largest finite, infinity, NaN; then their negatives
@@ -30,7 +31,7 @@ def blocks_of(rng, n, size):
     parts += [np.full((1, size), byte, np.uint8) for byte in (0x00, 0x55, 0x7F, 0x80, 0xAA, 0xFF)]
     for pattern in SPECIAL:
         pair = np.array([pattern], "<u2").view(np.uint8)
-        parts.append(np.tile(pair, size // 2)[None])
+        parts.append(np.resize(pair, (1, size)))
         for at in range(0, size - 1, 2):  # wherever a type keeps its scales, one lands there
             block = rng.integers(0, 256, (1, size), np.uint8)
             block[0, at : at + 2] = pair
