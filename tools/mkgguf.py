@@ -783,6 +783,38 @@ def define_crimes():
             f"diffusion-{key.replace('_', '-')}-unknown", f"diffusion.{key}", STRING, "klingon"
         )
     crime_key("shift-logits-string", "diffusion.shift_logits", STRING, "true")
+    for name, key, kind, value in (
+        ("window-of-4", "attention.sliding_window", U32, 4),
+        ("window-negative", "attention.sliding_window", I32, -4),
+        ("window-pattern-short", "attention.sliding_window_pattern", ARRAY, (BOOL, [True])),
+        ("window-pattern-of-u32", "attention.sliding_window_pattern", ARRAY, (U32, [1, 0])),
+        ("rope-scaling-unknown", "rope.scaling.type", STRING, "klingon"),
+        ("rope-longrope-without-factors", "rope.scaling.type", STRING, "longrope"),
+        ("rope-factor-0", "rope.scaling.factor", F32, 0.0),
+        ("rope-original-context-0", "rope.scaling.original_context_length", U32, 0),
+        ("sub-norm-eps-0", "attention.sub_norm_rms_epsilon", F32, 0.0),
+        ("no-rope-interval-huge", "no_rope_layer_interval", U32, 2**31),
+        ("experts", "expert_count", U32, 8),
+        ("logit-softcapping", "final_logit_softcapping", F32, 30.0),
+    ):
+        crime_key(name, key, kind, value)
+
+    @crime("window-under-full-attention")
+    def _(g):
+        g.put(f"{ARCH}.attention.sliding_window", U32, 4)
+        g.put("diffusion.attention", STRING, "full")
+
+    def crime_extra(name, tensor, values):
+        def spoil(g):
+            g.add(tensor, [len(values)], "f32", encode_dense("f32", values))
+
+        CRIMES[name] = spoil
+
+    crime_extra("rope-factors-long-alone", "rope_factors_long.weight", [1.0] * 16)
+    crime_extra("rope-freqs-nan", "rope_freqs.weight", [math.nan] * 16)
+    crime_extra("rope-freqs-of-8", "rope_freqs.weight", [1.0] * 8)
+    crime_extra("norm-in-alone", "blk.0.attn_q_norm_in.weight", [1.0] * 64)
+    crime_extra("q-norm-not-of-this-family", "blk.0.attn_q_norm.weight", [1.0] * 32)
 
     @crime(
         "no-tensor-{}",
