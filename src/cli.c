@@ -1642,7 +1642,7 @@ static void cli_put_answer_json_(Buf *out, const CliShow *v, const CliEngine *x,
 static bool cli_run_ids_(const Cli *c, const CliEngine *x, Str system, Str text, TokIds *ids,
                          Err *e) {
     if (!c->raw && cli_has_template_(x)) {
-        const TmplMsg msgs[] = {{STR("system"), system}, {STR("user"), text}};
+        const TmplMsg msgs[] = {tmpl_msg(STR("system"), system), tmpl_msg(STR("user"), text)};
         return cli_render_(x, msgs + !system.n, 2 - !system.n, ids, e);
     }
     if (system.n)
@@ -1718,9 +1718,9 @@ static bool cli_chat_render_(const CliChat *t, TokIds *ids, Err *e) {
     TmplMsg *msgs = mem_alloc_n(t->n_texts + 1, sizeof *msgs, e);
     if (!msgs) return false;
     size_t n = 0;
-    if (t->system.n) msgs[n++] = (TmplMsg){STR("system"), buf_view(&t->system)};
+    if (t->system.n) msgs[n++] = tmpl_msg(STR("system"), buf_view(&t->system));
     for (size_t i = 0; i < t->n_texts; i++)
-        msgs[n++] = (TmplMsg){i % 2 ? STR("assistant") : STR("user"), buf_view(&t->texts[i])};
+        msgs[n++] = tmpl_msg(i % 2 ? STR("assistant") : STR("user"), buf_view(&t->texts[i]));
     bool ok = cli_render_(&t->x, msgs, n, ids, e);
     mem_free(msgs);
     return ok;

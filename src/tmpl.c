@@ -26,6 +26,7 @@
 #define TMPL_MEMORY_BASE ((u64)64 << 20) /* bytes, and TMPL_PER_BYTE more for each byte of input */
 #define TMPL_WORK_BASE ((u64)256 << 20)  /* about a byte touched; an instruction counts as 32 */
 #define TMPL_PER_BYTE 64u
+#define TMPL_NODE_BYTES 4u  /* that a value of JSON counts for: two bytes at least, and its text */
 #define TMPL_DEPTH_MAX 64u  /* nested expressions; values in values */
 #define TMPL_BLOCKS_MAX 48u /* nested statements */
 #define TMPL_STACK_MAX 512u /* values on the machine's stack */
@@ -41,14 +42,32 @@
 #define TMPL_LIST_MAX ((u32)1 << 20)
 #define TMPL_CHUNK ((u64)32 << 10)
 
+/* A value in a document of JSON that outlives the rendering; no document, no value. */
+typedef struct {
+    const JsonDoc *doc;
+    u32 node;
+} TmplData;
+
+/* All of a message but its role is untrusted. */
 typedef struct {
     Str role, content;
+    TmplData content_data; /* in place of `content`: null, or a list of parts */
+    /* An object: what else the message has, as tool_calls, tool_call_id, name. Its "role" and "content"
+     * are passed over. A string under "arguments" that spells an object is that object, which is what
+     * templates expect and clients do not send. */
+    TmplData more;
 } TmplMsg;
+
+static TmplMsg tmpl_msg(Str role, Str content) {
+    return (TmplMsg){.role = role, .content = content};
+}
 
 typedef struct {
     Str bos_token, eos_token;
     bool add_generation_prompt;
-    i64 now_unix; /* seconds; what strftime_now sees */
+    i64 now_unix;   /* seconds; what strftime_now sees */
+    TmplData tools; /* a list, or none */
+    TmplData more;  /* an object: further variables, as enable_thinking; ours hold before them */
 } TmplVars;
 
 typedef struct {
@@ -743,6 +762,102 @@ static bool tmpl_dict_put_(Tmpl_ *s, TmplDict_ *d, TmplVal_ key, TmplVal_ value)
     return true;
 }
 
+/* ---- values out of JSON ---- */
+
+static bool tmpl_json_value_(Tmpl_ *s, const JsonDoc *d, u32 node, bool copy, TmplVal_ *out) {
+    Str text;
+    bool flag = false;
+    switch (json_type(d, node)) {
+    case JSON_BOOL:
+        json_bool(d, node, &flag);
+        *out = tmpl_bool_(flag);
+        return true;
+    case JSON_STRING:
+        json_str(d, node, &text);
+        if (copy && text.n) {
+            char *p = tmpl_alloc_(s, text.n);
+            if (!p) return false;
+            text.p = memcpy(p, text.p, text.n);
+        }
+        *out = tmpl_text_(text, false);
+        return true;
+    case JSON_NUMBER:
+        text = d->nodes[node].text;
+        out->tainted = true;
+        out->kind = TMPL_FLOAT;
+        for (size_t i = 0; i < text.n; i++)
+            if (strchr(".eE", text.p[i]))
+                return json_f64(d, node, &out->f) ||
+                       tmpl_fail_(s, "a number that does not fit: %.*s", STR_ARG(text));
+        out->kind = TMPL_INT;
+        return json_i64(d, node, &out->i) ||
+               tmpl_fail_(s, "a number that does not fit 64 bits: %.*s", STR_ARG(text));
+    case JSON_ARRAY:
+        *out = tmpl_list_(tmpl_list_new_(s, json_count(d, node)));
+        return out->list != NULL;
+    case JSON_OBJECT:
+        *out = (TmplVal_){.kind = TMPL_DICT, .dict = tmpl_alloc_(s, sizeof *out->dict)};
+        if (!out->dict) return false;
+        out->dict->cap = json_count(d, node);
+        out->dict->v = tmpl_alloc_(s, (u64)out->dict->cap * sizeof *out->dict->v);
+        return out->dict->v != NULL;
+    default: *out = tmpl_none_(); return true;
+    }
+}
+
+static bool tmpl_from_json_(Tmpl_ *s, const JsonDoc *d, u32 node, bool copy, TmplVal_ *out);
+
+/* A string that spells an object of JSON becomes it; any other stays. */
+static bool tmpl_arguments_(Tmpl_ *s, TmplVal_ *v) {
+    JsonDoc doc = {0};
+    Str text = tmpl_bytes_(v->s);
+    if (text.n == 0 || !tmpl_work_(s, 4 * (u64)text.n)) return text.n == 0;
+    bool ok = true;
+    if (json_parse(&doc, text, NULL) && json_type(&doc, 0) == JSON_OBJECT)
+        ok = tmpl_from_json_(s, &doc, 0, true, v);
+    json_free(&doc);
+    return ok;
+}
+
+/* Nothing in it is trusted. copy: the document is gone before the value, and an inner one, whose
+ * "arguments" stay as they are. Nodes lie in document order: what is open waits on a stack. */
+static bool tmpl_from_json_(Tmpl_ *s, const JsonDoc *d, u32 node, bool copy, TmplVal_ *out) {
+    struct {
+        TmplVal_ v;
+        u32 left; /* values that are still to come */
+    } open[JSON_DEPTH_MAX];
+    u32 depth = 0;
+    do {
+        TmplVal_ key = {0}, v = {0};
+        bool in_dict = depth && open[depth - 1].v.kind == TMPL_DICT;
+        if (in_dict && !tmpl_json_value_(s, d, node++, copy, &key)) return false;
+        if (!tmpl_json_value_(s, d, node++, copy, &v)) return false;
+        if (in_dict && !copy && v.kind == TMPL_STR &&
+            str_eq(tmpl_bytes_(key.s), STR("arguments")) && !tmpl_arguments_(s, &v))
+            return false;
+        if (depth == 0)
+            *out = v;
+        else if (in_dict)
+            open[depth - 1].v.dict->v[open[depth - 1].v.dict->n++] = (TmplPair_){key, v};
+        else
+            open[depth - 1].v.list->v[open[depth - 1].v.list->n++] = v;
+        if (depth) open[depth - 1].left--;
+        u32 inside = json_count(d, node - 1);
+        if (inside && json_type(d, node - 1) >= JSON_ARRAY) {
+            ASSERT(depth < JSON_DEPTH_MAX);
+            open[depth].v = v;
+            open[depth++].left = inside;
+        }
+        while (depth && open[depth - 1].left == 0) depth--;
+    } while (depth);
+    return true;
+}
+
+static bool tmpl_from_data_(Tmpl_ *s, TmplData data, TmplVal_ *out) {
+    *out = tmpl_none_();
+    return !data.doc || tmpl_from_json_(s, data.doc, data.node, false, out);
+}
+
 static bool tmpl_in_(Tmpl_ *s, const TmplVal_ *a, const TmplVal_ *b, bool *out) {
     *out = false;
     if (b->kind == TMPL_UNDEFINED) return true;
@@ -1348,15 +1463,37 @@ static bool tmpl_fn_isspace_(Tmpl_ *s, const TmplVal_ *v, const TmplVal_ *const 
 typedef struct {
     i64 indent; /* negative: all on one line */
     TmplStr_ comma, colon;
+    bool ascii, sorted;
 } TmplJson_;
 
-static bool tmpl_json_str_(Tmpl_ *s, TmplStr_ v) {
+/* The character of v at *i as \uXXXX, or as two of them; not UTF-8: as it is. */
+static bool tmpl_json_escape_(Tmpl_ *s, TmplStr_ v, size_t *i) {
+    char z[16];
+    u32 cp;
+    size_t n, from = *i;
+    bool ok = utf8_read(tmpl_bytes_(v), from, &cp, &n) == UTF8_OK;
+    *i += n;
+    if (!ok) return tmpl_put_(s, tmpl_cut_(v, from, *i));
+    if (cp < 0x10000)
+        snprintf(z, sizeof z, "\\u%04x", cp);
+    else
+        snprintf(z, sizeof z, "\\u%04x\\u%04x", 0xD7C0 + (cp >> 10), 0xDC00 + (cp & 0x3FF));
+    return tmpl_put_text_(s, str_of(z), tmpl_trusts_(v, from));
+}
+
+static bool tmpl_json_str_(Tmpl_ *s, TmplStr_ v, bool ascii) {
     if (!tmpl_put_text_(s, STR("\""), true)) return false;
     for (size_t i = 0; i < v.n;) {
         size_t from = i;
-        while (i < v.n && (u8)v.p[i] >= 0x20 && v.p[i] != '"' && v.p[i] != '\\') i++;
+        while (i < v.n && (u8)v.p[i] >= 0x20 && v.p[i] != '"' && v.p[i] != '\\' &&
+               !(ascii && (u8)v.p[i] >= 0x7F))
+            i++;
         if (!tmpl_put_(s, tmpl_cut_(v, from, i))) return false;
         if (i == v.n) break;
+        if ((u8)v.p[i] >= 0x80) {
+            if (!tmpl_json_escape_(s, v, &i)) return false;
+            continue;
+        }
         static const char letters[] = "\b\f\n\r\t\"\\", spelled[] = "bfnrt\"\\";
         const char *letter = v.p[i] ? strchr(letters, v.p[i]) : NULL;
         char z[8];
@@ -1380,22 +1517,45 @@ static bool tmpl_json_line_(Tmpl_ *s, const TmplJson_ *how, u32 level) {
 
 static bool tmpl_json_(Tmpl_ *s, const TmplVal_ *v, const TmplJson_ *how, u32 level);
 
+static bool tmpl_json_key_(Tmpl_ *s, const TmplVal_ *key) {
+    return key->kind == TMPL_STR ||
+           tmpl_fail_(s, "tojson wants string keys, not %s", TMPL_KINDS_[key->kind]);
+}
+
+static int tmpl_by_key_(const void *pa, const void *pb) {
+    TmplStr_ a = ((const TmplPair_ *)pa)->key.s, b = ((const TmplPair_ *)pb)->key.s;
+    size_t n = MIN_OF(a.n, b.n);
+    int c = n ? memcmp(a.p, b.p, n) : 0;
+    return c ? c : (a.n > b.n) - (a.n < b.n);
+}
+
+/* The pairs in the order of their keys, or NULL. */
+static const TmplPair_ *tmpl_sorted_(Tmpl_ *s, const TmplDict_ *d) {
+    for (u32 i = 0; i < d->n; i++)
+        if (!tmpl_json_key_(s, &d->v[i].key)) return NULL;
+    TmplPair_ *pairs = tmpl_alloc_(s, (u64)d->n * sizeof *pairs);
+    if (!pairs || !tmpl_work_(s, (u64)d->n * 1024)) return NULL;
+    if (d->n) memcpy(pairs, d->v, d->n * sizeof *pairs);
+    qsort(pairs, d->n, sizeof *pairs, tmpl_by_key_);
+    return pairs;
+}
+
 /* Recurses through tmpl_json_, which counts the depth. */
 static bool tmpl_json_sequence_(Tmpl_ *s, const TmplVal_ *v, const TmplJson_ *how, u32 level) {
     bool dict = v->kind == TMPL_DICT;
     u32 n = dict ? v->dict->n : v->list->n;
+    const TmplPair_ *pairs = dict ? v->dict->v : NULL;
+    if (dict && how->sorted && !(pairs = tmpl_sorted_(s, v->dict)) && n) return false;
     if (n == 0) return tmpl_put_text_(s, dict ? STR("{}") : STR("[]"), true);
     if (!tmpl_put_text_(s, dict ? STR("{") : STR("["), true)) return false;
     for (u32 i = 0; i < n; i++) {
         if ((i && !tmpl_put_(s, how->comma)) || !tmpl_json_line_(s, how, level + 1)) return false;
         if (dict) {
-            const TmplVal_ *key = &v->dict->v[i].key;
-            if (key->kind != TMPL_STR)
-                return tmpl_fail_(s, "tojson wants string keys, not %s", TMPL_KINDS_[key->kind]);
-            if (!tmpl_json_str_(s, key->s) || !tmpl_put_(s, how->colon)) return false;
+            const TmplVal_ *key = &pairs[i].key;
+            if (!tmpl_json_key_(s, key)) return false;
+            if (!tmpl_json_str_(s, key->s, how->ascii) || !tmpl_put_(s, how->colon)) return false;
         }
-        if (!tmpl_json_(s, dict ? &v->dict->v[i].value : &v->list->v[i], how, level + 1))
-            return false;
+        if (!tmpl_json_(s, dict ? &pairs[i].value : &v->list->v[i], how, level + 1)) return false;
     }
     return tmpl_json_line_(s, how, level) && tmpl_put_text_(s, dict ? STR("}") : STR("]"), true);
 }
@@ -1408,7 +1568,7 @@ static bool tmpl_json_(Tmpl_ *s, const TmplVal_ *v, const TmplJson_ *how, u32 le
     case TMPL_BOOL: ok = tmpl_put_text_(s, v->b ? STR("true") : STR("false"), true); break;
     case TMPL_INT:
     case TMPL_FLOAT: ok = tmpl_put_number_(s, v); break;
-    case TMPL_STR: ok = tmpl_json_str_(s, v->s); break;
+    case TMPL_STR: ok = tmpl_json_str_(s, v->s, how->ascii); break;
     case TMPL_LIST:
     case TMPL_TUPLE:
     case TMPL_DICT: ok = tmpl_json_sequence_(s, v, how, level); break;
@@ -1435,8 +1595,8 @@ static bool tmpl_fn_tojson_(Tmpl_ *s, const TmplVal_ *v, const TmplVal_ *const *
         how.comma = pair->list->v[0].s;
         how.colon = pair->list->v[1].s;
     }
-    if ((arg[2] && tmpl_true_(arg[2])) || (arg[3] && tmpl_true_(arg[3])))
-        return tmpl_fail_(s, "tojson's ensure_ascii and sort_keys are not supported");
+    how.ascii = arg[2] && tmpl_true_(arg[2]);
+    how.sorted = arg[3] && tmpl_true_(arg[3]);
     size_t mark = tmpl_mark_(s);
     return tmpl_json_(s, v, &how, 0) && tmpl_cut_output_(s, mark, out);
 }
@@ -3545,33 +3705,76 @@ static bool tmpl_define_text_(Tmpl_ *s, const char *name, TmplVal_ v) {
     return tmpl_intern_(s, str_of(name), &id) && tmpl_define_(s, id, v);
 }
 
+/* The variables that the caller names. */
+static bool tmpl_define_more_(Tmpl_ *s, TmplData more) {
+    TmplVal_ v;
+    if (!tmpl_from_data_(s, more, &v)) return false;
+    for (u32 i = 0; v.kind == TMPL_DICT && i < v.dict->n; i++) {
+        u32 id;
+        if (!tmpl_intern_(s, tmpl_bytes_(v.dict->v[i].key.s), &id) ||
+            !tmpl_define_(s, id, v.dict->v[i].value))
+            return false;
+    }
+    return true;
+}
+
+/* A message as the template sees it: the role, the content, and what else it has. */
+static bool tmpl_message_(Tmpl_ *s, const TmplMsg *m, TmplVal_ *out) {
+    TmplVal_ more, content = tmpl_text_(m->content, false);
+    *out = (TmplVal_){.kind = TMPL_DICT, .dict = tmpl_alloc_(s, sizeof *out->dict)};
+    if (!out->dict || !tmpl_from_data_(s, m->more, &more) ||
+        (m->content_data.doc && !tmpl_from_data_(s, m->content_data, &content)) ||
+        !tmpl_dict_put_(s, out->dict, tmpl_text_(STR("role"), true),
+                        tmpl_text_(m->role, tmpl_known_role_(m->role))) ||
+        !tmpl_dict_put_(s, out->dict, tmpl_text_(STR("content"), true), content))
+        return false;
+    for (u32 i = 0; more.kind == TMPL_DICT && i < more.dict->n; i++) {
+        const TmplPair_ *pair = &more.dict->v[i];
+        Str key = tmpl_bytes_(pair->key.s);
+        if (!str_eq(key, STR("role")) && !str_eq(key, STR("content")) &&
+            !tmpl_dict_put_(s, out->dict, pair->key, pair->value))
+            return false;
+    }
+    return true;
+}
+
 static bool tmpl_define_all_(Tmpl_ *s, const TmplMsg *msgs, size_t n_msgs) {
     const TmplVars *in = s->vars_in;
     if (n_msgs > TMPL_LIST_MAX)
         return err_set(s->e, ERR_USAGE, "more than %u messages", TMPL_LIST_MAX);
-    TmplVal_ list = tmpl_list_(tmpl_list_new_(s, (u32)n_msgs));
-    if (!list.list) return false;
+    TmplVal_ tools, list = tmpl_list_(tmpl_list_new_(s, (u32)n_msgs));
+    if (!list.list || !tmpl_define_more_(s, in->more) || !tmpl_from_data_(s, in->tools, &tools))
+        return false;
     for (size_t i = 0; i < n_msgs; i++) {
-        TmplVal_ m = {.kind = TMPL_DICT, .dict = tmpl_alloc_(s, sizeof *m.dict)};
-        if (!m.dict ||
-            !tmpl_dict_put_(s, m.dict, tmpl_text_(STR("role"), true),
-                            tmpl_text_(msgs[i].role, tmpl_known_role_(msgs[i].role))) ||
-            !tmpl_dict_put_(s, m.dict, tmpl_text_(STR("content"), true),
-                            tmpl_text_(msgs[i].content, false)) ||
-            !tmpl_list_add_(s, list.list, m))
-            return false;
+        TmplVal_ m;
+        if (!tmpl_message_(s, &msgs[i], &m) || !tmpl_list_add_(s, list.list, m)) return false;
     }
     return tmpl_define_text_(s, "messages", list) &&
            tmpl_define_text_(s, "bos_token", tmpl_text_(in->bos_token, true)) &&
            tmpl_define_text_(s, "eos_token", tmpl_text_(in->eos_token, true)) &&
            tmpl_define_text_(s, "add_generation_prompt", tmpl_bool_(in->add_generation_prompt)) &&
-           tmpl_define_text_(s, "tools", tmpl_none_()) &&
-           tmpl_define_text_(s, "documents", tmpl_none_());
+           tmpl_define_text_(s, "tools", tools) && tmpl_define_text_(s, "documents", tmpl_none_());
 }
 
 static void tmpl_out_free(TmplOut *out) {
     buf_free(&out->text);
     buf_free(&out->trust);
+}
+
+/* The bytes that the template is given, about; what is in a document counts once. */
+static u64 tmpl_input_(Str source, const TmplMsg *msgs, size_t n_msgs, const TmplVars *v) {
+    u64 input = source.n;
+    const JsonDoc *seen = v->tools.doc;
+    if (seen) input += (u64)seen->n * TMPL_NODE_BYTES;
+    if (v->more.doc && v->more.doc != seen) input += (u64)v->more.doc->n * TMPL_NODE_BYTES;
+    for (size_t i = 0; i < n_msgs; i++) {
+        const JsonDoc *doc = msgs[i].more.doc ? msgs[i].more.doc : msgs[i].content_data.doc;
+        if (doc && doc != seen) input += (u64)doc->n * TMPL_NODE_BYTES;
+        if (doc) seen = doc;
+        if (!add_ok(input, msgs[i].role.n, &input) || !add_ok(input, msgs[i].content.n, &input))
+            return UINT32_MAX;
+    }
+    return input;
 }
 
 /* Renders the template over the messages. `out` begins empty ({0}) and holds nothing after a failure. */
@@ -3582,11 +3785,7 @@ static bool tmpl_render(Str source, const TmplMsg *msgs, size_t n_msgs, const Tm
     *out = (TmplOut){.text.max = TMPL_OUTPUT_MAX, .trust.max = TMPL_OUTPUT_MAX};
     if (source.n > TMPL_SOURCE_MAX)
         return err_set(e, ERR_MODEL, "the chat template is longer than %zu bytes", TMPL_SOURCE_MAX);
-    u64 input = source.n;
-    for (size_t i = 0; i < n_msgs; i++)
-        if (!add_ok(input, msgs[i].role.n, &input) || !add_ok(input, msgs[i].content.n, &input))
-            input = UINT32_MAX;
-    input = MIN_OF(input, UINT32_MAX);
+    u64 input = MIN_OF(tmpl_input_(source, msgs, n_msgs, v), UINT32_MAX);
     Tmpl_ *s = mem_alloc(sizeof *s, e);
     if (!s) return false;
     s->e = e;

@@ -30,7 +30,7 @@ static Engine *open_with(const EngineOptions *o) {
 static TokIds prompt_of(const Engine *g, const char *question) {
     TokIds ids = {0};
     Err e = {0};
-    TmplMsg msg = {STR("user"), str_of(question)};
+    TmplMsg msg = tmpl_msg(STR("user"), str_of(question));
     CHECK_OK(engine_render(g, &msg, 1, &ids, &e), e);
     return ids;
 }
@@ -406,7 +406,7 @@ static bool open_and_generate(void *arg, Err *e) {
     Engine *g = NULL;
     TokIds ids = {0};
     DecodeResult r = {0};
-    TmplMsg msg = {STR("user"), STR("What is 2+2?")};
+    TmplMsg msg = tmpl_msg(STR("user"), STR("What is 2+2?"));
     bool ok = engine_open(&g, &o, e) && engine_render(g, &msg, 1, &ids, e) &&
               engine_generate(g, 0, ids.p, (i32)ids.n, p, NULL, &r, e);
     decode_result_free(&r);

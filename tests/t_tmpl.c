@@ -12,6 +12,11 @@ typedef struct {
     size_t n;
 } Talk;
 
+static TmplVars vars_of(Str bos, Str eos, bool generate, i64 now) {
+    return (TmplVars){
+        .bos_token = bos, .eos_token = eos, .add_generation_prompt = generate, .now_unix = now};
+}
+
 static Str str_at(const JsonDoc *d, u32 node) {
     Str s = {NULL, 0};
     json_str(d, node, &s);
@@ -25,7 +30,7 @@ static Talk talk_at(const JsonDoc *d, u32 list, u32 index) {
     u32 m = json_first(d, node);
     for (t.n = 0; t.n < json_count(d, node) && t.n < MSGS_MAX; t.n++, m = json_next(d, m))
         t.m[t.n] =
-            (TmplMsg){str_at(d, json_get(d, m, "role")), str_at(d, json_get(d, m, "content"))};
+            tmpl_msg(str_at(d, json_get(d, m, "role")), str_at(d, json_get(d, m, "content")));
     return t;
 }
 
@@ -55,8 +60,8 @@ static void test_golden(const JsonDoc *d, i64 now) {
         u32 want = json_first(d, json_get(d, t, "want"));
         for (u32 i = 0; i < 2 * json_count(d, talks); i++, want = json_next(d, want)) {
             Talk talk = talk_at(d, talks, i / 2);
-            TmplVars v = {str_at(d, json_get(d, t, "bos")), str_at(d, json_get(d, t, "eos")), i % 2,
-                          now};
+            TmplVars v = vars_of(str_at(d, json_get(d, t, "bos")), str_at(d, json_get(d, t, "eos")),
+                                 i % 2, now);
             char what[160];
             snprintf(what, sizeof what, "%.*s, conversation %u, add_generation_prompt %u",
                      STR_ARG(str_at(d, json_get(d, t, "name"))), i / 2, i % 2);
@@ -68,7 +73,7 @@ static void test_golden(const JsonDoc *d, i64 now) {
 static void test_snippets(const JsonDoc *d, i64 now) {
     u32 list = json_get(d, 0, "snippets"), pair = json_first(d, list);
     Talk talk = talk_at(d, json_get(d, 0, "conversations"), 2);
-    TmplVars v = {STR("<s>"), STR("</s>"), true, now};
+    TmplVars v = vars_of(STR("<s>"), STR("</s>"), true, now);
     CHECK(json_count(d, list) > 100);
     for (u32 n = json_count(d, list); n > 0; n--, pair = json_next(d, pair)) {
         u32 source = json_first(d, pair);
@@ -83,15 +88,15 @@ static void test_snippets(const JsonDoc *d, i64 now) {
 
 /* Messages made of one character that no template has: its bytes, and only they, are untrusted. */
 static void test_trust_of_templates(const JsonDoc *d, i64 now) {
-    static const Talk talk = {{{STR("system"), STR("\xc2\xa7")},
-                               {STR("user"), STR("\xc2\xa7\xc2\xa7 ")},
-                               {STR("assistant"), STR("\xc2\xa7")},
-                               {STR("user"), STR("\xc2\xa7\xc2\xa7\xc2\xa7")}},
-                              4};
+    const Talk talk = {{tmpl_msg(STR("system"), STR("\xc2\xa7")),
+                        tmpl_msg(STR("user"), STR("\xc2\xa7\xc2\xa7 ")),
+                        tmpl_msg(STR("assistant"), STR("\xc2\xa7")),
+                        tmpl_msg(STR("user"), STR("\xc2\xa7\xc2\xa7\xc2\xa7"))},
+                       4};
     u32 list = json_get(d, 0, "templates"), t = json_first(d, list);
     for (u32 n = json_count(d, list); n > 0; n--, t = json_next(d, t)) {
-        TmplVars v = {str_at(d, json_get(d, t, "bos")), str_at(d, json_get(d, t, "eos")), true,
-                      now};
+        TmplVars v =
+            vars_of(str_at(d, json_get(d, t, "bos")), str_at(d, json_get(d, t, "eos")), true, now);
         Str source = str_at(d, json_get(d, t, "source")), name = str_at(d, json_get(d, t, "name"));
         size_t system = str_find(source, STR("ystem"), 0) == SIZE_MAX ? 1 : 0, marks = 0, wrong = 0;
         TmplOut out = {0};
@@ -115,8 +120,8 @@ static void test_trust_of_templates(const JsonDoc *d, i64 now) {
 /* Renders over one user message and compares the trust, spelled with T and u. */
 static void check_trust(const char *source, const char *content, const char *want_text,
                         const char *want_trust) {
-    TmplMsg m = {STR("user"), str_of(content)};
-    TmplVars v = {STR("<s>"), STR("</s>"), true, 0};
+    TmplMsg m = {.role = STR("user"), .content = str_of(content)};
+    TmplVars v = vars_of(STR("<s>"), STR("</s>"), true, 0);
     TmplOut out = {0};
     Err e = {0};
     if (CHECK_MSG(tmpl_render(str_of(source), &m, 1, &v, &out, &e), "%s: %s", source, e.msg)) {
@@ -158,9 +163,9 @@ static void test_trust_of_operations(void) {
                 "Qqq", "uuu");
     check_trust("{{ messages[0][" C "] }}{{ " C " in 'abc' }}", "a", "True", "TTTT");
 #undef C
-    TmplMsg m = {STR("<|im_end|>"),
-                 STR("x")}; /* a role that is none of ours is text like any other */
-    TmplVars v = {STR(""), STR(""), false, 0};
+    TmplMsg m = {.role = STR("<|im_end|>"),
+                 .content = STR("x")}; /* a role that is none of ours is text like any other */
+    TmplVars v = vars_of(STR(""), STR(""), false, 0);
     TmplOut out = {0};
     CHECK(tmpl_render(STR("{{ messages[0].role }}"), &m, 1, &v, &out, NULL));
     CHECK(out.trust.n == 10 && !memchr(out.trust.p, 1, 10));
@@ -170,8 +175,8 @@ static void test_trust_of_operations(void) {
 /* ---- errors say where and what ---- */
 
 static void check_error(const char *source, ErrCode code, const char *part) {
-    TmplMsg m = {STR("user"), STR("text")};
-    TmplVars v = {STR("<s>"), STR("</s>"), true, 0};
+    TmplMsg m = {.role = STR("user"), .content = STR("text")};
+    TmplVars v = vars_of(STR("<s>"), STR("</s>"), true, 0);
     TmplOut out = {0};
     Err e = {0};
     CHECK_MSG(!tmpl_render(str_of(source), &m, 1, &v, &out, &e), "%s renders", source);
@@ -269,7 +274,7 @@ static void test_large(void) {
     ASSERT(p);
     memset(p, 'a', n);
     p[0] = p[n - 1] = ' ';
-    TmplMsg m = {STR("user"), {p, n}};
+    TmplMsg m = {.role = STR("user"), .content = {p, n}};
     TmplVars v = {0};
     TmplOut out = {0};
     Err e = {0};
@@ -281,7 +286,7 @@ static void test_large(void) {
     }
     tmpl_out_free(&out);
     /* text that almost matches itself everywhere is refused, not searched for a day */
-    TmplMsg two[] = {m, {STR("user"), {p + 1, n / 2}}};
+    TmplMsg two[] = {m, tmpl_msg(STR("user"), (Str){p + 1, n / 2})};
     p[n / 2] = 'b';
     CHECK(!tmpl_render(STR("{{ messages[1].content in messages[0].content[5:] ~ 'b' }}"), two, 2,
                        &v, &out, &e));
@@ -309,7 +314,7 @@ static void test_damage(const JsonDoc *d, i64 now) {
             buf_str(&b, str_cut(source, 0, at));
             buf_str(&b, str_of(parts[test_rng_below(&rng, COUNT_OF(parts))]));
             buf_str(&b, str_cut(source, at + skip, i % 4 ? source.n : at + 40));
-            TmplVars v = {STR("<s>"), STR("</s>"), true, now};
+            TmplVars v = vars_of(STR("<s>"), STR("</s>"), true, now);
             TmplOut out = {0};
             Err e = {0};
             bool ok = tmpl_render(buf_view(&b), talk.m, talk.n, &v, &out, &e);
@@ -326,7 +331,7 @@ static void test_damage(const JsonDoc *d, i64 now) {
 
 static bool render_all(void *arg, Err *e) {
     const Talk *t = arg;
-    TmplVars v = {STR("<s>"), STR("</s>"), true, 0};
+    TmplVars v = vars_of(STR("<s>"), STR("</s>"), true, 0);
     TmplOut out = {0};
     Str source = STR(
         "{% macro f(x) %}{{ x | upper }}{% endmacro %}{% for m in messages %}{{ m.role + m.content }}"

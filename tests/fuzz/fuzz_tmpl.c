@@ -8,7 +8,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
                                    {STR("user"), STR(" \xff\xff\xff\n")},
                                    {STR("assistant"), STR("")},
                                    {STR("\xff\xff"), STR("{{ \xff }}")}};
-    TmplVars v = {STR("<s>"), STR("</s>"), true, 1721815425};
+    TmplVars v = {.bos_token = STR("<s>"),
+                  .eos_token = STR("</s>"),
+                  .add_generation_prompt = true,
+                  .now_unix = 1721815425};
     TmplOut out = {0};
     Err e = {0};
     bool ok = !memchr(n ? (const char *)data : "", 0xff, n) &&
