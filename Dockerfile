@@ -22,6 +22,6 @@ ENV DLM_HOST=0.0.0.0 DLM_PORT=8080
 USER 65532:65532
 EXPOSE 8080
 HEALTHCHECK --interval=30s --timeout=6s --start-period=60s --retries=3 \
-    CMD ["/dlm", "health", "https://127.0.0.1:8080/health"]
+    CMD ["/dlm", "health"]
 ENTRYPOINT ["/dlm"]
 CMD ["serve", "--tls-cert", "/tls/tls.crt", "--tls-key", "/tls/tls.key"]

@@ -416,10 +416,12 @@ static bool os_new_map(const OsNewFile *f, OsMap *m, Err *e) {
     return os_map_fd_(m, f->fd, f->path, e);
 }
 
-/* Can others than the owner read this file? */
+/* Can others read this secret than those who need to? What is somebody else's, as the secrets are that a
+ * container is given, we can read through its group alone. */
 static bool os_is_shared_file(const char *path) {
     struct stat st;
-    return stat(path, &st) == 0 && (st.st_mode & (S_IRGRP | S_IROTH)) != 0;
+    if (stat(path, &st) != 0) return false;
+    return (st.st_mode & S_IROTH) || ((st.st_mode & S_IRGRP) && st.st_uid == geteuid());
 }
 
 /* Raises the limit of open files to n where that is allowed; returns the limit. */

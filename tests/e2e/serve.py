@@ -823,16 +823,41 @@ def test_starting():
         )
         env = {"DLM_PORT": str(s.port)}
         t.check(run("health", env=env).returncode == 0, "dlm health with DLM_PORT")
+        env["DLM_HOST"] = "0.0.0.0"
+        t.check(run("health", env=env).returncode == 0, "dlm health with DLM_HOST")
+        t.check(run("health", "--ca", CERT, env=env).returncode == 1, "no HTTPS with --ca")
     t.check(run("health", f"http://localhost:{s.port}").returncode == 1, "dlm health of nobody")
     for bad in "ftp://x", "http://:1", "http://h:x/", "http://h:99999":
         t.check(run("health", bad).returncode == 2, f"dlm health {bad}")
+    with Server("-np", "1", *TLS, tls=CERT) as s:
+        for ca in [], ["--ca", CERT]:
+            done = run("health", *ca, env={"DLM_PORT": str(s.port)})
+            t.check(done.returncode == 0, f"dlm health finds HTTPS: {done.stderr}")
     path = os.path.join(FOLDER.name, "dlm.sock")
     with Server("-np", "1", "--host", path, "--sandbox", "auto" if CHECKED else "strict") as s:
         t.check(run("health", path).returncode == 0, "a unix socket")
+        t.check(run("health", env={"DLM_HOST": path}).returncode == 0, "DLM_HOST is a socket")
         t.check(os.stat(path).st_mode & 0o777 == 0o600, "others may connect to the socket")
     again = run("cert", "localhost", "--tls-cert", CERT, "--tls-key", PRIVATE)
     t.check(again.returncode == 1 and b"exists" in again.stderr, "a certificate is overwritten")
     t.check(os.stat(PRIVATE).st_mode & 0o777 == 0o600, "others can read the key")
+
+
+def test_secrets():
+    """Others than the owner can read the keys: a warning, but not where a group is the only way to them."""
+    keys = os.path.join(FOLDER.name, "shared-keys")
+    with open(keys, "w", encoding="ascii") as f:
+        f.write("a-key-of-some-length\n")
+    root = os.geteuid() == 0
+    for mode, owner, warns in (0o600, 0, 0), (0o640, 0, 1), (0o604, 0, 1), (0o440, 1, 0), (0o444, 1, 1):
+        if owner and not root:
+            continue
+        os.chown(keys, owner if root else -1, -1)
+        os.chmod(keys, mode)
+        with Server("-np", "1", "--api-key-file", keys, "--log-format", "json") as s:
+            said = [json.loads(ln) for ln in s.log if "others can read" in ln]
+            t.check(len(said) == warns, f"mode {mode:o} of {owner}: {s.log}")
+            t.check(all(e["level"] == "warning" for e in said), said)
 
 
 def main():
