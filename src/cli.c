@@ -2479,11 +2479,10 @@ static bool cli_ask_(const CliUrl *u, NetTransport *t, f64 deadline_ms, int *sta
 }
 
 /* Is what answers there well? *other: something is there that does not speak this protocol. */
-static bool cli_probe_(const Cli *c, const char *url, bool *other, Err *e) {
+static bool cli_probe_(const Cli *c, const char *url, f64 deadline, bool *other, Err *e) {
     CliUrl u;
     NetConn conn;
     int status = 0;
-    f64 deadline = os_now_ms() + CLI_HEALTH_MS;
     *other = false;
     if (!cli_url_(url, &u, e) || !net_connect(&conn, u.host, u.port, deadline, e)) return false;
     NetTransport t = net_plain(&conn);
@@ -2510,12 +2509,13 @@ static const char *cli_own_url_(bool tls, char *out, size_t n) {
 static bool cli_health_(const Cli *c, Err *e) {
     char own[512];
     bool other, tls = c->ca != NULL;
-    if (c->n_args) return cli_probe_(c, c->args[0], &other, e);
+    f64 deadline = os_now_ms() + CLI_HEALTH_MS;
+    if (c->n_args) return cli_probe_(c, c->args[0], deadline, &other, e);
     const char *url = cli_own_url_(tls, own, sizeof own);
-    if (cli_probe_(c, url, &other, e)) return true;
+    if (cli_probe_(c, url, deadline, &other, e)) return true;
     if (!other || tls || url != own) return false;
     err_clear(e);
-    return cli_probe_(c, cli_own_url_(true, own, sizeof own), &other, e);
+    return cli_probe_(c, cli_own_url_(true, own, sizeof own), deadline, &other, e);
 }
 
 /* ---- the small commands, and the way in ---- */
