@@ -51,7 +51,7 @@ typedef struct {
     BenchOptions bench;
     ConvertOptions convert;
     const char *bench_questions, *bench_plot;
-    const char *prompt, *file, *system, *system_file, *template_file, *trace;
+    const char *prompt, *file, *suffix, *system, *system_file, *template_file, *trace;
     i32 watch_ms;
     bool raw, json, watch, stats, quiet, verbose, help, version;
     bool pieces, parse_special, add_special;
@@ -119,6 +119,23 @@ typedef struct {
 static const CliWord CLI_MODES[] = {{"greedy", DECODE_GREEDY},     {"iterative", DECODE_ITERATIVE},
                                     {"adaptive", DECODE_ADAPTIVE}, {"ar", DECODE_AR},
                                     {"auto", DECODE_AUTO},         {NULL, 0}};
+static const CliWord CLI_RULES[] = {{"model", RULE_MODEL},
+                                    {"threshold", RULE_THRESHOLD},
+                                    {"low_confidence_dynamic", RULE_LOW_CONFIDENCE_DYNAMIC},
+                                    {"low_confidence", RULE_LOW_CONFIDENCE},
+                                    {"sequential", RULE_SEQUENTIAL},
+                                    {"random", RULE_RANDOM},
+                                    {"entropy_bound", RULE_ENTROPY_BOUND},
+                                    {"origin", RULE_ORIGIN},
+                                    {"maskgit_plus", RULE_MASKGIT_PLUS},
+                                    {"topk_margin", RULE_TOPK_MARGIN},
+                                    {"entropy", RULE_ENTROPY},
+                                    {NULL, 0}};
+static const CliWord CLI_CACHES[] = {{"model", CACHE_MODEL},
+                                     {"none", CACHE_NONE},
+                                     {"dual", CACHE_DUAL},
+                                     {"masked", CACHE_MASKED},
+                                     {NULL, 0}};
 static const CliWord CLI_COLORS[] = {
     {"auto", CLI_COLOR_AUTO}, {"always", CLI_COLOR_ALWAYS}, {"never", CLI_COLOR_NEVER}, {NULL, 0}};
 static const CliWord CLI_FORMATS[] = {
@@ -186,6 +203,9 @@ static const CliOpt CLI_OPTS[] = {
      .verbs = CLI_ANSWER, .group = CLI_G_PROMPT, .help = "Read the system message from a file."},
     {0, "raw", "-no-cnv --no-conversation", CLI_SWITCH, NULL, CLI_AT(raw), .verbs = CLI_RUN,
      .group = CLI_G_PROMPT, .help = "Continue the prompt as it is, without the chat template."},
+    {0, "suffix", NULL, CLI_TEXT, "TEXT", CLI_AT(suffix), .verbs = CLI_RUN, .group = CLI_G_PROMPT,
+     .unset = "none",
+     .help = "Fill in --max-tokens tokens before this text; for models with full attention."},
     {0, "chat-template", "--chat-template-file", CLI_TEXT, "FILE", CLI_AT(template_file),
      .verbs = CLI_ENGINE, .group = CLI_G_PROMPT,
      .help = "Use the chat template (Jinja) in this file instead of the model's."},
@@ -213,9 +233,25 @@ static const CliOpt CLI_OPTS[] = {
      .min = 0, .max = MODEL_BLOCK_MAX, .verbs = CLI_ENGINE | CLI_CONVERT, .group = CLI_G_DIFFUSION,
      .unset = "the model's",
      .help = "Tokens in the part of a block that is revealed before the next part begins."},
+    {0, "convention", NULL, CLI_TEXT, "NAME", CLI_AT(engine.convention),
+     .verbs = CLI_ENGINE | CLI_INFO | CLI_BENCH, .group = CLI_G_DIFFUSION, .unset = "the model's",
+     .help = "Decode as published for a line of models, where the file does not say how "
+             "(dlm help rules)."},
+    {0, "rule", "--diffusion-algorithm", CLI_WORD, "RULE", CLI_AT(decode.rule), .words = CLI_RULES,
+     .verbs = CLI_ENGINE, .group = CLI_G_DIFFUSION,
+     .help = "Which tokens a pass reveals (dlm help rules)."},
+    {0, "steps", "--diffusion-steps", CLI_INT, "N", CLI_AT(decode.steps), .min = 0,
+     .max = MODEL_STEPS_MAX, .verbs = CLI_ENGINE, .group = CLI_G_DIFFUSION,
+     .unset = "the model's, else one for each token",
+     .help = "Passes for a sub-block, by rules that have a schedule."},
+    {0, "cache", NULL, CLI_WORD, "KIND", CLI_AT(decode.cache), .words = CLI_CACHES,
+     .verbs = CLI_ENGINE, .group = CLI_G_DIFFUSION,
+     .help = "What a pass computes again: none, the whole block; dual, the sub-block at hand; "
+             "masked, of that only the rows that still tell something."},
     {0, "dual-cache", NULL, CLI_SWITCH, NULL, CLI_AT(decode.dual_cache), .verbs = CLI_ENGINE,
      .group = CLI_G_DIFFUSION,
-     .help = "Keep the keys and values of the whole block and recompute one sub-block of it."},
+     .help = "Keep the keys and values of the whole block and recompute one sub-block of it; "
+             "--no-dual-cache is --cache none."},
     {0, "early-stop", NULL, CLI_SWITCH, NULL, CLI_AT(decode.early_stop), .verbs = CLI_ENGINE,
      .group = CLI_G_DIFFUSION,
      .help = "End a block where its text ends instead of finishing the rest of it."},
@@ -391,8 +427,7 @@ static const CliOpt CLI_OPTS[] = {
      .help = "Answer these in every decode mode: a JSON array of objects with question and answer "
              "(null: any)."},
     {0, "plot", NULL, CLI_TEXT, "FILE", CLI_AT(bench_plot), .verbs = CLI_BENCH,
-     .group = CLI_G_OUTPUT, .unset = "none",
-     .help = "Draw the curve beside its bounds, as SVG."},
+     .group = CLI_G_OUTPUT, .unset = "none", .help = "Draw the curve beside its bounds, as SVG."},
     {'o', "format", "--output", CLI_WORD, "FORMAT", CLI_AT(bench.format), .words = CLI_FORMATS,
      .verbs = CLI_BENCH, .group = CLI_G_OUTPUT, .help = "How the tables are printed."},
 
@@ -480,9 +515,39 @@ static const CliTopic CLI_TOPICS[] = {
      "             both for the next run in $XDG_CACHE_HOME/dlm (or ~/.cache/dlm), if it can. The\n"
      "             text is that of the way it chose, so another machine may give another text.\n"
      "\n"
-     "A finished block is committed by one more pass over its final tokens. The closing line counts\n"
-     "the passes that made the answer: denoising, committing, those of ar, and the reading of the\n"
-     "prompt where that gave the first token. Tokens per forward is tokens / these passes.\n"},
+     "A finished block is committed: its final tokens are run once more. That happens in the first\n"
+     "pass of the next block, or alone where that block must begin with a token already. The closing\n"
+     "line counts the passes that made the answer: denoising, committing, those of ar, and the reading\n"
+     "of the prompt where that gave the first token. Tokens per forward is tokens / these passes.\n"},
+    {"rules", "Which tokens a pass reveals",
+     "A rule gives each masked place of the sub-block a score. A pass reveals the places with the best\n"
+     "scores, as many as a schedule says, and every other one whose score is above a limit.\n"
+     "\n"
+     "  threshold               probability; the best one, and all above --threshold\n"
+     "  low_confidence_dynamic  probability; an even share of the sub-block, or all above --threshold\n"
+     "                          if these are more\n"
+     "  low_confidence          probability; an even share\n"
+     "  sequential, random      from the left, or anywhere; an even share\n"
+     "  entropy_bound           entropy, and 0.02 for each place after the first mask; the lowest one,\n"
+     "                          and all below --threshold\n"
+     "  maskgit_plus, topk_margin, entropy\n"
+     "                          probability, its distance from the second best, or entropy; as many\n"
+     "                          as the timestep says\n"
+     "  origin                  each with the share of the timestep as its chance\n"
+     "\n"
+     "An even share is a sub-block divided by --steps; timesteps run through --steps of equal length.\n"
+     "\n"
+     "How a model wants to be decoded stands in its file, or follows from its family: dlm info FILE\n"
+     "says each part and where it is from. --convention replaces all of it by what was published:\n"
+     "\n"
+     "  unified       causal, shifted logits, blocks from the prompt's end; threshold\n"
+     "  fast-dllm-v2  blocks of 32 in eights, shifted, first token by the commit; threshold\n"
+     "  sdar          blocks of 4 (--block-size says another); low_confidence_dynamic\n"
+     "  llada         full attention, blocks of 32; low_confidence\n"
+     "  llada-block   the same with threshold and dual cache (Fast-dLLM)\n"
+     "  dream         full attention, shifted, blocks of up to 256; entropy\n"
+     "  dream-block   the same in blocks of 32 with threshold and dual cache (Fast-dLLM)\n"
+     "  wedlm         causal, a window of 16 with what is revealed first; entropy_bound\n"},
     {"formats", "What can be read",
      "GGUF files of version 2 and 3, little-endian, mapped and used in place.\n"
      "\n"
@@ -1208,12 +1273,14 @@ typedef struct {
     Buf chat_template; /* of --chat-template */
     f64 ms_load;
     DecodeParams params;
-    int trace_fd; /* of --trace; -1: none */
+    TokIds suffix; /* that params points to */
+    int trace_fd;  /* of --trace; -1: none */
 } CliEngine;
 
 static void cli_engine_close_(CliEngine *x) {
     if (x->engine) engine_close(x->engine);
     buf_free(&x->chat_template);
+    tok_ids_free(&x->suffix);
     *x = (CliEngine){0};
 }
 
@@ -1243,6 +1310,9 @@ static bool cli_engine_open_(CliEngine *x, const Cli *c, Err *e) {
               engine_open(&x->engine, &options, e) &&
               (c->decode.mode == DECODE_AR || c->decode.mode == DECODE_AUTO ||
                engine_can_diffuse(x->engine, e));
+    if (ok && c->suffix)
+        ok = tok_encode(engine_tok(x->engine), str_of(c->suffix), NULL, &x->suffix, e);
+    x->params.suffix = x->suffix.p, x->params.n_suffix = (i32)x->suffix.n;
     if (!ok) {
         cli_engine_close_(x);
         return false;
@@ -1477,8 +1547,10 @@ static void cli_on_text_(void *arg, Str s) {
 
 static void cli_trace_(CliShow *v, const DecodeStep *s) {
     Buf line = {0};
-    buf_printf(&line, "{\"kind\":\"%s\",\"block\":%d,\"step\":%d,\"rows\":%d,\"pos\":[", s->kind,
-               s->block, s->step, s->n_rows);
+    buf_printf(&line,
+               "{\"kind\":\"%s\",\"block\":%d,\"step\":%d,\"rows\":%d,"
+               "\"commit_rows\":%d,\"pos\":[",
+               s->kind, s->block, s->step, s->n_rows, s->n_commit);
     for (i32 i = 0; i < s->n_reveals; i++)
         buf_printf(&line, "%s%d", i ? "," : "", s->reveals[i].pos);
     buf_printf(&line, "],\"ids\":[");
@@ -1560,7 +1632,10 @@ static void cli_put_stats_(Buf *out, const DecodeResult *r) {
     i32 forwards = decode_forwards(r);
     buf_printf(out, "%zu token%s" CLI_DOT "%d forward%s", r->ids.n, r->ids.n == 1 ? "" : "s",
                forwards, forwards == 1 ? "" : "s");
-    if (r->n_forwards_denoise)
+    if (r->n_forwards_denoise && r->n_joined)
+        buf_printf(out, " (%d denoise, %d of them with a commit)", r->n_forwards_denoise,
+                   r->n_joined);
+    else if (r->n_forwards_denoise)
         buf_printf(out, " (%d denoise + %d commit)", r->n_forwards_denoise, r->n_forwards_commit);
     buf_printf(out, CLI_DOT "%.1f tokens/forward", cli_ratio_(n, forwards));
     if (r->n_forwards_denoise)
@@ -1593,18 +1668,18 @@ static void cli_put_model_json_(Buf *out, const Cli *c, const CliEngine *x) {
 }
 
 static void cli_put_decode_json_(Buf *out, const CliEngine *x, DecodeMode mode) {
-    const DecodeParams *p = &x->params;
-    const DecodeRecord *d = &x->model->decode;
+    const DecodeParams p = decode_resolved(&x->model->decode, &x->params);
     cli_put_string_(out, "\"decode\":{\"mode\":", str_of(DECODE_MODE_NAMES[mode]));
-    cli_put_number_(out, ",\"threshold\":", (f64)(p->threshold > 0 ? p->threshold : d->threshold));
-    buf_printf(out, ",\"block_size\":%d,\"sub_block_size\":%d,\"dual_cache\":%s,\"early_stop\":%s",
-               p->block_size ? p->block_size : d->block_size,
-               p->sub_block_size ? p->sub_block_size : d->sub_block_size,
-               p->dual_cache ? "true" : "false", p->early_stop ? "true" : "false");
-    cli_put_number_(out, ",\"temperature\":", (f64)p->sample.temperature);
-    buf_printf(out, ",\"top_k\":%d", p->sample.top_k);
-    cli_put_number_(out, ",\"top_p\":", (f64)p->sample.top_p);
-    cli_put_number_(out, ",\"min_p\":", (f64)p->sample.min_p);
+    buf_printf(out, ",\"rule\":\"%s\",\"steps\":%d", MODEL_RULE_NAMES[p.rule], p.steps);
+    cli_put_number_(out, ",\"threshold\":", (f64)p.threshold);
+    buf_printf(out, ",\"block_size\":%d,\"sub_block_size\":%d,\"cache\":\"%s\",\"dual_cache\":%s",
+               p.block_size, p.sub_block_size, MODEL_CACHE_NAMES[p.cache],
+               p.cache != CACHE_NONE ? "true" : "false");
+    buf_printf(out, ",\"early_stop\":%s", p.early_stop ? "true" : "false");
+    cli_put_number_(out, ",\"temperature\":", (f64)p.sample.temperature);
+    buf_printf(out, ",\"top_k\":%d", p.sample.top_k);
+    cli_put_number_(out, ",\"top_p\":", (f64)p.sample.top_p);
+    cli_put_number_(out, ",\"min_p\":", (f64)p.sample.min_p);
     buf_char(out, '}');
 }
 
@@ -2345,7 +2420,7 @@ static ApiModel cli_served_(const Cli *c, const CliEngine *x) {
                   .created_unix = os_now_unix(),
                   .n_ctx = x->engine->graph_options.n_ctx,
                   .n_slots = x->engine->n_slots,
-                  .block_max = x->engine->graph.n_logits_max,
+                  .block_max = x->engine->block_size_max,
                   .decode = x->params};
     m.decode.stops = NULL;
     m.decode.n_stops = 0;

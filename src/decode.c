@@ -11,15 +11,22 @@
  * Phases:
  *
  *     PREFILL  the prompt's whole blocks (all of the prompt for ar), in chunks
- *     DENOISE  one step: predict the masked positions of the active sub-block, reveal some
- *     COMMIT   a finished block's rows once more with its final tokens: their keys and values
- *              become final, and in shifted models the last row predicts the next block's first
- *              token
+ *     DENOISE  one step: predict the masked positions of the active sub-block, reveal some. The first
+ *              step of a block carries the rows of the block before once more, with their final
+ *              tokens: their keys and values become final, and in shifted models the last of them
+ *              predicts the new block's first token. That is the commit
+ *     COMMIT   the same rows alone, for models whose new block begins with that first token known
  *     AR       one token per forward
  *
- * Reveal rule (Fast-dLLM, Wu et al. 2025, confidence-aware parallel decoding): every masked position
- * of the sub-block whose best token has softmax probability p > threshold, and always the most
- * probable one. */
+ * How a model wants to be decoded is its DecodeRecord: data from the file, the family's row or flags.
+ * What a step reveals is a rule, and a rule is a row of DECODE_RULES: a score, how many of the best
+ * are revealed in any case, and a limit above which the others are revealed too.
+ *
+ * Under full attention there is no cache to fill: a step runs the canvas, which is the prompt, the
+ * masks and what may come after them. With revealed_first order (WeDLM) a window slides over the
+ * answer: its revealed tokens come first in the cache and its masks last, each at its own position,
+ * so that causal attention shows every mask what is known; the revealed ones that no mask precedes
+ * are final as they are. */
 #ifndef DLM_DECODE_C
 #define DLM_DECODE_C
 
@@ -52,15 +59,19 @@ typedef struct {
 typedef struct {
     DecodeMode mode;
     i32 block_size, sub_block_size; /* 0: the model's */
+    i32 rule, steps;                /* RULE_MODEL, 0: the model's */
     f32 threshold;                  /* <= 0: the model's */
-    bool dual_cache; /* keep the block's keys and values while a sub-block is denoised, recompute
-                        only its rows */
-    bool early_stop; /* end at the stop token; false finishes denoising its block first, as the
+    i32 cache;                      /* ModelCache; CACHE_MODEL: the model's */
+    bool dual_cache;                /* false: CACHE_NONE, whatever cache says */
+    bool lone_commit; /* commit a block in a forward of its own: the same tokens, more forwards */
+    bool early_stop;  /* end at the stop token; false finishes denoising its block first, as the
                         references do */
     i32 max_tokens;
     SampleParams sample;
     const Str *stops; /* [n_stops] the text ends before the first of these */
     i32 n_stops;
+    const i32 *suffix; /* [n_suffix] what stands behind max_tokens masks; under full attention */
+    i32 n_suffix;
     /* Changes to the model's own distribution, made before confidence, filters and temperature. The
      * penalties count the tokens of the answer that were revealed in earlier forwards, wherever
      * they stand: a block knows both sides. presence and frequency subtract from the logit once,
@@ -89,9 +100,9 @@ typedef struct {
 
 /* One forward, as --watch, --trace and the server see it. Valid during the callback. */
 typedef struct {
-    const char *kind; /* "prefill", "denoise", "commit" or "ar" */
-    i32 block, step;  /* block of the generation, from 0; step within its sub-block */
-    i32 n_rows;
+    const char *kind;     /* "prefill", "denoise", "commit" or "ar" */
+    i32 block, step;      /* block of the generation, from 0; step within its sub-block */
+    i32 n_rows, n_commit; /* n_commit: of them, the rows that commit a finished block */
     f64 ms;
     const DecodeReveal *reveals; /* [n_reveals], by rising position */
     i32 n_reveals;
@@ -133,6 +144,7 @@ typedef struct {
     DecodeMode mode;        /* that was used */
     i32 n_prompt, n_cached; /* prompt tokens, and how many of them were in the cache */
     i32 n_forwards_prefill, n_forwards_denoise, n_forwards_commit, n_forwards_ar;
+    i32 n_joined;       /* of the denoising forwards: those that committed the block before */
     i64 n_rows;         /* of the denoising and committing forwards together */
     i32 n_from_prefill; /* tokens of the answer that reading the prompt gave: 0 or 1 */
     f64 ms_prefill, ms_decode, ms_first_token;
@@ -149,6 +161,14 @@ static void decode_result_free(DecodeResult *r) {
     tok_ids_free(&r->ids);
 }
 
+/* A masked position and what could be revealed there. */
+typedef struct {
+    i32 pos, token;
+    f32 prob;
+    f64 score;
+    bool chosen;
+} DecodeCandidate;
+
 typedef enum { PHASE_PREFILL, PHASE_DENOISE, PHASE_COMMIT, PHASE_AR, PHASE_DONE } DecodePhase;
 static const char *const DECODE_PHASE_NAMES[] = {"prefill", "denoise", "commit", "ar", "done"};
 
@@ -158,12 +178,15 @@ typedef struct {
     /* the sequence; arrays have n_ctx entries and live as long as the slot */
     i32 *tokens;
     u8 *masked; /* 1: not revealed yet. A bitmap, since the mask token may equal a real one */
+    u8 *fresh;  /* 1: revealed, and its cell holds the keys and values of its token */
     f32 *probs;
-    DecodeReveal *reveals; /* [n_ctx] of the last forward */
-    i32 *targets;          /* [n_ctx] position that logits row i of this forward predicts */
-    i32 *best;             /* [n_ctx] */
-    f32 *best_prob;        /* [n_ctx] */
-    i32 *heap;             /* [n_vocab] sampling scratch */
+    DecodeReveal *reveals;       /* [n_ctx] of the last forward */
+    DecodeCandidate *candidates; /* [n_ctx] scratch of a step */
+    i32 *targets;                /* [n_ctx] position that logits row i of this forward predicts */
+    i32 *best;                   /* [n_ctx] */
+    f32 *best_prob;              /* [n_ctx] */
+    f64 *scores;                 /* [n_ctx] */
+    i32 *heap;                   /* [n_vocab] sampling scratch */
     f32 *row;        /* [n_vocab] one row of logits, when more than its best token is wanted */
     u16 *counts;     /* [n_vocab] occurrences in the answer, for the penalties */
     DecodeTop *tops; /* [n_ctx][DECODE_TOP_MAX], by position; taken when first wanted */
@@ -171,7 +194,8 @@ typedef struct {
     /* this request */
     DecodeParams p; /* resolved: no zeros left */
     ModelAttention attention;
-    i32 origin; /* blocks begin at origin + k * block_size (and at 0) */
+    bool shift, window; /* logits row i predicts position i + 1; revealed_first order */
+    i32 origin;         /* blocks begin at origin + k * block_size (and at 0) */
     /* positions: the end of the prompt, of the answer, of the canvas (full attention) */
     i32 n_prompt, n_limit, n_total;
     DecodePhase phase;
@@ -180,9 +204,11 @@ typedef struct {
     i32 block_begin, block_end; /* the active block */
     i32 block, sub_begin, step;
     bool block_in_cache; /* every row of the active block has been computed since it began */
-    i32 next_token;      /* prediction for block_begin, made by the row before it; -1 none */
-    f32 next_prob;
+    /* for block_begin, from the row before it, which is final: good until it is revealed; pos -1: none */
+    DecodeCandidate next;
     i32 n_forwards[PHASE_DONE];
+    i32 n_commit;       /* rows of the planned forward that commit a block */
+    i32 n_joined;       /* denoising forwards that also committed */
     i64 n_rows;         /* of the denoising and committing forwards so far */
     i32 n_from_prefill; /* tokens that the prefill revealed */
     /* what has come out */
@@ -202,24 +228,109 @@ static bool decode_open(Decode *d, const Model *m, i32 slot, i32 n_ctx, Err *e) 
     u64 n = (u64)n_ctx;
     d->tokens = mem_alloc_n(n, sizeof *d->tokens, e);
     d->masked = mem_alloc_n(n, sizeof *d->masked, e);
+    d->fresh = mem_alloc_n(n, sizeof *d->fresh, e);
     d->probs = mem_alloc_n(n, sizeof *d->probs, e);
     d->reveals = mem_alloc_n(n, sizeof *d->reveals, e);
+    d->candidates = mem_alloc_n(n, sizeof *d->candidates, e);
     d->targets = mem_alloc_n(n, sizeof *d->targets, e);
     d->best = mem_alloc_n(n, sizeof *d->best, e);
     d->best_prob = mem_alloc_n(n, sizeof *d->best_prob, e);
+    d->scores = mem_alloc_n(n, sizeof *d->scores, e);
     d->heap = mem_alloc_n((u64)m->n_vocab, sizeof *d->heap, e);
     d->row = mem_alloc_n((u64)m->n_vocab, sizeof *d->row, e);
     d->counts = mem_alloc_n((u64)m->n_vocab, sizeof *d->counts, e);
-    return d->tokens && d->masked && d->probs && d->reveals && d->targets && d->best &&
-           d->best_prob && d->heap && d->row && d->counts;
+    return d->tokens && d->masked && d->fresh && d->probs && d->reveals && d->candidates &&
+           d->targets && d->best && d->best_prob && d->scores && d->heap && d->row && d->counts;
 }
 
 static void decode_close(Decode *d) {
-    void *all[] = {d->tokens,    d->masked, d->probs, d->reveals, d->targets, d->best,
-                   d->best_prob, d->heap,   d->row,   d->counts,  d->tops};
+    void *all[] = {d->tokens,     d->masked,  d->fresh,  d->probs,     d->reveals,
+                   d->candidates, d->targets, d->best,   d->best_prob, d->scores,
+                   d->heap,       d->row,     d->counts, d->tops};
     for (size_t i = 0; i < COUNT_OF(all); i++) mem_free(all[i]);
     buf_free(&d->text);
     *d = (Decode){0};
+}
+
+/* ---- rules: which candidates a step reveals ----
+ *
+ * A step reveals the `quota` candidates with the highest scores, and every other one whose score is
+ * above the limit. The published rules are choices of score, quota and limit:
+ *
+ *     threshold               Fast-dLLM (Wu et al. 2025): p > threshold, and always the best
+ *     low_confidence_dynamic  SDAR, LLaDA2: an even share, or all with p > threshold if these are more
+ *     low_confidence, random  LLaDA (Nie et al. 2025), SDAR (static): an even share
+ *     sequential              SDAR: an even share, left to right
+ *     entropy_bound           WeDLM: entropy + 0.02 per place < threshold, and always the best
+ *     origin                  Dream (Ye et al. 2025): each with the share of its timestep as chance
+ *     maskgit_plus, topk_margin, entropy  Dream: the best of them, as many as the timestep says
+ *
+ * where p is the plain softmax probability, whatever the temperature. */
+
+typedef enum {
+    SCORE_PROB,
+    SCORE_MARGIN,       /* p of the likeliest token - p of the next */
+    SCORE_ENTROPY,      /* negative */
+    SCORE_ENTROPY_NEAR, /* the same, less a price for the distance from the first mask */
+    SCORE_POSITION,     /* the first is the best */
+    SCORE_RANDOM        /* drawn anew at each step */
+} DecodeScore;
+
+typedef enum { QUOTA_NONE, QUOTA_ONE, QUOTA_EVEN, QUOTA_TIME } DecodeQuota;
+typedef enum { LIMIT_NONE, LIMIT_THRESHOLD, LIMIT_ENTROPY, LIMIT_TIME } DecodeLimit;
+
+typedef struct {
+    DecodeScore score;
+    DecodeQuota quota;
+    DecodeLimit limit;
+} DecodeRule;
+
+static const DecodeRule DECODE_RULES[] = {
+    [RULE_THRESHOLD] = {SCORE_PROB, QUOTA_ONE, LIMIT_THRESHOLD},
+    [RULE_LOW_CONFIDENCE_DYNAMIC] = {SCORE_PROB, QUOTA_EVEN, LIMIT_THRESHOLD},
+    [RULE_LOW_CONFIDENCE] = {SCORE_PROB, QUOTA_EVEN, LIMIT_NONE},
+    [RULE_SEQUENTIAL] = {SCORE_POSITION, QUOTA_EVEN, LIMIT_NONE},
+    [RULE_RANDOM] = {SCORE_RANDOM, QUOTA_EVEN, LIMIT_NONE},
+    [RULE_ENTROPY_BOUND] = {SCORE_ENTROPY_NEAR, QUOTA_ONE, LIMIT_ENTROPY},
+    [RULE_ORIGIN] = {SCORE_RANDOM, QUOTA_NONE, LIMIT_TIME},
+    [RULE_MASKGIT_PLUS] = {SCORE_PROB, QUOTA_TIME, LIMIT_NONE},
+    [RULE_TOPK_MARGIN] = {SCORE_MARGIN, QUOTA_TIME, LIMIT_NONE},
+    [RULE_ENTROPY] = {SCORE_ENTROPY, QUOTA_TIME, LIMIT_NONE},
+};
+
+#define DECODE_NEAR_PRICE 0.02 /* WeDLM's pos_penalty_factor */
+#define DECODE_TIME_END 1e-3   /* Dream's eps: time runs from 1 to here in equal steps */
+#define DECODE_NEVER 1e30      /* no score is above it, and all are above its negative */
+
+/* The share of the masks that a step of Dream's schedule reveals: 1 - s/t for the step from t to s. */
+static f64 decode_share_(i32 step, i32 steps) {
+    f64 each = (1 - DECODE_TIME_END) / steps;
+    return step + 1 >= steps ? 1 : each / (1 - each * step);
+}
+
+/* How many candidates a step reveals at least. n_places: of the sub-block; n: masked ones. */
+static i32 decode_quota_(DecodeQuota kind, i32 step, i32 steps, i32 n_places, i32 n) {
+    switch (kind) {
+    case QUOTA_NONE: return 0;
+    case QUOTA_ONE: return 1;
+    case QUOTA_EVEN: return n_places / steps + (step < n_places % steps);
+    case QUOTA_TIME: return (i32)((f64)n * decode_share_(step, steps));
+    }
+    return 0;
+}
+
+/* Marks what is revealed of c [n], by rising position, and returns how many: see above. Of equal
+ * scores the first is the higher. */
+static i32 decode_pick_(DecodeCandidate *c, i32 n, i32 quota, f64 limit) {
+    i32 n_chosen = 0;
+    for (i32 i = 0; i < n; i++) {
+        i32 better = 0;
+        for (i32 k = 0; k < n; k++)
+            better += c[k].score > c[i].score || (c[k].score == c[i].score && k < i);
+        c[i].chosen = better < quota || c[i].score > limit;
+        n_chosen += c[i].chosen;
+    }
+    return n_chosen;
 }
 
 /* ---- blocks ---- */
@@ -234,14 +345,24 @@ static i32 decode_block_begin_(const Decode *d, i32 pos) {
     return pos < d->origin ? 0 : decode_block_end_(d, pos) - d->p.block_size;
 }
 
+/* Moves the window to where the answer is not final yet. */
+static void decode_slide_(Decode *d) {
+    i32 first = d->block_begin = d->n_cached;
+    while (first < d->n_limit && !d->masked[first]) first++;
+    d->sub_begin = first;
+    d->block_end = MIN_OF(first + d->p.block_size, d->n_limit);
+}
+
 static void decode_enter_block_(Decode *d, i32 begin) {
     d->block_begin = begin;
     d->block_end =
-        MIN_OF(decode_block_end_(d, begin), d->attention == ATTEND_FULL ? d->n_total : d->n_ctx);
+        MIN_OF(decode_block_end_(d, begin), d->attention == ATTEND_FULL ? d->n_limit : d->n_ctx);
     d->sub_begin = begin;
     d->step = 0;
     d->block_in_cache = false;
+    d->next.pos = -1;
     d->phase = PHASE_DENOISE;
+    if (d->window) decode_slide_(d);
 }
 
 static bool decode_has_masks_(const Decode *d, i32 begin, i32 end) {
@@ -263,14 +384,41 @@ static bool decode_seek_sub_block_(Decode *d) {
 
 /* ---- beginning ---- */
 
+/* *p with the model's values where it leaves the choice. */
+static DecodeParams decode_resolved(const DecodeRecord *r, const DecodeParams *p) {
+    DecodeParams d = *p;
+    if (d.block_size == 0) d.block_size = r->block_size;
+    if (d.sub_block_size == 0)
+        d.sub_block_size = r->sub_block_size == r->block_size
+                               ? d.block_size
+                               : MIN_OF(r->sub_block_size, d.block_size);
+    if (d.rule == RULE_MODEL) d.rule = r->rule;
+    if (d.steps == 0) d.steps = r->steps;
+    if (!(d.threshold > 0)) d.threshold = r->threshold;
+    if (d.cache == CACHE_MODEL) d.cache = r->cache;
+    if (!d.dual_cache) d.cache = CACHE_NONE;
+    return d;
+}
+
 static bool decode_resolve_(Decode *d, const DecodeParams *p, Err *e) {
     const DecodeRecord *r = &d->m->decode;
-    d->p = *p;
     ASSERT(p->mode != DECODE_AUTO);
-    if (d->p.block_size == 0) d->p.block_size = r->block_size;
-    if (d->p.sub_block_size == 0) d->p.sub_block_size = MIN_OF(r->sub_block_size, d->p.block_size);
-    if (!(d->p.threshold > 0)) d->p.threshold = r->threshold;
-    if (d->p.mode == DECODE_GREEDY) d->p.sub_block_size = d->p.block_size, d->p.threshold = -1;
+    d->p = decode_resolved(r, p);
+    d->attention = p->mode == DECODE_AR ? ATTEND_CAUSAL : (ModelAttention)r->attention;
+    d->shift = p->mode == DECODE_AR || r->shift;
+    d->window = p->mode != DECODE_AR && r->order == ORDER_REVEALED;
+    if (p->mode == DECODE_AR) d->p.rule = RULE_THRESHOLD; /* none decides, and this one is cheap */
+    if (d->p.mode == DECODE_GREEDY || d->window) d->p.sub_block_size = d->p.block_size;
+    if (d->p.mode == DECODE_ADAPTIVE && DECODE_RULES[d->p.rule].limit != LIMIT_THRESHOLD)
+        return err_set(e, ERR_USAGE,
+                       "adaptive decoding loosens a threshold of probability, and the rule %s has "
+                       "none: use iterative",
+                       MODEL_RULE_NAMES[d->p.rule]);
+    if (p->n_suffix > 0 && d->attention != ATTEND_FULL)
+        return err_set(e, ERR_USAGE,
+                       "a suffix wants full attention, and here it is %s: what comes later cannot "
+                       "be seen",
+                       MODEL_ATTENTION_NAMES[d->attention]);
     if (d->p.block_size < 1 || d->p.block_size > MODEL_BLOCK_MAX)
         return err_set(e, ERR_USAGE, "block size %d is outside 1 to %d", d->p.block_size,
                        MODEL_BLOCK_MAX);
@@ -288,9 +436,7 @@ static bool decode_resolve_(Decode *d, const DecodeParams *p, Err *e) {
     if (d->p.n_top && !d->tops &&
         !(d->tops = mem_alloc_n((u64)d->n_ctx * DECODE_TOP_MAX, sizeof *d->tops, e)))
         return false;
-    d->attention = p->mode == DECODE_AR ? ATTEND_CAUSAL : (ModelAttention)r->attention;
-    if (p->mode != DECODE_AR && !model_can_diffuse(d->m, e)) return false;
-    return true;
+    return p->mode == DECODE_AR || model_can_diffuse(d->m, e);
 }
 
 /* How much of the cache the new prompt can keep: whole blocks under the block mask, and never so
@@ -301,10 +447,26 @@ static i32 decode_reusable_(const Decode *d, const i32 *prompt, i32 n_prompt, i3
                  (d->p.block_size == d->cached_block && d->origin == d->cached_origin));
     i32 n = 0, n_max = MIN_OF(d->n_cached, prefill_end);
     while (same && n < n_max && d->tokens[n] == prompt[n]) n++;
-    bool needs_last = d->p.mode == DECODE_AR || (d->m->decode.shift && prefill_end == n_prompt);
+    bool needs_last = d->shift && prefill_end == n_prompt;
     if (needs_last && n == prefill_end) n = MAX_OF(n - 1, 0);
     if (d->attention == ATTEND_BLOCK && n > 0) n = decode_block_begin_(d, n);
     return n;
+}
+
+/* Lays out the canvas: the prompt, the masks of the answer, under full attention the suffix. */
+static void decode_lay_out_(Decode *d, const i32 *prompt, i32 n_prompt) {
+    const DecodeParams *p = &d->p;
+    i32 n_free = d->n_ctx - n_prompt - p->n_suffix;
+    d->n_prompt = n_prompt;
+    d->n_limit = n_prompt + MIN_OF(p->max_tokens, n_free);
+    d->n_total = d->n_limit + p->n_suffix;
+    memcpy(d->tokens, prompt, (size_t)n_prompt * sizeof *prompt);
+    if (p->n_suffix) memcpy(d->tokens + d->n_limit, p->suffix, (size_t)p->n_suffix * sizeof(i32));
+    for (i32 i = 0; i < d->n_ctx; i++) {
+        d->masked[i] = i >= n_prompt && !(i >= d->n_limit && i < d->n_total);
+        d->probs[i] = !d->masked[i];
+        d->fresh[i] = 0;
+    }
 }
 
 /* Begins a request: prompt [n_prompt] token ids, 1 <= n_prompt < n_ctx. Reuses what the cache still
@@ -312,10 +474,10 @@ static i32 decode_reusable_(const Decode *d, const i32 *prompt, i32 n_prompt, i3
 static bool decode_begin(Decode *d, const i32 *prompt, i32 n_prompt, const DecodeParams *p,
                          Err *e) {
     if (n_prompt < 1) return err_set(e, ERR_USAGE, "the prompt is empty: give at least one token");
-    if (n_prompt >= d->n_ctx)
+    if (n_prompt >= d->n_ctx - p->n_suffix)
         return err_set(e, ERR_RUNTIME,
                        "the prompt has %d tokens but the context holds %d; shorten it or raise -c",
-                       n_prompt, d->n_ctx);
+                       n_prompt + p->n_suffix, d->n_ctx);
     if (p->max_tokens < 1)
         return err_set(e, ERR_USAGE, "the number of tokens to generate must be at least 1");
     if (!decode_resolve_(d, p, e)) return false;
@@ -328,17 +490,10 @@ static bool decode_begin(Decode *d, const i32 *prompt, i32 n_prompt, const Decod
     d->n_cached = decode_reusable_(d, prompt, n_prompt, prefill_end);
     d->cached_attention = d->attention, d->cached_block = d->p.block_size,
     d->cached_origin = d->origin;
-    memcpy(d->tokens, prompt, (size_t)n_prompt * sizeof *prompt);
-    memset(d->masked, 0, (size_t)n_prompt);
-    memset(d->masked + n_prompt, 1, (size_t)(d->n_ctx - n_prompt));
-    for (i32 i = 0; i < d->n_ctx; i++) d->probs[i] = i < n_prompt;
-    d->n_prompt = n_prompt;
-    d->n_limit = p->max_tokens < d->n_ctx - n_prompt ? n_prompt + p->max_tokens : d->n_ctx;
-    i32 whole = (d->n_limit - n_prompt + d->p.block_size - 1) / d->p.block_size * d->p.block_size;
-    d->n_total = MIN_OF(n_prompt + whole, d->n_ctx);
-    d->block = 0, d->n_out = 0, d->n_sent = 0, d->next_token = -1;
+    decode_lay_out_(d, prompt, n_prompt);
+    d->block = 0, d->step = 0, d->n_out = 0, d->n_sent = 0;
     d->n_targets = d->n_reveals = d->n_from_prefill = 0;
-    d->n_rows = 0;
+    d->n_rows = 0, d->n_commit = d->n_joined = 0;
     memset(d->n_forwards, 0, sizeof d->n_forwards);
     buf_clear(&d->text);
     d->utf8 = (TokUtf8){0};
@@ -354,39 +509,39 @@ static bool decode_begin(Decode *d, const i32 *prompt, i32 n_prompt, const Decod
 /* The least that decode_plan must be given room for, in rows and in rows of logits. */
 static i32 decode_rows_needed(const Decode *d) {
     if (d->phase == PHASE_AR) return 1;
-    return d->attention == ATTEND_FULL ? d->n_total : d->p.block_size;
+    if (d->attention == ATTEND_FULL) return d->n_total;
+    return d->phase == PHASE_DENOISE ? d->block_end - d->n_cached : d->p.block_size;
 }
 
 static i32 decode_logits_needed(const Decode *d) {
-    return d->phase == PHASE_DENOISE ? d->p.sub_block_size : 1;
+    if (d->phase != PHASE_DENOISE) return 1;
+    return MIN_OF(d->p.sub_block_size, d->block_end - d->block_begin);
 }
 
-static DlmRow decode_row_(const Decode *d, i32 pos) {
+/* Adds the row of a position to the plan; target: the position whose logits it shall give, or -1. */
+static DlmRow *decode_put_row_(Decode *d, DlmRow *rows, i32 *n, i32 pos, i32 target) {
+    DlmRow *row = &rows[(*n)++];
     i32 hi = pos + 1;
     if (d->attention == ATTEND_BLOCK) hi = MIN_OF(decode_block_end_(d, pos), d->n_ctx);
     if (d->attention == ATTEND_FULL) hi = d->n_total;
-    i32 token = d->masked[pos] ? d->m->decode.mask_id : d->tokens[pos];
-    return (DlmRow){.token = token,
+    *row = (DlmRow){.token = d->masked[pos] ? d->m->decode.mask_id : d->tokens[pos],
                     .pos = pos,
                     .slot = d->slot,
                     .cell = pos,
                     .kv_lo = 0,
                     .kv_hi = hi,
-                    .logits = -1};
+                    .logits = target < 0 ? -1 : d->n_targets};
+    if (target >= 0) d->targets[d->n_targets++] = target;
+    d->fresh[pos] = !d->masked[pos];
+    return row;
 }
 
-static i32 decode_plan_range_(const Decode *d, DlmRow *rows, i32 begin, i32 end) {
-    for (i32 pos = begin; pos < end; pos++) rows[pos - begin] = decode_row_(d, pos);
-    return end - begin;
-}
-
-/* The row of this plan that predicts position pos: its own, or the one before it in shifted models.
- */
-static void decode_want_(Decode *d, DlmRow *rows, i32 begin, i32 pos) {
-    i32 at = (d->m->decode.shift || d->p.mode == DECODE_AR ? pos - 1 : pos) - begin;
-    ASSERT(at >= 0);
-    rows[at].logits = d->n_targets;
-    d->targets[d->n_targets++] = pos;
+/* The rows [begin, end); the last one predicts position end, if that is wanted. */
+static i32 decode_plan_range_(Decode *d, DlmRow *rows, i32 begin, i32 end, bool wants_next) {
+    i32 n = 0;
+    for (i32 pos = begin; pos < end; pos++)
+        decode_put_row_(d, rows, &n, pos, wants_next && pos + 1 == end ? end : -1);
+    return n;
 }
 
 static i32 decode_plan_prefill_(Decode *d, DlmRow *rows, i32 n_rows_max) {
@@ -398,48 +553,64 @@ static i32 decode_plan_prefill_(Decode *d, DlmRow *rows, i32 n_rows_max) {
     }
     ASSERT(end > begin);
     d->prefill_to = end;
-    i32 n = decode_plan_range_(d, rows, begin, end);
-    bool last = end == d->block_begin;
-    if (last && (d->p.mode == DECODE_AR || (d->m->decode.shift && end == d->n_prompt)))
-        decode_want_(d, rows, begin, end);
+    return decode_plan_range_(d, rows, begin, end,
+                              d->shift && end == d->block_begin && end == d->n_prompt);
+}
+
+/* A window's rows: the revealed ones, then the masks, in cells that follow each other. */
+static i32 decode_plan_window_(Decode *d, DlmRow *rows) {
+    i32 n = 0;
+    for (int masked = 0; masked < 2; masked++)
+        for (i32 pos = d->block_begin; pos < d->block_end; pos++)
+            if (d->masked[pos] == masked) {
+                DlmRow *row = decode_put_row_(d, rows, &n, pos, masked ? pos : -1);
+                row->cell = d->block_begin + n - 1;
+                row->kv_hi = row->cell + 1;
+            }
     return n;
 }
 
 static i32 decode_plan_denoise_(Decode *d, DlmRow *rows) {
-    bool more = decode_seek_sub_block_(d);
+    if (d->window) return decode_plan_window_(d, rows);
+    bool more = decode_seek_sub_block_(d), full = d->attention == ATTEND_FULL;
     ASSERT(more);
-    i32 sub_end = MIN_OF(d->sub_begin + d->p.sub_block_size, d->block_end);
-    i32 begin = d->block_begin, end = d->block_end;
-    if (d->attention == ATTEND_FULL) begin = 0, end = d->n_total;
+    i32 n = 0, sub_end = MIN_OF(d->sub_begin + d->p.sub_block_size, d->block_end);
+    i32 begin = full ? 0 : d->n_cached, end = full ? d->n_total : d->block_end, want_end = sub_end;
     /* DualCache: once the whole block is in the cache, the sub-block's rows suffice, unless its
-     * first token is still masked, which only the row before the sub-block can predict. */
-    else if (d->p.dual_cache && d->block_in_cache && !d->masked[d->sub_begin])
-        begin = d->sub_begin, end = sub_end;
-    i32 n = decode_plan_range_(d, rows, begin, end);
-    for (i32 pos = d->sub_begin; pos < sub_end; pos++)
-        if (d->masked[pos] && !(pos == d->block_begin && d->next_token >= 0))
-            decode_want_(d, rows, begin, pos);
+     * first token is still masked and the row before the sub-block has to predict it. */
+    bool part =
+        d->p.cache != CACHE_NONE && d->block_in_cache && !(d->shift && d->masked[d->sub_begin]);
+    if (part) begin = d->sub_begin, end = sub_end;
+    /* Fast-dLLM's Dream: the forward that fills the cache gives a block its first token alone */
+    if (full && d->m->decode.first == FIRST_COMMIT && !d->block_in_cache)
+        want_end = d->block_begin + 1;
+    for (i32 pos = begin; pos < end; pos++) {
+        i32 target = pos + d->shift;
+        bool wants = target >= d->sub_begin && target < want_end && d->masked[target] &&
+                     target != d->next.pos;
+        if (part && d->p.cache == CACHE_MASKED && !wants && (d->masked[pos] || d->fresh[pos]))
+            continue;
+        decode_put_row_(d, rows, &n, pos, wants ? target : -1);
+    }
+    if (!full) d->n_commit = d->block_begin - d->n_cached;
     return n;
 }
 
 /* Writes the rows of the next forward; returns their number, 0 when the answer is complete.
- * n_rows_max is at least the block size (the canvas, under full attention). Rows that want logits
- * are numbered from 0; *n_logits says how many there are. */
+ * n_rows_max is at least decode_rows_needed. Rows that want logits are numbered from 0; *n_logits
+ * says how many there are. */
 static i32 decode_plan(Decode *d, DlmRow *rows, i32 n_rows_max, i32 *n_logits) {
     i32 n = 0;
-    d->n_targets = 0;
+    d->n_targets = d->n_commit = 0;
     switch (d->phase) {
     case PHASE_PREFILL: n = decode_plan_prefill_(d, rows, n_rows_max); break;
     case PHASE_DENOISE: n = decode_plan_denoise_(d, rows); break;
     case PHASE_COMMIT:
-        n = decode_plan_range_(d, rows, d->block_begin, d->block_end);
         ASSERT(d->block_end < d->n_ctx); /* a block that fills the context ends the answer */
-        if (d->m->decode.shift) decode_want_(d, rows, d->block_begin, d->block_end);
+        n = decode_plan_range_(d, rows, d->block_begin, d->block_end, d->shift);
+        d->n_commit = n;
         break;
-    case PHASE_AR:
-        n = decode_plan_range_(d, rows, d->n_cached, d->n_cached + 1);
-        decode_want_(d, rows, d->n_cached, d->n_cached + 1);
-        break;
+    case PHASE_AR: n = decode_plan_range_(d, rows, d->n_cached, d->n_cached + 1, true); break;
     case PHASE_DONE: break;
     }
     ASSERT(n <= n_rows_max);
@@ -523,6 +694,7 @@ static void decode_reveal_(Decode *d, i32 pos, i32 token, f32 prob) {
     ASSERT(d->masked[pos]);
     d->tokens[pos] = token;
     d->masked[pos] = 0;
+    d->fresh[pos] = 0;
     d->probs[pos] = prob;
     d->reveals[d->n_reveals++] = (DecodeReveal){pos, token, prob};
 }
@@ -535,45 +707,87 @@ static f32 decode_threshold_(const Decode *d) {
     return MIN_OF(t, d->step == 0 ? MAX_OF(0.5f, t - 0.4f) : MAX_OF(0.7f, t - 0.2f));
 }
 
-/* The candidates of this step are next_token for the block's first position, where it is masked,
- * and the targets. */
+static f64 decode_limit_(const Decode *d, DecodeLimit kind, i32 steps) {
+    if (d->p.mode == DECODE_GREEDY) return -DECODE_NEVER;
+    switch (kind) {
+    case LIMIT_NONE: break;
+    case LIMIT_THRESHOLD: return (f64)decode_threshold_(d);
+    case LIMIT_ENTROPY: return -(f64)d->p.threshold;
+    case LIMIT_TIME: return -decode_share_(d->step, steps);
+    }
+    return DECODE_NEVER;
+}
+
+#define DECODE_DICE 0x646963656469u /* keeps these draws apart from those of tokens */
+
+/* Chooses among c [n] by the rule. A step that reveals nothing would be followed by one that sees
+ * the same logits: the schedule goes on at once. */
+static void decode_choose_places_(Decode *d, DecodeCandidate *c, i32 n) {
+    const DecodeRule *rule = &DECODE_RULES[d->p.rule];
+    i32 places = MIN_OF(d->p.sub_block_size, d->block_end - d->sub_begin);
+    i32 steps = d->p.steps ? d->p.steps : places;
+    for (bool done = false; !done; d->step++) {
+        for (i32 i = 0; i < n; i++) {
+            if (rule->score == SCORE_RANDOM)
+                c[i].score = -sample_uniform(d->p.sample.seed ^ DECODE_DICE, c[i].pos, d->step);
+            if (rule->score == SCORE_POSITION) c[i].score = -c[i].pos;
+        }
+        i32 quota = decode_quota_(rule->quota, d->step, steps, places, n);
+        if (d->step + 1 >= steps) quota = MAX_OF(quota, 1);
+        done = decode_pick_(c, n, quota, decode_limit_(d, rule->limit, steps)) > 0;
+    }
+}
+
+/* The candidates of this step are the next token for the block's first position, where that is known
+ * and still masked, and the targets. */
 static void decode_absorb_denoise_(Decode *d) {
     i32 n = 0;
-    DecodeReveal *c =
-        d->reveals; /* candidates first, then the chosen ones, in place: both by rising position */
-    if (d->sub_begin == d->block_begin && d->masked[d->block_begin] && d->next_token >= 0)
-        c[n++] = (DecodeReveal){d->block_begin, d->next_token, d->next_prob};
+    DecodeCandidate *c = d->candidates;
+    if (d->next.pos >= d->sub_begin) c[n++] = d->next;
     for (i32 i = 0; i < d->n_targets; i++)
-        c[n++] = (DecodeReveal){d->targets[i], d->best[i], d->best_prob[i]};
+        c[n++] = (DecodeCandidate){.pos = d->targets[i],
+                                   .token = d->best[i],
+                                   .prob = d->best_prob[i],
+                                   .score = d->scores[i]};
     ASSERT(n > 0);
-    i32 best = 0;
-    for (i32 i = 1; i < n; i++)
-        if (c[i].prob > c[best].prob) best = i; /* a tie goes to the lowest position */
-    f32 threshold = decode_threshold_(d);
+    if (DECODE_RULES[d->p.rule].score == SCORE_ENTROPY_NEAR)
+        for (i32 i = n - 1; i >= 0; i--) c[i].score -= DECODE_NEAR_PRICE * (c[i].pos - c[0].pos);
+    decode_choose_places_(d, c, n);
     for (i32 i = 0; i < n; i++)
-        if (c[i].prob > threshold || i == best) decode_reveal_(d, c[i].pos, c[i].token, c[i].prob);
-    d->step++;
-    d->block_in_cache = d->attention != ATTEND_FULL;
+        if (c[i].chosen) decode_reveal_(d, c[i].pos, c[i].token, c[i].prob);
+    d->block_in_cache = true;
+    if (d->attention == ATTEND_FULL) return;
+    /* what this forward found before the first mask is final now */
+    d->n_joined += d->n_commit > 0;
+    d->n_cached = d->window ? d->sub_begin : d->block_begin;
+    bool first = d->shift && c[0].pos == d->block_begin;
+    if (first) d->next = c[0];
+    if (first && c[0].chosen) d->next.pos = -1;
 }
 
 /* The prompt's whole blocks, or a finished block, are in the cache: on to the next block. */
 static void decode_next_block_(Decode *d, i32 begin) {
-    d->next_token = d->n_targets ? d->best[0] : -1;
-    d->next_prob = d->n_targets ? d->best_prob[0] : 0;
     decode_enter_block_(d, begin);
-    if (d->m->decode.first == FIRST_COMMIT && d->next_token >= 0 && d->masked[begin])
-        decode_reveal_(d, begin, d->next_token, d->next_prob);
+    if (d->n_targets == 0 || !d->masked[begin]) return;
+    d->next = (DecodeCandidate){
+        .pos = begin, .token = d->best[0], .prob = d->best_prob[0], .score = d->scores[0]};
+    if (d->m->decode.first != FIRST_COMMIT) return;
+    d->next.pos = -1;
+    decode_reveal_(d, begin, d->best[0], d->best_prob[0]);
 }
 
 static void decode_after_denoise_(Decode *d) {
-    if (decode_has_masks_(d, d->block_begin, d->block_end)) return;
+    bool open = d->window ? !d->finish : decode_has_masks_(d, d->block_begin, d->block_end);
+    if (d->window) decode_slide_(d);
+    if (open) return;
     if (d->finish) {
         d->phase = PHASE_DONE;
-    } else if (d->attention == ATTEND_FULL) {
+    } else if (d->attention != ATTEND_FULL &&
+               (d->p.lone_commit || d->m->decode.first == FIRST_COMMIT)) {
+        d->phase = PHASE_COMMIT;
+    } else { /* the next block's first forward makes this one final */
         d->block++;
         decode_enter_block_(d, d->block_end);
-    } else {
-        d->phase = PHASE_COMMIT;
     }
 }
 
@@ -615,33 +829,49 @@ static void decode_keep_top_(Decode *d, i32 pos, i32 best, f32 best_prob) {
     }
 }
 
-/* Chooses a token for each target: best[], best_prob[]. logits: [n_targets][n_vocab], the
- * backend's. */
+/* Does the score look at more of a row than the token chosen? */
+static bool decode_scores_spread_(DecodeScore score) {
+    return score == SCORE_MARGIN || score == SCORE_ENTROPY || score == SCORE_ENTROPY_NEAR;
+}
+
+static f64 decode_spread_(const Decode *d, DecodeScore score, i32 i, const SampleTools *tools) {
+    i32 n = d->m->n_vocab, best = d->best[i];
+    if (score == SCORE_MARGIN) return sample_margin(d->row, n, best, d->best_prob[i]);
+    return -sample_entropy(d->row, n, best, d->best_prob[i], tools);
+}
+
+/* Chooses a token for each target: best[], best_prob[], and its score. logits: [n_targets][n_vocab],
+ * the backend's. */
 static bool decode_choose_(Decode *d, f32 *logits, Err *e) {
     const Model *m = d->m;
-    i32 mask = m->decode.mask_id, banned = mask >= 0 && !tok_is_eog(m->tok, mask) ? mask : -1,
-        forward = 0;
+    const DecodeScore score = DECODE_RULES[d->p.rule].score;
+    i32 mask = m->decode.mask_id, banned = mask >= 0 && !tok_is_eog(m->tok, mask) ? mask : -1;
     if (d->n_targets == 0) return true;
     m->ops->top1(m->ops->self, logits, d->n_targets, m->n_vocab, banned, d->best, d->best_prob);
-    for (i32 i = 0; i < d->n_targets;
-         i++) /* the best logit's own term makes the softmax sum at least 1 */
+    for (i32 i = 0; i < d->n_targets; i++) {
+        d->scores[i] = (f64)d->best_prob[i];
+        /* the best logit's own term makes the softmax sum at least 1 */
         if (!(d->best_prob[i] > 0 && d->best_prob[i] <= 1))
             return err_set(
                 e, ERR_MODEL,
                 "%s: the model's output at position %d is not a number; its weights are damaged",
                 m->file->label, d->targets[i]);
-    bool changes = decode_changes_logits_(&d->p);
-    if (d->p.sample.temperature <= 0 && !changes && d->p.n_top == 0) return true;
+    }
+    bool changes = decode_changes_logits_(&d->p), spread = decode_scores_spread_(score);
+    if (d->p.sample.temperature <= 0 && !changes && !spread && d->p.n_top == 0) return true;
+    /* the same number in whichever forwards the prompt and finished blocks were run */
+    i32 draw = d->n_forwards[PHASE_DENOISE] + d->n_forwards[PHASE_AR];
     const SampleTools tools = {d->heap, m->ops->exps ? m->ops->exps : ref_exps};
-    for (i32 i = 0; i < PHASE_DONE; i++) forward += d->n_forwards[i];
     for (i32 i = 0; i < d->n_targets; i++) {
         m->ops->download(m->ops->self, d->row, logits + (i64)i * m->n_vocab,
                          (u64)m->n_vocab * sizeof(f32));
         if (changes) decode_change_row_(d, &d->best[i], &d->best_prob[i]);
         if (d->p.n_top) decode_keep_top_(d, d->targets[i], d->best[i], d->best_prob[i]);
-        f64 u = sample_uniform(d->p.sample.seed, d->targets[i], forward);
+        f64 width = spread ? decode_spread_(d, score, i, &tools) : 0;
+        f64 u = sample_uniform(d->p.sample.seed, d->targets[i], draw);
         d->best[i] = sample_token(d->row, m->n_vocab, &d->p.sample, d->best[i], d->best_prob[i], u,
                                   &tools, &d->best_prob[i]);
+        d->scores[i] = spread ? width : (f64)d->best_prob[i];
     }
     return true;
 }

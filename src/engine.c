@@ -45,6 +45,7 @@ typedef struct {
     i32 n_slots;
     bool automatic; /* requests will be DECODE_AUTO: measure now what that needs */
     int notes; /* a file open for reading and appending that remembers what was measured, or -1 */
+    const char *convention; /* NULL, or a name of MODEL_CONVENTIONS to decode by */
 } EngineOptions;
 
 static EngineOptions engine_options_default(void) {
@@ -76,6 +77,7 @@ typedef struct {
     EngineSlot *slots; /* [n_slots] */
     DlmRow *rows;      /* [n_rows_max] */
     i32 n_slots;
+    i32 block_size_max; /* the largest block that memory was reserved for */
     i32 turn;  /* the slot that is served first in the next step */
     u64 clock; /* counts requests: the least recently used slot has the lowest */
     f64 load_ms;
@@ -143,12 +145,14 @@ static bool engine_open_slots_(Engine *g, const EngineOptions *o, Err *e) {
     /* under full attention every step runs the whole canvas; else the largest forward is a prefill
      * chunk */
     i32 rows = MAX_OF(o->n_rows_max, ENGINE_ROWS_MAX);
+    g->block_size_max = MAX_OF(g->model.decode.block_size, o->block_size_max);
+    rows = MAX_OF(rows, 2 * g->block_size_max); /* a block, and the commit of the one before */
     if (g->model.decode.attention == ATTEND_FULL) rows = MAX_OF(rows, n_ctx);
     g->graph_options = (GraphOptions){
         .n_slots = o->n_slots, .n_ctx = n_ctx, .n_rows_max = rows, .kv_type = o->kv_type};
-    i32 block = MAX_OF(g->model.decode.block_size, o->block_size_max);
     g->graph_options.n_logits_max =
-        MAX_OF(block, MIN_OF(o->n_slots * g->model.decode.sub_block_size, ENGINE_LOGITS_MAX));
+        MAX_OF(MIN_OF(g->block_size_max, n_ctx),
+               MIN_OF(o->n_slots * g->model.decode.sub_block_size, ENGINE_LOGITS_MAX));
     if (!graph_open(&g->graph, &g->model, &g->graph_options, e)) return false;
     g->rows = mem_alloc_n((u64)rows, sizeof *g->rows, e);
     g->slots = g->rows ? mem_alloc_n((u64)o->n_slots, sizeof *g->slots, e) : NULL;
@@ -163,8 +167,10 @@ static bool engine_open_slots_(Engine *g, const EngineOptions *o, Err *e) {
 
 /* What of the options concerns the reading of a model. */
 static bool engine_model_options(const EngineOptions *o, ModelOptions *mo, Err *e) {
-    *mo = (ModelOptions){
-        .mask_id = o->mask_token_id, .i2s_layout = o->i2s_layout, .mapped = o->path != NULL};
+    *mo = (ModelOptions){.mask_id = o->mask_token_id,
+                         .convention = o->convention,
+                         .i2s_layout = o->i2s_layout,
+                         .mapped = o->path != NULL};
     Buf text = {.max = 1 << 20};
     bool ok = !o->tl_config || (os_read_file(o->tl_config, &text, e) &&
                                 tl_parse(&mo->tl, buf_view(&text), o->tl_config, e));
@@ -287,11 +293,15 @@ static bool engine_start(Engine *g, i32 slot, const i32 *prompt, i32 n_prompt,
         if (prompt[i] < 0 || prompt[i] >= g->model.n_vocab)
             return err_set(e, ERR_USAGE, "prompt token %d is %d, outside the vocabulary of %d", i,
                            prompt[i], g->model.n_vocab);
-    if (p->block_size > g->graph.n_logits_max)
+    for (i32 i = 0; i < p->n_suffix; i++)
+        if (p->suffix[i] < 0 || p->suffix[i] >= g->model.n_vocab)
+            return err_set(e, ERR_USAGE, "suffix token %d is %d, outside the vocabulary of %d", i,
+                           p->suffix[i], g->model.n_vocab);
+    if (p->block_size > g->block_size_max)
         return err_set(
             e, ERR_USAGE,
             "block size %d is larger than %d, for which memory was reserved when the model was loaded",
-            p->block_size, g->graph.n_logits_max);
+            p->block_size, g->block_size_max);
     s->from_ms = os_now_ms();
     const DecodeParams use = engine_params_(g, slot, p);
     if (!decode_begin(&s->decode, prompt, n_prompt, &use, e)) return false;
@@ -312,7 +322,7 @@ static void engine_cancel(Engine *g, i32 slot) {
 typedef struct {
     i32 slot, n_rows, first_logits, n_logits;
     DecodePhase phase;
-    i32 begin, end, block, step; /* of the decoder, as they were when the rows were planned */
+    i32 begin, end, block, step, n_commit; /* of the decoder, as they were when the rows were planned */
 } EnginePart_;
 
 #define ENGINE_SLOTS_MAX 256
@@ -332,6 +342,7 @@ static bool engine_plan_slot_(Engine *g, i32 i, bool prefill, i32 *n_rows, i32 *
     DlmRow *rows = g->rows + *n_rows;
     part->n_rows = decode_plan(d, rows, rows_left, &part->n_logits);
     part->begin = d->block_begin, part->end = d->block_end, part->step = d->step;
+    part->n_commit = d->n_commit;
     for (i32 r = 0; r < part->n_rows; r++)
         if (rows[r].logits >= 0) rows[r].logits += *n_logits;
     *n_rows += part->n_rows;
@@ -349,6 +360,7 @@ static void engine_tell_step_(EngineSlot *s, const EnginePart_ *part, f64 ms) {
                        .block = part->block,
                        .step = part->step,
                        .n_rows = part->n_rows,
+                       .n_commit = part->n_commit,
                        .ms = ms,
                        .reveals = d->reveals,
                        .n_reveals = d->n_reveals,
@@ -427,6 +439,7 @@ static bool engine_finish(Engine *g, i32 slot, DecodeResult *r, Err *e) {
                         .n_forwards_denoise = n[PHASE_DENOISE],
                         .n_forwards_commit = n[PHASE_COMMIT],
                         .n_forwards_ar = n[PHASE_AR],
+                        .n_joined = d->n_joined,
                         .n_from_prefill = d->n_from_prefill,
                         .n_rows = d->n_rows,
                         .mode = d->p.mode,

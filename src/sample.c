@@ -136,4 +136,28 @@ static i32 sample_token(const f32 *logits, i32 n, const SampleParams *p, i32 bes
     return chosen;
 }
 
+/* How far the likeliest token's probability is above the next one's. */
+static f64 sample_margin(const f32 *logits, i32 n, i32 best, f32 best_prob) {
+    f32 next = KERN_MINUS_INF;
+    for (i32 i = 0; i < n; i++)
+        if (i != best) next = MAX_OF(next, logits[i]);
+    return (f64)best_prob * (1 - (f64)kern_expf(next - logits[best]));
+}
+
+/* The entropy of a row's softmax, in nats: log of the sum of exponentials, less their mean logit;
+ * both with the best logit as zero. */
+static f64 sample_entropy(const f32 *logits, i32 n, i32 best, f32 best_prob,
+                          const SampleTools *tools) {
+    f64 mean = 0;
+    f32 terms[SAMPLE_BITE];
+    for (i32 at = 0; at < n; at += SAMPLE_BITE) {
+        i32 n_terms = MIN_OF(n - at, SAMPLE_BITE);
+        for (i32 i = 0; i < n_terms; i++) terms[i] = logits[at + i] - logits[best];
+        tools->exps(terms, n_terms);
+        for (i32 i = 0; i < n_terms; i++) /* the mask's logit is minus infinity */
+            if (terms[i] > 0) mean += (f64)terms[i] * (f64)(logits[at + i] - logits[best]);
+    }
+    return -kern_log((f64)best_prob) - mean * (f64)best_prob;
+}
+
 #endif

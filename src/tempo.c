@@ -110,7 +110,8 @@ static void tempo_read_line_(Tempo *t, const char *line) {
 /* Damaged notes are as good as none. */
 static void tempo_read_notes_(Tempo *t) {
     Buf text = {.max = TEMPO_NOTES_MAX};
-    if (t->notes < 0 || !os_read_fd(t->notes, "notes", &text, NULL)) text.n = 0;
+    if (t->notes < 0) return;
+    if (!os_read_fd(t->notes, "notes", &text, NULL)) text.n = 0;
     buf_char(&text, 0);
     for (char *line = text.p, *end; !text.failed && *line; line = end + 1) {
         if (!(end = strchr(line, '\n'))) break;

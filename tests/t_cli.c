@@ -209,7 +209,12 @@ static void test_stats(void) {
         STR("12 tokens \xc2\xb7 3 forwards (2 denoise + 1 commit) \xc2\xb7 4.0 tokens/forward "
             "(6.0 per denoise) \xc2\xb7 1200 tok/s \xc2\xb7 first token 3.1 ms \xc2\xb7 peak ")));
     buf_clear(&out);
-    r.n_forwards_denoise = r.n_forwards_commit = 0;
+    r.n_forwards_commit = 0, r.n_joined = 1;
+    cli_put_stats_(&out, &r);
+    CHECK(str_starts(buf_view(&out),
+                     STR("12 tokens \xc2\xb7 2 forwards (2 denoise, 1 of them with a commit)")));
+    buf_clear(&out);
+    r.n_forwards_denoise = r.n_joined = 0;
     r.n_forwards_ar = 11;
     r.n_from_prefill = 1;
     cli_put_stats_(&out, &r);

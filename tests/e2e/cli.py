@@ -33,7 +33,7 @@ def test_answer():
     t.check(err[0] == "dlm: answering with the built-in demo model (-m names another)", err)
     t.check(
         re.fullmatch(
-            r"\d+ tokens · \d+ forwards? \(\d+ denoise \+ \d+ commit\) · [\d.]+ tokens/forward "
+            r"\d+ tokens · \d+ forwards? \(\d+ denoise(?: \+ \d+ commit|, \d+ of them with a commit)\) · [\d.]+ tokens/forward "
             r"\([\d.]+ per denoise\) · [\d.]+ tok/s · first token [\d.]+ ms · peak [\d.]+ MiB",
             err[-1],
         ),
@@ -304,9 +304,12 @@ def test_json():
         },
         "decode": {
             "mode": str,
+            "rule": str,
+            "steps": int,
             "threshold": float,
             "block_size": int,
             "sub_block_size": int,
+            "cache": str,
             "dual_cache": bool,
             "early_stop": bool,
             "temperature": float,
@@ -361,7 +364,7 @@ def test_json():
     revealed = {}
     for line in lines:
         t.check(
-            set(line) == {"kind", "block", "step", "rows", "pos", "ids", "probs", "ms"},
+            set(line) == {"kind", "block", "step", "rows", "commit_rows", "pos", "ids", "probs", "ms"},
             f"--trace: {sorted(line)}",
         )
         t.check(len(line["pos"]) == len(line["ids"]) == len(line["probs"]), f"--trace: {line}")
@@ -514,7 +517,7 @@ def options():
 
 
 def test_help():
-    topics = ("modes", "formats", "sampling", "exit-codes", "env", "sandbox", "health")
+    topics = ("modes", "rules", "formats", "sampling", "exit-codes", "env", "sandbox", "health")
     verbs = ("run", "chat", "serve", "health", "cert", "info", "bench", "tokenize", "detokenize")
     verbs += ("version", "help", "completion")
     for name in (None, *topics, *verbs):
