@@ -23,7 +23,7 @@
  *
  *     roof            tls  api  batch  server  sandbox  cli  doors to the outside; only cli exits
  *     fourth floor    sample  decode  tempo  engine  bench   diffusion: why the house exists
- *                     hf  vocab  convert                     checkpoints into model files
+ *                     hf  vocab  plan  convert               checkpoints into model files
  *     third floor     model  graph                           what a model is; one forward pass
  *     second floor    quant  tl  kern_{ref,tile,x86,arm}  kern   numbers
  *     first floor     gguf  utf8  json  http  pre  tok  tmpl pure functions on bytes, all fuzzed
@@ -153,6 +153,7 @@ SMALL_ROOMS
 /* A checkpoint's settings and tokenizer as keys of a model file; its tensors, row by row. */
 #include "src/hf.c"
 #include "src/vocab.c"
+#include "src/plan.c"
 FAST_ROOMS
 #include "src/convert.c"
 

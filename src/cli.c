@@ -2,7 +2,7 @@
  *
  * Owns:      the process: what is printed where, and the exit status.
  * Stands on: base mem os pool net gguf json http utf8 tok tmpl quant kern model graph decode engine
- *            bench convert tls api server sandbox
+ *            bench plan convert tls api server sandbox
  * Promises:  the answer and nothing else on stdout, everything else on stderr; every failure is one
  *            clear line; the only room that decides how the program ends. */
 #ifndef DLM_CLI_C
@@ -23,6 +23,7 @@
 #include "model.c"
 #include "net.c"
 #include "os.c"
+#include "plan.c"
 #include "pool.c"
 #include "quant.c"
 #include "sandbox.c"
@@ -49,7 +50,7 @@ typedef struct {
     EngineOptions engine;
     DecodeParams decode;
     BenchOptions bench;
-    ConvertOptions convert;
+    PlanOptions convert;
     const char *bench_questions, *bench_plot;
     const char *prompt, *file, *suffix, *system, *system_file, *template_file, *trace;
     i32 watch_ms;
@@ -157,7 +158,7 @@ static const CliWord CLI_MAKE_TYPES[] = {
     {"q4_0", DLM_Q4_0},   {"q2_K", DLM_Q2_K},   {"q4_K", DLM_Q4_K}, {"q5_K", DLM_Q5_K},
     {"q6_K", DLM_Q6_K},   {NULL, 0}};
 static const CliWord CLI_TERNARIES[] = {
-    {"auto", CONVERT_AUTO}, {"yes", CONVERT_TERNARY}, {"no", CONVERT_DENSE}, {NULL, 0}};
+    {"auto", PLAN_AUTO}, {"yes", PLAN_TERNARY}, {"no", PLAN_DENSE}, {NULL, 0}};
 static const CliWord CLI_SCALES[] = {{"tensor", false}, {"block", true}, {NULL, 0}};
 static const CliWord CLI_KV_TYPES[] = {{"f16", DLM_F16}, {"f32", DLM_F32}, {NULL, 0}};
 
@@ -305,7 +306,7 @@ static const CliOpt CLI_OPTS[] = {
      CLI_AT(engine.kv_type), .words = CLI_KV_TYPES, .verbs = CLI_ENGINE | CLI_INFO,
      .group = CLI_G_MODEL,
      .help = "Number type of the cache of keys and values; f32 takes twice the memory of f16."},
-    {0, "pre", NULL, CLI_TEXT, "NAME", CLI_AT(engine.pre), .verbs = CLI_FILES, .group = CLI_G_MODEL,
+    {0, "pre", NULL, CLI_TEXT, "NAME", CLI_AT(engine.pre), .verbs = CLI_FILES | CLI_CONVERT, .group = CLI_G_MODEL,
      .unset = "the file's", .help = "Pre-tokenizer, where the file's is wrong."},
 
     {0, "host", NULL, CLI_TEXT, "ADDRESS", CLI_AT(server.host), .verbs = CLI_SERVE,
@@ -565,6 +566,20 @@ static const CliTopic CLI_TOPICS[] = {
      "\n"
      "A model can diffuse when it was trained to and its mask token is known: from --mask-token-id,\n"
      "then tokenizer.ggml.mask_token_id, then the vocabulary. dlm info FILE says which it was.\n"},
+    {"conversion", "Making a GGUF file",
+     "dlm convert FOLDER -o FILE reads a checkpoint in Hugging Face's layout: config.json, safetensors\n"
+     "(one file, or those of an index), tokenizer.json or tokenizer.model, and the chat template.\n"
+     "dlm convert A.gguf -o B.gguf --type TYPE changes the type of the weights of a GGUF file.\n"
+     "\n"
+     "  ternary     BitNet checkpoints as floats (rounded by their mean magnitude, as in training) or\n"
+     "              packed become tq2_0, exactly; tq1_0, q2_0 and i2_s hold the same values\n"
+     "  others      keep their type, or become f32 f16 bf16 q8_0 q4_0 q4_K q5_K q6_K q2_K\n"
+     "  diffusion   the mask token, blocks and attention are written as diffusion.* keys, from\n"
+     "              config.json, generation_config.json and the options above\n"
+     "\n"
+     "What was decided is said on standard error. The new file appears when it is complete; what fails or\n"
+     "is interrupted leaves nothing behind. Nothing of the input is changed, and nothing is dropped\n"
+     "unsaid.\n"},
     {"sampling", "How a token is chosen",
      "At --temp 0, the default, every token is the most probable one: diffusion models are trained\n"
      "and measured that way, and the answer is then the same every time. Above 0, in this order:\n"
@@ -838,9 +853,9 @@ static Cli cli_defaults_(void) {
                  .server = server_options_default(),
                  .days = 365,
                  .bench = {.n_prompt = 512, .n_gen = 32, .reps = 5},
-                 .convert = {.type = CONVERT_AS_IS,
-                             .embed_type = CONVERT_AS_IS,
-                             .output_type = CONVERT_AS_IS},
+                 .convert = {.type = PLAN_AS_IS,
+                             .embed_type = PLAN_AS_IS,
+                             .output_type = PLAN_AS_IS},
                  .stats = true,
                  .watch_ms = 50};
 }
@@ -1327,7 +1342,8 @@ static bool cli_engine_open_(CliEngine *x, const Cli *c, Err *e) {
 /* The engine of run and chat, in a sandbox that knows no network and no file but the model. What is
  * written is opened before. */
 static bool cli_engine_open_alone_(CliEngine *x, const Cli *c, Err *e) {
-    const SandboxPath paths[] = {{c->engine.path, false}, {c->template_file, false}};
+    const SandboxPath paths[] = {
+        {c->engine.path, false}, {c->engine.tl_config, false}, {c->template_file, false}};
     const SandboxOptions options = {.mode = (SandboxMode)c->sandbox,
                                     .kind = SANDBOX_RUN,
                                     .paths = paths,
@@ -2430,9 +2446,10 @@ static ApiModel cli_served_(const Cli *c, const CliEngine *x) {
 /* What a server may still open: the model, and what SIGHUP reads again. */
 static bool cli_confine_(const Cli *c, Sandbox *box, Err *e) {
     const ServerOptions *o = &c->server;
-    const SandboxPath paths[] = {{c->engine.path, false}, {c->template_file, false},
-                                 {o->key_file, true},     {o->tls.cert, true},
-                                 {o->tls.key, true},      {o->tls.client_ca, true}};
+    const SandboxPath paths[] = {{c->engine.path, false},   {c->engine.tl_config, false},
+                                 {c->template_file, false}, {o->key_file, true},
+                                 {o->tls.cert, true},       {o->tls.key, true},
+                                 {o->tls.client_ca, true}};
     const SandboxOptions options = {.mode = (SandboxMode)c->sandbox,
                                     .kind = SANDBOX_SERVE,
                                     .paths = paths,
@@ -2698,10 +2715,10 @@ static bool cli_on_convert_cancelled_(void *arg) {
 }
 
 static bool cli_convert_(const Cli *c, Err *e) {
-    ConvertOptions o = c->convert;
+    PlanOptions o = c->convert;
     CliProgress p = {.from_ms = os_now_ms(),
                      .terminal = base_log_level >= LOG_INFO && cli_smart_terminal_(OS_STDERR)};
-    const ConvertEvents events = {&p, cli_on_note_, cli_on_progress_, cli_on_convert_cancelled_};
+    const PlanEvents events = {&p, cli_on_note_, cli_on_progress_, cli_on_convert_cancelled_};
     if (c->n_args == 0 || !o.to)
         return err_set(e, ERR_USAGE, "what to convert, and to which file? dlm convert FOLDER -o FILE");
     o.from = c->args[0];

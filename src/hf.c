@@ -56,6 +56,7 @@ typedef struct {
 static const HfClass HF_CLASSES[] = {
     {"LlamaForCausalLM", "llama", -1},
     {"MistralForCausalLM", "llama", -1},
+    {"MinistralForCausalLM", "llama", -1},
     {"SmolLM3ForCausalLM", "smollm3", -1},
     {"Qwen2ForCausalLM", "qwen2", -1},
     {"Qwen3ForCausalLM", "qwen3", -1},
@@ -456,21 +457,27 @@ static bool hf_put_window_(const Hf *h, GgufWriter *w, Err *e) {
         gguf_put_u32(w, hf_key_(h, key, "attention.sliding_window"), (u32)window);
         return true;
     }
-    i64 n = 0, sliding = 0, period = 0;
-    for (; n < (i64)json_count(d, types); n++, at = json_next(d, at)) {
+    u8 slides[MODEL_LAYER_MAX];
+    i64 n = 0, sliding = 0;
+    if ((i64)json_count(d, types) != h->n_layer)
+        return hf_wrong_(h, "layer_types", "a list with an entry for each layer", e);
+    for (; n < h->n_layer; n++, at = json_next(d, at)) {
         Str type = {"", 0};
         json_str(d, at, &type);
-        bool slides = str_eq(type, STR("sliding_attention"));
-        if (!slides && !str_eq(type, STR("full_attention")))
+        slides[n] = str_eq(type, STR("sliding_attention"));
+        sliding += slides[n];
+        if (!slides[n] && !str_eq(type, STR("full_attention")))
             return hf_wrong_(h, "layer_types", "a list of sliding_attention and full_attention", e);
-        if (!slides && !period) period = n + 1;
-        if (slides != (period == 0 || (n + 1) % period != 0))
-            return hf_wrong_(h, "layer_types", "a pattern that repeats", e);
-        sliding += slides;
     }
     if (sliding == 0) return true;
     gguf_put_u32(w, hf_key_(h, key, "attention.sliding_window"), (u32)window);
-    if (period) gguf_put_u32(w, hf_key_(h, key, "attention.sliding_window_pattern"), (u32)period);
+    const GgufKv pattern = {.key = str_of(hf_key_(h, key, "attention.sliding_window_pattern")),
+                            .type = GGUF_ARRAY,
+                            .elem = GGUF_BOOL,
+                            .count = (u64)n,
+                            .data = slides,
+                            .n_bytes = (u64)n};
+    if (sliding < n) gguf_put_raw_kv(w, &pattern);
     return true;
 }
 
