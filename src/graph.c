@@ -27,6 +27,7 @@ typedef struct {
     f32 *rows;      /* [n_logits_max][n_embd] */
     f32 *logits;    /* [n_logits_max][n_vocab] */
     f32 *turns;     /* [n_ctx][n_rot/2][2] cosines and sines of the rotary embedding */
+    f32 *q_turns;   /* those of queries, where they are others; else NULL */
     DlmRow *near;   /* [n_rows_max] the rows as layers that slide a window see them */
 } Graph;
 
@@ -49,7 +50,7 @@ static u64 graph_scratch_bytes(const Model *m, const GraphOptions *o) {
         embd = (u64)m->n_embd;
     u64 row = embd + 2 * MAX_OF(embd, q) + q + 2 * kv + 2 * (u64)m->n_ff;
     return 4 * (row * (u64)o->n_rows_max + (embd + (u64)m->n_vocab) * (u64)o->n_logits_max +
-                (u64)o->n_ctx * (u64)m->n_rot);
+                (u64)o->n_ctx * (u64)m->n_rot * (m->rope.query_growth > 0 ? 2 : 1));
 }
 
 static f32 *graph_floats_(Graph *g, i64 n, i64 each, Err *e) {
@@ -89,32 +90,34 @@ static f32 graph_frequency_(const Model *m, i32 n_ctx, i32 i) {
 }
 
 /* Cosines and sines for every position that a slot can hold. What stretches attention multiplies
- * them: a query's and a key's each. */
-static bool graph_turns_(Graph *g, i32 n_ctx, Err *e) {
+ * them: a query's and a key's each, or with query_growth those of queries alone. */
+static bool graph_turns_(Graph *g, f32 *turns, i32 n_ctx, f32 query_growth, Err *e) {
     const Model *m = g->m;
     i64 n = (i64)n_ctx * m->n_rot;
     f32 *host = mem_alloc_n((u64)n, sizeof(f32), e);
     if (!host) return false;
-    f64 grow = m->rope.attn_factor;
-    if (m->rope.stretch == STRETCH_YARN) grow *= 0.1 * kern_log(m->rope.factor) + 1;
+    const ModelRope *r = &m->rope;
+    f64 grow = r->attn_factor, log_factor = 0.1 * kern_log(r->factor);
+    if (r->stretch == STRETCH_YARN) grow *= (log_factor + 1) / (r->yarn_log_mul * log_factor + 1);
     for (i32 i = 0; i < m->n_rot / 2; i++) {
         f32 freq = graph_frequency_(m, n_ctx, i);
         for (i32 pos = 0; pos < n_ctx; pos++) {
             f64 sin, cos;
             kern_sincos((f64)((f32)pos * freq), &sin, &cos);
-            host[(i64)pos * m->n_rot + 2 * i] = (f32)(cos * grow);
-            host[(i64)pos * m->n_rot + 2 * i + 1] = (f32)(sin * grow);
+            f64 more = query_growth > 0 ? query_growth * kern_log(1 + pos / r->n_ctx_orig) + 1 : 1;
+            host[(i64)pos * m->n_rot + 2 * i] = (f32)(cos * grow * more);
+            host[(i64)pos * m->n_rot + 2 * i + 1] = (f32)(sin * grow * more);
         }
     }
-    g->ops->upload(g->ops->self, g->turns, host, (u64)n * sizeof(f32));
+    g->ops->upload(g->ops->self, turns, host, (u64)n * sizeof(f32));
     mem_free(host);
     return true;
 }
 
 static void graph_close(Graph *g) {
     if (!g->ops) return;
-    void *all[] = {g->kv.k, g->kv.v, g->x,  g->h,    g->q,      g->att,  g->k,
-                   g->v,    g->gate, g->up, g->rows, g->logits, g->turns};
+    void *all[] = {g->kv.k, g->kv.v, g->x,  g->h,    g->q,      g->att,   g->k,
+                   g->v,    g->gate, g->up, g->rows, g->logits, g->turns, g->q_turns};
     for (size_t i = 0; i < COUNT_OF(all); i++) g->ops->free(g->ops->self, all[i]);
     mem_free(g->near);
     *g = (Graph){0};
@@ -152,16 +155,19 @@ static bool graph_open(Graph *g, const Model *m, const GraphOptions *o, Err *e) 
         {&g->up, o->n_rows_max, m->n_ff},
         {&g->rows, o->n_logits_max, m->n_embd},
         {&g->logits, o->n_logits_max, m->n_vocab},
+        {&g->q_turns, m->rope.query_growth > 0 ? o->n_ctx : 0, m->n_rot},
         {&g->turns, o->n_ctx, m->n_rot},
     };
     for (size_t i = 0; i < COUNT_OF(wants) && (!e || e->code == ERR_NONE) && g->kv.v; i++)
-        if (!(*wants[i].p = graph_floats_(g, wants[i].n, wants[i].each, e))) break;
+        if (wants[i].n && !(*wants[i].p = graph_floats_(g, wants[i].n, wants[i].each, e))) break;
     i32 n_in_max = MAX_OF(MAX_OF(m->n_embd, n_q), m->n_ff);
     const char *why =
         g->turns ? g->ops->reserve(g->ops->self, o->n_rows_max, n_in_max, o->n_ctx) : NULL;
     if (why) err_set(e, ERR_MEMORY, "%s", why);
     g->near = g->turns && !why ? mem_alloc_n((u64)o->n_rows_max, sizeof *g->near, e) : NULL;
-    if (g->near && graph_turns_(g, o->n_ctx, e)) return true;
+    if (g->near && graph_turns_(g, g->turns, o->n_ctx, 0, e) &&
+        (!g->q_turns || graph_turns_(g, g->q_turns, o->n_ctx, m->rope.query_growth, e)))
+        return true;
     graph_close(g);
     return false;
 }
@@ -183,13 +189,13 @@ static void graph_project_(Graph *g, const DlmLinear *jobs, f32 *const *norms, i
 }
 
 /* Heads of queries or keys: normed each where the model does so, then turned. */
-static void graph_turn_(Graph *g, f32 *x, const f32 *norm, bool rotates, const DlmRow *rows,
+static void graph_turn_(Graph *g, f32 *x, const f32 *norm, const f32 *turns, const DlmRow *rows,
                         i32 n_rows, i32 n_head) {
     const Model *m = g->m;
     DlmOps *ops = g->ops;
     if (norm) ops->rms_norm(ops->self, x, x, norm, n_rows * n_head, m->head_dim, m->norm_eps);
-    if (rotates)
-        ops->rope(ops->self, x, rows, n_rows, n_head, m->head_dim, m->n_rot, g->turns,
+    if (turns)
+        ops->rope(ops->self, x, rows, n_rows, n_head, m->head_dim, m->n_rot, turns,
                   m->family->rope);
 }
 
@@ -198,13 +204,13 @@ static void graph_attention_(Graph *g, i32 index, const DlmRow *rows, i32 n_rows
     const ModelLayer *w = &m->layers[index];
     DlmOps *ops = g->ops;
     void *self = ops->self;
-    bool rotates = model_rotates(m, index);
+    const f32 *turns = model_rotates(m, index) ? g->turns : NULL;
     ops->rms_norm(self, g->h, g->x, w->norm_attn, n_rows, m->n_embd, m->norm_eps);
     const DlmLinear qkv[3] = {
         {&w->q, w->bias_q, g->q}, {&w->k, w->bias_k, g->k}, {&w->v, w->bias_v, g->v}};
     graph_project_(g, qkv, w->norm_in, 3, n_rows);
-    graph_turn_(g, g->q, w->norm_q, rotates, rows, n_rows, m->n_head);
-    graph_turn_(g, g->k, w->norm_k, rotates, rows, n_rows, m->n_head_kv);
+    graph_turn_(g, g->q, w->norm_q, g->q_turns ? g->q_turns : turns, rows, n_rows, m->n_head);
+    graph_turn_(g, g->k, w->norm_k, turns, rows, n_rows, m->n_head_kv);
     ops->kv_store(self, &g->kv, index, g->k, g->v, rows, n_rows);
     ops->attend(self, g->att, g->q, &g->kv, index, rows, n_rows, m->n_head,
                 1.0f / kern_sqrtf((f32)m->head_dim));

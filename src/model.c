@@ -292,7 +292,7 @@ typedef struct {
     i32 convention; /* how its models are decoded; 0: the common default */
 } ModelFamily;
 
-/* Mistral, SmolLM2 and the ternary Falcon3 and Llama 3 come as llama, DiffuCoder as dream, and what
+/* Mistral, Ministral, SmolLM2 and the ternary Falcon3 and Llama 3 come as llama, Ministral 3 as mistral3, DiffuCoder as dream, and what
  * was made to diffuse later as the family that it was made from. */
 #define BITNET_PARTS .need[PART_SUB_NORM] = NEED_YES, .need[PART_NORM_IN] = NEED_MAYBE
 #define SUB_NORM_PARTS .need[PART_SUB_NORM] = NEED_MAYBE, .need[PART_NORM_IN] = NEED_MAYBE
@@ -306,6 +306,7 @@ static const ModelFamily MODEL_FAMILIES[] = {
      BITNET_PARTS},
     {.arch = "bitnet", .rope = DLM_ROPE_NEOX, .act_key = true, BITNET_PARTS},
     {.arch = "llama", .rope = DLM_ROPE_NORM, SUB_NORM_PARTS, BIAS_PARTS},
+    {.arch = "mistral3", .rope = DLM_ROPE_NORM},
     {.arch = "smollm3", .rope = DLM_ROPE_NORM, .no_rope_interval = 4, SUB_NORM_PARTS},
     {.arch = "qwen2", .rope = DLM_ROPE_NEOX, .need[PART_QKV_BIAS] = NEED_YES, SUB_NORM_PARTS},
     {.arch = "qwen3", .rope = DLM_ROPE_NEOX, .need[PART_QK_NORM] = NEED_YES, SUB_NORM_PARTS},
@@ -347,6 +348,8 @@ typedef struct {
     f32 factor;               /* linear: divides all frequencies; yarn: the slow ones */
     f32 beta_fast, beta_slow; /* yarn: turns in n_ctx_orig tokens above which, and below which */
     f32 attn_factor;          /* multiplies cosines and sines */
+    f32 yarn_log_mul;         /* takes YaRN's own growth of them back, in part or, at 1, whole */
+    f32 query_growth;         /* queries times 1 + this * ln(1 + floor(position / n_ctx_orig)) */
     i32 n_ctx_orig;           /* the context of the first training */
     const f32 *divisors;      /* [n_rot / 2] or NULL: Llama 3's, per frequency */
     const f32 *short_divisors, *long_divisors; /* the same for longrope: up to n_ctx_orig, beyond */
@@ -457,6 +460,14 @@ static bool model_activation_(Model *m, Err *e) {
     return true;
 }
 
+/* Like model_positive_, where 0 means that the feature is not used. */
+static bool model_positive_or_0_(const Model *m, const char *suffix, f32 *out, Err *e) {
+    char key[128];
+    f32 value = 0;
+    if (!gguf_get_f32(m->file, model_key_(m, key, suffix), &value, e)) return false;
+    return value == 0 || model_positive_(m, suffix, out, e);
+}
+
 /* Frequencies and their stretching. The per-frequency divisors are tensors: model_divisors_. */
 static bool model_rope_(Model *m, Err *e) {
     char key[128];
@@ -485,6 +496,8 @@ static bool model_rope_(Model *m, Err *e) {
     return model_positive_(m, "rope.scaling.attn_factor", &r->attn_factor, e) &&
            model_positive_(m, "rope.scaling.yarn_beta_fast", &r->beta_fast, e) &&
            model_positive_(m, "rope.scaling.yarn_beta_slow", &r->beta_slow, e) &&
+           model_positive_or_0_(m, "rope.scaling.yarn_log_multiplier", &r->yarn_log_mul, e) &&
+           model_positive_or_0_(m, "attention.temperature_scale", &r->query_growth, e) &&
            model_dim_(m, "rope.scaling.original_context_length", 2, MODEL_CTX_MAX, &r->n_ctx_orig,
                       e) &&
            model_dim_(m, "no_rope_layer_interval", 0, MODEL_LAYER_MAX, &m->no_rope_interval, e);
@@ -527,7 +540,7 @@ static const struct {
     {"attention.clamp_kqv", 0},
     {"attention.max_alibi_bias", 0},
     {"attention.scale", 0},
-    {"attention.temperature_scale", 0},
+    {"attention.temperature_length", 0},
     {"attn_logit_softcapping", 0},
     {"embedding_scale", 1},
     {"expert_count", 0},
@@ -537,7 +550,6 @@ static const struct {
     {"rope.scale_linear", 1},
     {"rope.scaling.yarn_attn_factor", 1},
     {"rope.scaling.yarn_ext_factor", 1},
-    {"rope.scaling.yarn_log_multiplier", 0},
 };
 
 static bool model_neutral_(const Model *m, Err *e) {
@@ -727,6 +739,11 @@ static bool model_read(Model *m, const Gguf *file, const Tok *tok, const ModelOp
         !model_record_(m, o, e))
         return false;
     model_parts_(m);
+    if (m->rope.query_growth && (m->n_rot < m->head_dim || m->no_rope_interval))
+        return err_set(e, ERR_MODEL,
+                       "%s: queries that grow with their position, in a model that does not rotate "
+                       "all of them, are not known to dlm",
+                       file->label);
     bool ranges = m->decode.attention != ATTEND_FULL && m->decode.order == ORDER_POSITION;
     if (ranges || m->window == 0 || m->window >= m->n_ctx_train) return true;
     return err_set(e, ERR_MODEL,
@@ -1083,6 +1100,7 @@ static void model_put_rotation(Buf *out, const Model *m) {
         buf_printf(out, ", positions divided by %g", (f64)r->factor);
     if (r->stretch == STRETCH_YARN)
         buf_printf(out, ", YaRN by %g beyond %d tokens", (f64)r->factor, r->n_ctx_orig);
+    if (r->query_growth) buf_printf(out, ", queries grow beyond %d tokens", r->n_ctx_orig);
     if (model_file_has_(m, "rope_factors_long.weight"))
         buf_printf(out, ", longrope in contexts beyond %d tokens", r->n_ctx_orig);
     if (model_file_has_(m, "rope_freqs.weight")) buf_printf(out, ", Llama 3's divisors");

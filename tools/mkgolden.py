@@ -68,6 +68,7 @@ LONGROPE = dict(
     partial_rotary_factor=0.75,
 )
 YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=N_ROTATED)
+YARN_GROWTH = dict(YARN, mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.5)
 LLAMA3 = dict(
     rope_type="llama3",
     factor=8.0,
@@ -148,6 +149,14 @@ FAMILIES = {
             sliding_window=8,
             layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         ),
+        mask=False,
+    ),
+    "ministral3": dict(
+        arch="mistral3",
+        model="Ministral3",
+        about="YaRN without its growth of keys, queries that grow with their position",
+        shape=dict(head_dim=16, num_attention_heads=2, num_key_value_heads=1),
+        rope=YARN_GROWTH,
         mask=False,
     ),
     "qwen2": dict(
@@ -525,6 +534,9 @@ def put_rope(g, f, arch, model):
         g.put(key + "original_context_length", U32, N_ROTATED)
     if kind == "yarn":
         g.put(key + "factor", F32, rope["factor"])
+    if "mscale_all_dim" in rope:
+        g.put(key + "yarn_log_multiplier", F32, rope["mscale_all_dim"])
+        g.put(arch + ".attention.temperature_scale", F32, rope["llama_4_scaling_beta"])
     if kind == "longrope":
         g.put(key + "attn_factor", F32, model.model.rotary_emb.attention_scaling)
         for name in ("short", "long"):
@@ -583,7 +595,7 @@ def write_gguf(path, name, f, model):
         theirs, suffix = full.rsplit(".", 1)
         base, w = gguf_name(theirs, f.get("sub_norm")), p.detach()
         part = base.rsplit(".", 1)[-1]
-        if arch in ("llama", "llada", "smollm3") and part in heads:
+        if arch in ("llama", "llada", "smollm3", "mistral3") and part in heads:
             w = rows_for_interleaved_pairs(w, heads[part])
         if linears and part in mkgguf.BLOCK_LINEARS.values():
             put_ternary(g, base, w, linears)

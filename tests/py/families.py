@@ -21,6 +21,7 @@ SPECIAL = {
     "smollm3": ("in all but one of every 4 layers", "silu"),
     "mistral": ("norm", "a window of 8 tokens"),
     "ministral": ("norm", "a window of 8 tokens in 2 of the layers"),
+    "ministral3": ("YaRN by 4 beyond 16 tokens, queries grow beyond 16 tokens", "silu"),
     "qwen2": ("neox, base 1e+06", "q/k/v biases"),
     "qwen2-yarn": ("YaRN by 4 beyond 16 tokens", "q/k/v biases"),
     "qwen3": ("neox, base 1e+06", "q/k norms"),
@@ -39,7 +40,7 @@ SPECIAL = {
     "sdar": ("neox", "q/k norms"),
     "wedlm": ("neox", "q/k norms"),
 }
-AUTOREGRESSIVE = {"tinyllama", "smollm3", "ministral", "phi3", "falcon3-158"}
+AUTOREGRESSIVE = {"tinyllama", "smollm3", "ministral", "ministral3", "phi3", "falcon3-158"}
 
 
 def main():
