@@ -251,6 +251,50 @@ def httpx_of(client):
     return client._client  # pylint: disable=protected-access
 
 
+# ---- what the guides that dlm was written for say, letter by letter ----
+
+GUIDES = (
+    (
+        """curl http://localhost:30000/v1/chat/completions \\
+    -H "Content-Type: application/json" \\
+    -d '{"messages":[{"role":"user","content":"Hello"}],"max_tokens":10}'
+""",
+        lambda a: a["object"] == "chat.completion" and 0 < a["usage"]["completion_tokens"] <= 10,
+    ),
+    ("curl http://localhost:30000/health", lambda a: a == {"status": "ok"}),
+    (
+        """curl http://localhost:30000/v1/chat/completions \\
+    -H "Content-Type: application/json" \\
+    -d '{
+        "messages": [{"role": "user", "content": "What is 2+2?"}],
+        "max_tokens": 50
+    }'
+""",
+        lambda a: content(a) == "2 + 2 equals 4.",
+    ),
+    (
+        """echo '{"prompt": "2+2=", "n_predict": 10}' | \\
+    curl -s http://localhost:30000/completion -d @-
+""",
+        lambda a: a["tokens_predicted"] <= 10 and isinstance(a["content"], str),
+    ),
+)
+
+
+def test_guides():
+    model = os.path.join("build", "models", "tiny-i2_s.gguf")
+    with Server("--model", model, "--port", "30000", "--block-size", "32", "--threshold", "0.95"):
+        for command, good in GUIDES:
+            done = subprocess.run(
+                ["sh", "-c", command], capture_output=True, timeout=60, check=False
+            )
+            try:
+                answer = json.loads(done.stdout)
+                t.check(done.returncode == 0 and good(answer), f"{command}: {answer}")
+            except ValueError:
+                t.check(False, f"{command}: {done}")
+
+
 # ---- every route's shape ----
 
 
