@@ -1,11 +1,14 @@
-/* quant_driver.c - the block formats as filters, for tests/py/dequant.py and tests/py/quantize.py.
+/* quant_driver.c - the block formats as filters, for tests/py/dequant.py, quantize.py and tl.py.
  *
  *     quant_driver                             lists the types: name, id, weights and bytes of a block
  *     quant_driver decode TYPE <blocks >values   whole blocks of the type with that id to f32 values
  *     quant_driver encode TYPE <values >blocks   the opposite; a refused block becomes zeros, and its
- *                                                number and the reason go to stderr */
+ *                                                number and the reason go to stderr
+ *     quant_driver TL1|TL2 M K FILE|- STEP <tensor >codes   each STEP-th row of a matrix of M x K, of
+ *                                                scale 0.5; FILE: kernel_config.ini */
 #include "../src/os.c"
 #include "../src/quant.c"
+#include "../src/tl.c"
 
 static void fail(const char *why) {
     fprintf(stderr, "quant_driver: %s\n", why);
@@ -53,6 +56,33 @@ static void encode(const DlmTypeInfo *info, const Buf *in) {
     }
 }
 
+/* argv: the type's name, outputs, inputs, kernel_config.ini or "-", which rows. */
+static void decode_tl(char **argv, const Buf *in, Err *e) {
+    TlConfig config = {.n = 0};
+    Buf text = {0};
+    DlmTensor t = {.name = "t",
+                   .type = strcmp(argv[0], "TL1") == 0 ? DLM_TL1 : DLM_TL2,
+                   .n_out = strtol(argv[1], NULL, 10),
+                   .n_in = strtol(argv[2], NULL, 10),
+                   .data = (const u8 *)in->p,
+                   .n_bytes = in->n};
+    bool given = strcmp(argv[3], "-") != 0;
+    if (given &&
+        (!os_read_file(argv[3], &text, e) || !tl_parse(&config, buf_view(&text), "config", e)))
+        fail(e->msg);
+    if (!tl_find(&config, "file", &t, e)) fail(e->msg);
+    u8 *codes = mem_alloc((u64)t.n_in, e);
+    if (!codes) fail(e->msg);
+    f32 scale = 0;
+    for (i64 row = 0; row < t.n_out; row += MAX_OF(strtol(argv[4], NULL, 10), 1)) {
+        quant_codes_row(&t, row, codes, &scale);
+        if (scale != 0.5f) fail("the scale is another");
+        put(codes, (size_t)t.n_in);
+    }
+    mem_free(codes);
+    buf_free(&text);
+}
+
 int main(int argc, char **argv) {
     Err e = {0};
     Buf in = {.max = (size_t)1 << 30};
@@ -61,9 +91,15 @@ int main(int argc, char **argv) {
         list();
         return 0;
     }
+    if (argc == 6) {
+        if (!os_read_stdin(&in, &e)) fail(e.msg);
+        decode_tl(argv + 1, &in, &e);
+        buf_free(&in);
+        return 0;
+    }
     bool decodes = argc == 3 && strcmp(argv[1], "decode") == 0;
     if (!info || !quant_has_rows(info->type) || (!decodes && strcmp(argv[1], "encode") != 0))
-        fail("usage: quant_driver [decode|encode TYPE]");
+        fail("usage: quant_driver [decode|encode TYPE] [TL1|TL2 M K FILE|- STEP]");
     if (!os_read_stdin(&in, &e)) fail(e.msg);
     if (in.n % (decodes ? info->bytes : info->block * sizeof(f32))) fail("half a block");
     (decodes ? decode : encode)(info, &in);

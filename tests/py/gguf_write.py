@@ -21,10 +21,9 @@ CFLAGS = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-ffp-contract=off"]
 FILES = 20
 SEED = 42
 TEXTS = ["", "a", "h\u00e9llo", "\u6f22\u5b57", "\U0001f600", "x" * 5000, "line\nline", "{{ bos_token }}"]
-NUMBERS = {
-    "UINT8": (0, 255), "INT8": (-128, 127), "UINT16": (0, 65535), "INT16": (-32768, 32767),
-    "UINT32": (0, 2**32 - 1), "INT32": (-(2**31), 2**31 - 1), "UINT64": (0, 2**63 - 1), "INT64": (-(2**63), 2**63 - 1),
-}  # fmt: skip
+BITS = {"INT8": 8, "INT16": 16, "INT32": 32, "INT64": 64}
+NUMBERS = {name: (-(1 << n - 1), (1 << n - 1) - 1) for name, n in BITS.items()}
+NUMBERS |= {"U" + name: (0, (1 << min(n, 63)) - 1) for name, n in BITS.items()}
 
 
 def value_of(rng, kind):

@@ -173,7 +173,7 @@ def errors(count, kind):
         label = f"{kind.name}: extreme block {i}, {top[i]} at most,"
         if refuse[i]:
             count.check(not top[i] < 0.9 * 65504 * scales, f"{label} is refused")
-        else:  # two halves of a step, as the range may be -top to top; and a step of the smallest 16-bit float
+        else:  # half a step of a range from -top to top; and a step of the smallest 16-bit float
             count.check(off[i] <= top[i] * 2 / codes + 2.0**-24, f"{label} is off by {off[i]}")
     count.check(refuse[~np.isfinite(top)].all(), f"{kind.name}: a block with a NaN or infinity is accepted")
 
