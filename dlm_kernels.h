@@ -255,6 +255,7 @@ typedef struct {
     int32_t scale_block; /* inputs per entry of scales: 64 or 256 */
     void *owned; /* what mat_free gives back, or NULL when data lies in the file's mapping */
     void *owned_scales;
+    uint64_t owned_bytes; /* of both */
 } DlmMat;
 
 /* ---- what a row of a forward pass is ---- */
@@ -387,11 +388,47 @@ typedef struct DlmOps {
                  float *probs);
     /* in host memory: x[i] = exp(x[i]), as the kernels have it; NULL: the scalar one */
     void (*exps)(float *x, int32_t n);
+
+    /* What follows may be NULL: the CPU, whose calls have run when they return, needs none of it. */
+
+    void (*close)(struct DlmOps *ops); /* gives back what the door that filled the table took */
+    /* Around the ops of one forward pass. `near`: the same rows as layers that slide a window see
+     * them. True: the pass has run from a recording of an earlier one of its shape, and the ops in
+     * between, and end, are not to be called. */
+    bool (*begin)(void *self, const DlmRow *rows, const DlmRow *near, int32_t n_rows,
+                  int32_t n_logits);
+    void (*end)(void *self);
+    void (*sync)(void *self); /* returns when all calls have run */
+    /* bytes of the backend's own memory: free now; what mat_load would take for this tensor */
+    uint64_t (*memory_free)(void *self);
+    uint64_t (*mat_bytes)(void *self, const DlmTensor *t);
+    /* measured ceilings, in billions a second: bytes copied (read and written), and multiply-adds of
+     * the 8-bit and 16-bit matrix instructions */
+    const char *(*ceilings)(void *self, double *copy_gbs, double *int8_gmacs, double *f16_gmacs);
 } DlmOps;
 
 #ifdef DLM_CUDA
-/* The one door to CUDA: fills `ops` or returns the reason why there is no usable GPU. */
-const char *dlm_cuda_open(DlmOps *ops);
+/* What the CUDA backend borrows: the CPU's checks and readers of every format, and its threads. */
+typedef struct {
+    DlmOps *cpu;
+    void (*unpack)(DlmType type, const uint8_t *block, DlmUnpacked *u);
+    void *pool;
+    void (*parallel)(void *pool, int32_t n, int32_t grain,
+                     void (*fn)(void *arg, int32_t begin, int32_t end, int32_t thread), void *arg);
+} DlmCudaHost;
+
+typedef struct {
+    char name[256];
+    int major, minor; /* compute capability */
+    int n_sm;
+    uint64_t memory, memory_free;
+} DlmCudaDevice;
+
+/* The one door to CUDA: fills `ops` or returns the reason why there is no usable GPU. `host` must
+ * outlive it. */
+const char *dlm_cuda_open(DlmOps *ops, const DlmCudaHost *host);
+/* The devices that this machine shows, of which dlm_cuda_open takes the first; NULL or the reason. */
+const char *dlm_cuda_devices(DlmCudaDevice *devices, int n_max, int *n);
 #endif
 
 #ifdef __cplusplus

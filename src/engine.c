@@ -30,18 +30,21 @@
     128 /* rows of prefill beside other slots' steps: a long prompt must not stall them */
 #define ENGINE_DEMO_LABEL "built-in demo model"
 
+typedef enum { ENGINE_DEVICE_AUTO, ENGINE_DEVICE_CPU, ENGINE_DEVICE_CUDA } EngineDevice;
+
 typedef struct {
     const char *path;      /* NULL: the built-in demo model */
     i32 n_ctx;             /* tokens a slot holds; 0: the model's, at most ENGINE_CTX_DEFAULT */
     i32 n_threads;         /* 0: os_cpu_count() */
     const char *cpu_level; /* NULL: the best this machine has */
+    i32 device;            /* EngineDevice */
     i32 mask_token_id;     /* -1: from the model */
     DlmI2sLayout i2s_layout;
     const char *tl_config; /* NULL, or the file that says how TL1 and TL2 lie */
-    const char *pre;    /* NULL, or a pre-tokenizer to use instead of the file's */
-    DlmType kv_type;    /* DLM_F16; DLM_F32 for comparisons */
-    i32 n_rows_max;     /* rows of one forward at least; 0: ENGINE_ROWS_MAX */
-    i32 block_size_max; /* largest block that requests may ask for; 0: the model's */
+    const char *pre;       /* NULL, or a pre-tokenizer to use instead of the file's */
+    DlmType kv_type;       /* DLM_F16; DLM_F32 for comparisons */
+    i32 n_rows_max;        /* rows of one forward at least; 0: ENGINE_ROWS_MAX */
+    i32 block_size_max;    /* largest block that requests may ask for; 0: the model's */
     i32 n_slots;
     bool automatic; /* requests will be DECODE_AUTO: measure now what that needs */
     int notes; /* a file open for reading and appending that remembers what was measured, or -1 */
@@ -70,7 +73,10 @@ typedef struct {
     Tok tok;
     Model model;
     Pool *pool;
-    DlmOps ops;
+    DlmOps cpu, ops; /* ops: what the model runs on, the CPU or a GPU that borrows from it */
+#ifdef DLM_CUDA
+    DlmCudaHost cuda_host;
+#endif
     Graph graph;
     GraphOptions graph_options;
     Tempo tempo;       /* for DECODE_AUTO */
@@ -122,7 +128,8 @@ static void engine_close(Engine *g) {
     mem_free(g->rows);
     graph_close(&g->graph);
     model_unload(&g->model);
-    kern_close_cpu(&g->ops);
+    if (g->ops.self && g->ops.self != g->cpu.self) g->ops.close(&g->ops);
+    kern_close_cpu(&g->cpu);
     pool_close(g->pool);
     if (g->tok_open) tok_close(&g->tok);
     gguf_close(&g->file);
@@ -139,7 +146,7 @@ static bool engine_context_(const Engine *g, const EngineOptions *o, i32 *n_ctx,
     return true;
 }
 
-static bool engine_open_slots_(Engine *g, const EngineOptions *o, Err *e) {
+static bool engine_plan_graph_(Engine *g, const EngineOptions *o, Err *e) {
     i32 n_ctx = 0;
     if (!engine_context_(g, o, &n_ctx, e)) return false;
     /* under full attention every step runs the whole canvas; else the largest forward is a prefill
@@ -153,15 +160,82 @@ static bool engine_open_slots_(Engine *g, const EngineOptions *o, Err *e) {
     g->graph_options.n_logits_max =
         MAX_OF(MIN_OF(g->block_size_max, n_ctx),
                MIN_OF(o->n_slots * g->model.decode.sub_block_size, ENGINE_LOGITS_MAX));
-    if (!graph_open(&g->graph, &g->model, &g->graph_options, e)) return false;
-    g->rows = mem_alloc_n((u64)rows, sizeof *g->rows, e);
+    return true;
+}
+
+static bool engine_open_slots_(Engine *g, const EngineOptions *o, Err *e) {
+    const GraphOptions *p = &g->graph_options;
+    if (!graph_open(&g->graph, &g->model, p, e)) return false;
+    g->rows = mem_alloc_n((u64)p->n_rows_max, sizeof *g->rows, e);
     g->slots = g->rows ? mem_alloc_n((u64)o->n_slots, sizeof *g->slots, e) : NULL;
     if (!g->slots) return false;
     for (; g->n_slots < o->n_slots; g->n_slots++)
-        if (!decode_open(&g->slots[g->n_slots].decode, &g->model, g->n_slots, n_ctx, e)) {
+        if (!decode_open(&g->slots[g->n_slots].decode, &g->model, g->n_slots, p->n_ctx, e)) {
             g->n_slots++; /* half open: engine_close frees it */
             return false;
         }
+    return true;
+}
+
+/* ---- the device: a GPU that holds the whole model, or the CPU ---- */
+
+#ifdef DLM_CUDA
+#define ENGINE_CUDA_SPARE ((u64)256 << 20) /* scratch, recorded passes and the driver's own */
+
+static void engine_parallel_(void *pool, i32 n, i32 grain, PoolFn fn, void *arg) {
+    pool_for(pool, n, grain, fn, arg);
+}
+
+static u64 engine_cuda_bytes_(const Engine *g, const DlmOps *ops) {
+    u64 n = ENGINE_CUDA_SPARE + graph_kv_bytes(&g->model, &g->graph_options) +
+            graph_scratch_bytes(&g->model, &g->graph_options);
+    for (u32 i = 0; i < g->file.n_tensors; i++) {
+        const GgufTensor *t = &g->file.tensors[i];
+        const DlmTensor d = {.type = t->type, .n_in = (i64)t->ne[0], .n_out = (i64)t->ne[1]};
+        n += t->n_dims < 2 ? t->ne[0] * sizeof(f32) : ops->mat_bytes(ops->self, &d);
+    }
+    return n;
+}
+
+static bool engine_open_cuda_(Engine *g, Err *why) {
+    DlmOps ops = {0};
+    g->cuda_host = (DlmCudaHost){
+        .cpu = &g->cpu, .unpack = quant_unpack, .pool = g->pool, .parallel = engine_parallel_};
+    const char *refusal = dlm_cuda_open(&ops, &g->cuda_host);
+    if (refusal) return err_set(why, ERR_RUNTIME, "%s", refusal);
+    u64 need = engine_cuda_bytes_(g, &ops), have = ops.memory_free(ops.self);
+    if (need <= have) {
+        log_line(LOG_DEBUG, "running on the GPU: %.1f of its %.1f free MiB are needed",
+                 (f64)need / 1048576.0, (f64)have / 1048576.0);
+        g->ops = ops;
+        return true;
+    }
+    ops.close(&ops);
+    return err_set(why, ERR_MEMORY,
+                   "the model and its cache need %.1f MiB on the GPU, where %.1f are free",
+                   (f64)need / 1048576.0, (f64)have / 1048576.0);
+}
+#else
+static bool engine_open_cuda_(Engine *g, Err *why) {
+    (void)g;
+    return err_set(
+        why, ERR_USAGE,
+        "this program was built for the CPU alone; `./build.sh cuda` makes dlm-cuda, which "
+        "uses an NVIDIA GPU");
+}
+#endif
+
+static bool engine_choose_device_(Engine *g, const EngineOptions *o, Err *e) {
+#ifdef DLM_CUDA
+    bool wanted = o->device != ENGINE_DEVICE_CPU;
+#else
+    bool wanted = o->device == ENGINE_DEVICE_CUDA;
+#endif
+    Err why = {0};
+    g->ops = g->cpu;
+    if (!wanted || engine_open_cuda_(g, &why)) return true;
+    if (why.code == ERR_USAGE) return err_set(e, why.code, "%s", why.msg);
+    log_line(LOG_INFO, "%s; running on the CPU", why.msg);
     return true;
 }
 
@@ -185,7 +259,8 @@ static bool engine_open_(Engine *g, const EngineOptions *o, Err *e) {
     g->tok_open = true;
     if (!model_read(&g->model, &g->file, &g->tok, &mo, e)) return false;
     if (!pool_open(&g->pool, o->n_threads ? o->n_threads : os_cpu_count(), e)) return false;
-    if (!kern_open_cpu(&g->ops, g->pool, o->cpu_level, e)) return false;
+    if (!kern_open_cpu(&g->cpu, g->pool, o->cpu_level, e)) return false;
+    if (!engine_plan_graph_(g, o, e) || !engine_choose_device_(g, o, e)) return false;
     if (!model_load(&g->model, &mo, &g->ops, e)) return false;
     tempo_open(&g->tempo, &g->model, pool_threads(g->pool), o->notes);
     return engine_open_slots_(g, o, e);

@@ -104,7 +104,8 @@ static bool graph_turns_(Graph *g, f32 *turns, i32 n_ctx, f32 query_growth, Err 
         for (i32 pos = 0; pos < n_ctx; pos++) {
             f64 sin, cos;
             kern_sincos((f64)((f32)pos * freq), &sin, &cos);
-            f64 more = query_growth > 0 ? query_growth * kern_log(1 + pos / r->n_ctx_orig) + 1 : 1;
+            f64 more =
+                query_growth > 0 ? query_growth * kern_log(1 + pos / r->n_ctx_orig) + 1 : 1;
             host[(i64)pos * m->n_rot + 2 * i] = (f32)(cos * grow * more);
             host[(i64)pos * m->n_rot + 2 * i + 1] = (f32)(sin * grow * more);
         }
@@ -116,7 +117,7 @@ static bool graph_turns_(Graph *g, f32 *turns, i32 n_ctx, f32 query_growth, Err 
 
 static void graph_close(Graph *g) {
     if (!g->ops) return;
-    void *all[] = {g->kv.k, g->kv.v, g->x,  g->h,    g->q,      g->att,   g->k,
+    void *all[] = {g->kv.k, g->kv.v, g->x,  g->h,    g->q,      g->att,  g->k,
                    g->v,    g->gate, g->up, g->rows, g->logits, g->turns, g->q_turns};
     for (size_t i = 0; i < COUNT_OF(all); i++) g->ops->free(g->ops->self, all[i]);
     mem_free(g->near);
@@ -254,14 +255,10 @@ static const DlmRow *graph_near_(Graph *g, const DlmRow *rows, i32 n_rows) {
     return g->near;
 }
 
-/* Runs the rows through the model: writes their keys and values to the cache and the logits of the
- * rows that ask for them to g->logits [n_logits][n_vocab]. n_logits is the number of rows with
- * logits >= 0, numbered from 0. */
-static void graph_forward(Graph *g, const DlmRow *rows, i32 n_rows, i32 n_logits) {
+static void graph_pass_(Graph *g, const DlmRow *rows, const DlmRow *near, i32 n_rows,
+                        i32 n_logits) {
     const Model *m = g->m;
     DlmOps *ops = g->ops;
-    ASSERT(n_rows >= 1 && n_rows <= g->n_rows_max && n_logits <= g->n_logits_max);
-    const DlmRow *near = m->window ? graph_near_(g, rows, n_rows) : rows;
     ops->embed(ops->self, g->x, &m->embed, rows, n_rows);
     for (i32 i = 0; i < m->n_layer; i++) {
         graph_attention_(g, i, model_slides(m, i) ? near : rows, n_rows);
@@ -272,6 +269,23 @@ static void graph_forward(Graph *g, const DlmRow *rows, i32 n_rows, i32 n_logits
     ops->rms_norm(ops->self, g->rows, g->rows, m->norm_out, n_logits, m->n_embd, m->norm_eps);
     const DlmLinear head = {&m->output, NULL, g->logits};
     ops->linear(ops->self, &head, 1, g->rows, n_logits);
+}
+
+/* Runs the rows through the model: writes their keys and values to the cache and the logits of the
+ * rows that ask for them to g->logits [n_logits][n_vocab]. n_logits is the number of rows with
+ * logits >= 0, numbered from 0. */
+static void graph_forward(Graph *g, const DlmRow *rows, i32 n_rows, i32 n_logits) {
+    DlmOps *ops = g->ops;
+    ASSERT(n_rows >= 1 && n_rows <= g->n_rows_max && n_logits <= g->n_logits_max);
+    const DlmRow *near = g->m->window ? graph_near_(g, rows, n_rows) : rows;
+    if (ops->begin && ops->begin(ops->self, rows, near, n_rows, n_logits)) return;
+    graph_pass_(g, rows, near, n_rows, n_logits);
+    if (ops->end) ops->end(ops->self);
+}
+
+/* Waits for a forward that was timed to be over. */
+static void graph_wait(Graph *g) {
+    if (g->ops->sync) g->ops->sync(g->ops->self);
 }
 
 #endif

@@ -192,9 +192,12 @@ static bool cpu_repack_(Cpu *c, DlmMat *m, const DlmTensor *t, Err *e) {
                   .scales = r.scales,
                   .owned_scales = r.scales,
                   .scale_block = quant_scale_block(t)};
+    m->owned_bytes = (u64)groups * (u64)r.n_tiles * DLM_TILE_BYTES;
     if (ok && cpu_one_scale_(r.scales, n_scales, &m->scale)) {
         mem_free(r.scales);
         m->scales = m->owned_scales = NULL;
+    } else {
+        m->owned_bytes += (u64)n_scales * sizeof(f32);
     }
     mem_free(r.codes);
     mem_free(r.row_scale);

@@ -99,7 +99,9 @@ static f64 logits_difference(Engine *g, const JsonDoc *d, u32 c, bool check_top1
                            .logits = i};
     ties.n_seen = 0;
     graph_forward(&g->graph, rows, n, n);
-    const f32 *logits = g->graph.logits;
+    f32 *logits = mem_alloc_n((u64)n * (u64)vocab, sizeof *logits, NULL); /* from a GPU, perhaps */
+    ASSERT(logits);
+    g->ops.download(g->ops.self, logits, g->graph.logits, (u64)n * (u64)vocab * sizeof *logits);
     f64 worst =
         MAX_OF(row_difference(d, json_get(d, c, "logits_first_row"), logits),
                row_difference(d, json_get(d, c, "logits_last_row"), logits + (i64)(n - 1) * vocab));
@@ -118,6 +120,7 @@ static f64 logits_difference(Engine *g, const JsonDoc *d, u32 c, bool check_top1
                 CHECK_INT(KERN_REF.top1(logits + (i64)r * vocab, vocab, &sum), id);
         }
     }
+    mem_free(logits);
     return worst;
 }
 
@@ -228,11 +231,10 @@ static bool check_trace_case(Engine *g, const JsonDoc *d, u32 c, f32 threshold) 
     if (!same) {
         Str q = {0};
         json_str(d, json_get(d, c, "question"), &q);
-        printf(
-            "  '%.*s' differs at forward %d of %d (%u golden left), ids %s, "
-            "probabilities before within %.2g\n",
-            STR_ARG(q), t.bad_at, t.n_forwards, t.left, same_ids ? "equal" : "differ",
-            t.worst_prob);
+        printf("  '%.*s' differs at forward %d of %d (%u golden left), ids %s, "
+               "probabilities before within %.2g\n",
+               STR_ARG(q), t.bad_at, t.n_forwards, t.left, same_ids ? "equal" : "differ",
+               t.worst_prob);
     }
     decode_result_free(&r);
     return same;
