@@ -297,10 +297,10 @@ static const CliOpt CLI_OPTS[] = {
      .env = "DLM_CPU", .unset = "the best there is",
      .help = "Instruction set to use, one of those that dlm version lists."},
     {0, "i2s-layout", NULL, CLI_WORD, "LAYOUT", CLI_AT(engine.i2s_layout), .words = CLI_LAYOUTS,
-     .verbs = CLI_ENGINE | CLI_INFO, .group = CLI_G_MODEL,
+     .verbs = CLI_ENGINE | CLI_INFO | CLI_CONVERT, .group = CLI_G_MODEL,
      .help = "How the codes of I2_S tensors lie, which their files do not say."},
     {0, "tl-config", NULL, CLI_TEXT, "FILE", CLI_AT(engine.tl_config),
-     .verbs = CLI_ENGINE | CLI_INFO, .group = CLI_G_MODEL, .unset = "BitNet.cpp's presets",
+     .verbs = CLI_ENGINE | CLI_INFO | CLI_CONVERT, .group = CLI_G_MODEL, .unset = "BitNet.cpp's presets",
      .help = "BitNet.cpp's kernel_config.ini, for TL1 and TL2 tensors (dlm help formats)."},
     {0, "kv-type", "-ctk -ctv --cache-type-k --cache-type-v", CLI_WORD, "TYPE",
      CLI_AT(engine.kv_type), .words = CLI_KV_TYPES, .verbs = CLI_ENGINE | CLI_INFO,
@@ -2725,6 +2725,10 @@ static bool cli_convert_(const Cli *c, Err *e) {
     o.from = c->args[0];
     o.pre = c->engine.pre;
     o.n_threads = c->engine.n_threads;
+    ModelOptions read;
+    if (!engine_model_options(&c->engine, &read, e)) return false;
+    o.i2s_layout = read.i2s_layout;
+    o.tl = read.tl;
     o.decode = (HfDecode){.mask_id = c->engine.mask_token_id,
                           .block_size = c->decode.block_size,
                           .sub_block_size = c->decode.sub_block_size,

@@ -1,7 +1,7 @@
 /* plan.c - what a converted file will hold: every tensor, what it is made of, and in which type.
  *
  * Owns:      the mappings of the input, and the list of tensors.
- * Stands on: base mem os gguf json safet quant model hf vocab
+ * Stands on: base mem os gguf json safet quant tl model hf vocab
  * Promises:  every tensor of the input has its place in the output, or is named in an error; every shape
  *            is checked; nothing is written. */
 #ifndef DLM_PLAN_C
@@ -17,6 +17,7 @@
 #include "os.c"
 #include "quant.c"
 #include "safet.c"
+#include "tl.c"
 #include "vocab.c"
 
 #define PLAN_NAME_MAX 128
@@ -33,7 +34,9 @@ typedef struct {
     i32 block_scale; /* not 0: the scale of ternary weights goes into the blocks, in 16 bits */
     const char *pre;
     HfDecode decode;
-    i32 n_threads; /* 0: one for each processor */
+    i32 n_threads;           /* 0: one for each processor */
+    DlmI2sLayout i2s_layout; /* how the codes of a GGUF that is read lie */
+    TlConfig tl;
 } PlanOptions;
 
 /* What is told meanwhile; any of it may be NULL. */
@@ -72,6 +75,8 @@ typedef struct {
     DlmType src_type;
     const u8 *src; /* [src_bytes], or FORM_MADE: [n_in] f32, owned */
     u64 src_bytes;
+    DlmI2sLayout i2s_layout; /* FORM_CODES: how they lie */
+    DlmTlTiling tl;
     i32 n_permute; /* heads whose rows are interleaved; 0: none */
     bool exact;    /* FORM_ONLINE: nothing but -a, 0 and a is right */
     f32 scale;     /* of ternary forms: value = (code - 1) * scale */
@@ -559,19 +564,22 @@ static bool plan_looks_ternary_(const PlanItem *it) {
 }
 
 static DlmTensor plan_tensor_(const PlanItem *it) {
-    return (DlmTensor){.type = it->src_type,
-                       .i2s_layout = DLM_I2S_128,
+    return (DlmTensor){.name = it->name,
+                       .type = it->src_type,
+                       .i2s_layout = it->i2s_layout,
+                       .tl = it->tl,
                        .n_in = it->n_in,
                        .n_out = it->n_out,
-                       .data = it->src};
+                       .data = it->src,
+                       .n_bytes = it->src_bytes};
 }
 
 /* The one scale of a tensor in a ternary type. False: its blocks have several. */
 static bool plan_one_scale_(const PlanItem *it, f32 *scale) {
     const DlmTypeInfo *info = quant_info(it->src_type);
     *scale = 0;
-    if (it->src_type == DLM_I2_S) {
-        *scale = load_f32(it->src + it->n_in * it->n_out / 4);
+    if (!quant_has_rows(it->src_type)) {
+        *scale = load_f32(it->src + it->src_bytes - DLM_I2S_TAIL);
         return true;
     }
     size_t at = it->src_type == DLM_TQ1_0   ? offsetof(DlmBlockTQ1_0, d)
@@ -605,12 +613,22 @@ static i32 plan_wanted_(const PlanOptions *o, PlanRole role) {
     return PLAN_AS_IS;
 }
 
+/* Are the bytes of a tensor of this type what is wanted? I2_S is written in one layout only. */
+static bool plan_copies_(const PlanOptions *o, i32 want, DlmType type) {
+    if (want == PLAN_AS_IS) return true;
+    return want == (i32)type && (type != DLM_I2_S || o->i2s_layout == DLM_I2S_128);
+}
+
 /* A ternary tensor in a ternary type, with the number that may lie beside it. */
 static bool plan_codes_(Plan *p, PlanItem *it, Str base, Err *e) {
     char name[PLAN_NAME_MAX];
     snprintf(name, sizeof name, "%.*s.scale", STR_ARG(base));
     const GgufTensor *beside = gguf_tensor(&p->gguf, str_of(name));
     it->form = FORM_CODES;
+    it->i2s_layout = p->o->i2s_layout;
+    DlmTensor t = plan_tensor_(it);
+    if (!tl_find(&p->o->tl, it->file, &t, e)) return false;
+    it->tl = t.tl;
     if (!plan_one_scale_(it, &it->scale))
         return err_set(e, ERR_MODEL,
                        "%s: tensor %s has blocks of several scales; it can only be copied as %s",
@@ -630,9 +648,7 @@ static bool plan_gguf_tensor_(Plan *p, const GgufTensor *t, Err *e) {
     if (str_ends(t->name, STR(".scale"))) { /* goes with the matrix that it scales */
         snprintf(name, sizeof name, "%.*s.weight", (int)(t->name.n - 6), t->name.p);
         const GgufTensor *w = gguf_tensor(&p->gguf, str_of(name));
-        if (w && quant_is_ternary(w->type) && p->o->type != PLAN_AS_IS &&
-            (i32)w->type != p->o->type)
-            return true;
+        if (w && quant_is_ternary(w->type) && !plan_copies_(p->o, p->o->type, w->type)) return true;
     }
     snprintf(name, sizeof name, "%.*s", STR_ARG(t->name));
     PlanItem *it = plan_add_(p, name, e);
@@ -650,7 +666,7 @@ static bool plan_gguf_tensor_(Plan *p, const GgufTensor *t, Err *e) {
     memcpy(it->name, name, sizeof name);
     memcpy(it->ne, t->ne, sizeof it->ne);
     i32 want = plan_wanted_(p->o, it->role);
-    if (want == PLAN_AS_IS || want == (i32)t->type) return true; /* FORM_RAW */
+    if (plan_copies_(p->o, want, t->type)) return true; /* FORM_RAW */
     it->form = FORM_DENSE;
     bool to_ternary = it->role == ROLE_LINEAR && quant_is_ternary((DlmType)want);
     if (quant_is_ternary(t->type)) {

@@ -113,9 +113,15 @@ static bool tl_parse(TlConfig *c, Str text, const char *label, Err *e) {
 
 /* ---- finding a tensor's tiling ---- */
 
-/* Fills in t->tl, from `c` or, where that has no kernels, from the presets. Other types need none.
- * label: the model file's name. */
+/* Fills in t->tl, from `c` or, where that has no kernels, from the presets, and checks that a layout the
+ * file does not record can be this tensor's; other types need none. label: the model file's name. */
 static bool tl_find(const TlConfig *c, const char *label, DlmTensor *t, Err *e) {
+    if (t->type == DLM_I2_S && !quant_i2s_fits(t))
+        return err_set(
+            e, ERR_MODEL,
+            "%s: tensor %s has %lld x %lld weights, which do not fill whole groups of this "
+            "I2_S layout; try another --i2s-layout",
+            label, t->name, (long long)t->n_out, (long long)t->n_in);
     if (t->type != DLM_TL1 && t->type != DLM_TL2) return true;
     const char *type = quant_info(t->type)->name;
     const TlKernel *k = t->type == DLM_TL1 ? TL1_PRESETS_ : TL2_PRESETS_;

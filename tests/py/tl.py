@@ -194,7 +194,10 @@ def answers(count, folder):
         count.check(got.stdout == want.stdout, f"{kind}: {got.stdout!r}, want {want.stdout!r} {got.stderr}")
         info = dlm("info", path, "--tl-config", config)
         count.check(info.returncode == 0 and kind in info.stdout, f"{kind}: {info.stdout} {info.stderr}")
-        for done in (ask(path), dlm("info", path)):
+        made = f"{folder}/{kind}-tq2.gguf"
+        done = dlm("convert", path, "-o", made, "--type", "tq2_0", "--tl-config", config)
+        count.check(done.returncode == 0 and ask(made).stdout == want.stdout, f"{kind}: {done.stderr}")
+        for done in (ask(path), dlm("info", path), dlm("convert", path, "-o", made, "--type", "i2_s")):
             ok = done.returncode == 3 and "--tl-config" in done.stderr and path in done.stderr
             count.check(ok, f"{kind}: {done.returncode} {done.stderr}")
         missing = ask(path, "--tl-config", f"{folder}/missing.ini")
