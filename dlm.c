@@ -23,7 +23,7 @@
  *
  *     roof            tls  api  batch  server  sandbox  cli  doors to the outside; only cli exits
  *     fourth floor    sample  decode  tempo  engine  bench   diffusion: why the house exists
- *                     hf  vocab  plan  convert               checkpoints into model files
+ *                     hf  vocab  plan  convert  verify       checkpoints into model files
  *     third floor     model  graph                           what a model is; one forward pass
  *     second floor    quant  tl  kern_{ref,tile,x86,arm}  kern   numbers
  *     first floor     gguf  utf8  json  http  pre  tok  tmpl pure functions on bytes, all fuzzed
@@ -156,6 +156,10 @@ SMALL_ROOMS
 #include "src/plan.c"
 FAST_ROOMS
 #include "src/convert.c"
+SMALL_ROOMS
+/* A new file against its source; one file against another. */
+#include "src/verify.c"
+FAST_ROOMS
 
 /* ---- the roof: doors to the outside ---- */
 

@@ -2,7 +2,7 @@
  *
  * Owns:      the process: what is printed where, and the exit status.
  * Stands on: base mem os pool net gguf json http utf8 tok tmpl quant kern model graph decode engine
- *            bench plan convert tls api server sandbox
+ *            bench plan convert verify tls api server sandbox
  * Promises:  the answer and nothing else on stdout, everything else on stderr; every failure is one
  *            clear line; the only room that decides how the program ends. */
 #ifndef DLM_CLI_C
@@ -32,6 +32,7 @@
 #include "tmpl.c"
 #include "tok.c"
 #include "utf8.c"
+#include "verify.c"
 
 #ifndef DLM_VERSION
 #define DLM_VERSION "0.1.0"
@@ -55,7 +56,7 @@ typedef struct {
     const char *prompt, *file, *suffix, *system, *system_file, *template_file, *trace;
     i32 watch_ms;
     bool raw, json, watch, stats, quiet, verbose, help, version;
-    bool pieces, parse_special, add_special;
+    bool pieces, parse_special, add_special, validate;
     i32 color;
     u64 seed;
     bool seed_given;
@@ -87,10 +88,11 @@ enum {
     CLI_HEALTH = 1024,
     CLI_CERT = 2048,
     CLI_CONVERT = 4096,
+    CLI_DIFF = 8192,
     CLI_ANSWER = CLI_RUN | CLI_CHAT,
     CLI_FILES = CLI_ANSWER | CLI_INFO | CLI_TOKENIZE | CLI_DETOKENIZE | CLI_BENCH | CLI_SERVE,
     CLI_ENGINE = CLI_ANSWER | CLI_SERVE, /* loads the model to answer with it */
-    CLI_ALL = 8191
+    CLI_ALL = 16383
 };
 
 typedef enum {
@@ -458,6 +460,10 @@ static const CliOpt CLI_OPTS[] = {
      .verbs = CLI_CONVERT, .group = CLI_G_CONVERT,
      .help = "Scales of ternary weights: exact, in a tensor beside each, or in 16 bits in its blocks, "
              "which programs read that do not know the former."},
+    {0, "validate", NULL, CLI_SWITCH, NULL, CLI_AT(validate), .verbs = CLI_CONVERT,
+     .group = CLI_G_CONVERT,
+     .help = "Compare every weight of the new file with its source and one forward pass with that of "
+             "plain floats, and show how many weights are -1, 0 and +1."},
 };
 
 typedef struct {
@@ -484,6 +490,8 @@ static const CliVerb CLI_VERBS[] = {
      "Measure what a forward of 1 to 512 rows costs, next to what this machine could do at best."},
     {"convert", CLI_CONVERT, 1, "convert FOLDER|FILE -o FILE [--type TYPE]",
      "Make a GGUF file of a checkpoint, or of another GGUF file (dlm help conversion)."},
+    {"diff", CLI_DIFF, 2, "diff FILE FILE",
+     "Compare two GGUF files: keys, tensors, the largest difference of their weights."},
     {"tokenize", CLI_TOKENIZE, 1, "tokenize [-m FILE] [TEXT]",
      "Print the token ids of a text, or of standard input."},
     {"detokenize", CLI_DETOKENIZE, CLI_ARGS_MAX, "detokenize [-m FILE] [ID...]",
@@ -2733,7 +2741,7 @@ static bool cli_convert_(const Cli *c, Err *e) {
                           .block_size = c->decode.block_size,
                           .sub_block_size = c->decode.sub_block_size,
                           .threshold = c->decode.threshold};
-    bool ok = convert_run(&o, &events, e);
+    bool ok = c->validate ? verify_convert(&o, &events, e) : convert_run(&o, &events, NULL, e);
     cli_erase_progress_(&p);
     if (!ok) return false;
     f64 seconds = (os_now_ms() - p.from_ms) / 1000;
@@ -2741,6 +2749,18 @@ static bool cli_convert_(const Cli *c, Err *e) {
              (f64)p.total / 1e6, seconds, (f64)p.total / 1e6 / MAX_OF(seconds, 1e-3),
              (f64)os_peak_rss() / 1048576);
     return true;
+}
+
+/* Says what differs; like diff, exits with 1 when anything does. */
+static bool cli_diff_(const Cli *c, Err *e) {
+    Buf out = {0};
+    u32 n_keys = 0, n_tensors = 0;
+    if (c->n_args != 2)
+        return err_set(e, ERR_USAGE, "which two files? dlm diff A.gguf B.gguf");
+    bool ok = verify_diff(c->args[0], c->args[1], &out, &n_keys, &n_tensors, e);
+    ok = cli_print_buf_(&out, ok, e);
+    if (!ok || n_keys + n_tensors == 0) return ok;
+    return err_set(e, ERR_RUNTIME, "%u keys and %u tensors differ", n_keys, n_tensors);
 }
 
 static bool cli_dispatch_(Cli *c, const CliVerb *verb, Err *e) {
@@ -2762,6 +2782,7 @@ static bool cli_dispatch_(Cli *c, const CliVerb *verb, Err *e) {
     case CLI_HEALTH: return cli_health_(c, e);
     case CLI_CERT: return cli_cert_(c, e);
     case CLI_CONVERT: return cli_convert_(c, e);
+    case CLI_DIFF: return cli_diff_(c, e);
     case CLI_TOKENIZE: return cli_tokenize_(c, e);
     case CLI_DETOKENIZE: return cli_detokenize_(c, e);
     case CLI_VERSION: return cli_version_(c, e);

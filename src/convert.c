@@ -470,7 +470,15 @@ static void convert_close_(Convert *c) {
     mem_free(c);
 }
 
-static bool convert_all_(Convert *c, const PlanOptions *o, const PlanEvents *events, Err *e) {
+/* Somebody who looks at the complete file before it takes its place. */
+typedef struct {
+    void *arg;
+    bool (*on_written)(void *arg, const Convert *c, Err *e); /* false: the file is dropped */
+    bool drop;                                               /* it is dropped in any case */
+} ConvertHook;
+
+static bool convert_all_(Convert *c, const PlanOptions *o, const PlanEvents *events,
+                         const ConvertHook *hook, Err *e) {
     i32 threads = o->n_threads ? o->n_threads : os_cpu_count();
     gguf_writer_open(&c->writer, e);
     if (!plan_open(&c->plan, o, events, e) || !convert_put_keys_(c, e)) return false;
@@ -478,15 +486,17 @@ static bool convert_all_(Convert *c, const PlanOptions *o, const PlanEvents *eve
     if (!pool_open(&c->pool, threads, e) || !convert_take_memory_(c, e)) return false;
     if (!os_new_open(&c->out, o->to, e) || !convert_write_all_(c, e)) return false;
     convert_say_shares_(c);
-    return os_new_finish(&c->out, e);
+    if (hook && !hook->on_written(hook->arg, c, e)) return false;
+    return (hook && hook->drop) || os_new_finish(&c->out, e);
 }
 
-/* Converts o->from, a folder or a GGUF file, to the GGUF file o->to. */
-static bool convert_run(const PlanOptions *o, const PlanEvents *events, Err *e) {
+/* Converts o->from, a folder or a GGUF file, to the GGUF file o->to. hook: NULL, or one. */
+static bool convert_run(const PlanOptions *o, const PlanEvents *events, const ConvertHook *hook,
+                        Err *e) {
     Convert *c = mem_alloc(sizeof *c, e);
     if (!c) return false;
     c->out.fd = -1;
-    bool ok = convert_all_(c, o, events, e);
+    bool ok = convert_all_(c, o, events, hook, e);
     convert_close_(c);
     return ok;
 }

@@ -366,13 +366,14 @@ static bool os_is_same_file(const char *a, const char *b) {
 }
 
 /* Begins a file that os_new_finish puts at `path`. Until then it has no name where the file system can
- * do that: whatever ends this process, nothing is left behind. Elsewhere it is path.PID.tmp. */
+ * do that: whatever ends this process, nothing is left behind. Elsewhere it is path.PID.N.tmp. */
 static bool os_new_open(OsNewFile *f, const char *path, Err *e) {
     *f = (OsNewFile){.path = path, .fd = -1};
     struct stat st;
-    int n = snprintf(f->temp, sizeof f->temp, "%s.%d.tmp", path, (int)getpid());
-    if (n < 0 || n >= (int)sizeof f->temp)
+    if (strlen(path) > sizeof f->temp - 32)
         return err_set(e, ERR_USAGE, "the name of the new file is too long");
+    for (int n = 0; n == 0 || access(f->temp, F_OK) == 0; n++) /* one process may have several */
+        snprintf(f->temp, sizeof f->temp, "%s.%d.%d.tmp", path, (int)getpid(), n);
     if (stat(path, &st) == 0 && !S_ISREG(st.st_mode))
         return err_set(e, ERR_USAGE, "'%s' is there and is not a file; name another one", path);
     char folder[OS_NEW_PATH_MAX];
@@ -381,9 +382,8 @@ static bool os_new_open(OsNewFile *f, const char *path, Err *e) {
              slash ? path : ".");
     if (access("/proc/self/fd", X_OK) == 0)
         f->fd = open(folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0666);
-    if (f->fd >= 0) return true;
-    f->named = true;
-    f->fd = open(f->temp, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOCTTY, 0666);
+    f->named = f->fd < 0;
+    if (f->named) f->fd = open(f->temp, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOCTTY, 0666);
     if (f->fd >= 0) return true;
     return err_set(e, ERR_RUNTIME, "cannot create '%s': %s", path, strerror(errno));
 }

@@ -112,7 +112,7 @@ typedef struct {
 } Plan;
 
 PRINTF_LIKE(3, 4)
-static void plan_say(Plan *p, bool warning, const char *fmt, ...) {
+static void plan_say(const Plan *p, bool warning, const char *fmt, ...) {
     char line[1024];
     va_list args;
     va_start(args, fmt);

@@ -12,7 +12,7 @@ ROOMS='base mem os pool net
     gguf utf8 pre json http tok safet spm tmpl
     quant tl kern_ref kern_tile kern_x86 kern_arm kern
     model graph
-    sample decode tempo engine bench hf vocab plan convert
+    sample decode tempo engine bench hf vocab plan convert verify
     tls api batch server sandbox cli'
 LINES=110 # columns, the limit that no line may pass; the style asks for 100
 FUNCTION=70
