@@ -168,7 +168,7 @@ run_cross() { # run_cross [NAME...]
     done
     only=$units
     units aarch64 i8mm qemu-aarch64 -cpu max # kern_check and t_engine go through the lower levels, too
-    [ -n "$*" ] || only=$(printf '%s\n' $units | grep -vxE 't_engine|t_golden' | tr '\n' ' ') # too slow at ref
+    [ -n "$*" ] || only=$(printf '%s\n' $units | grep -vxE 't_batch|t_engine|t_golden' | tr '\n' ' ') # too slow at ref
     units riscv64 ref qemu-riscv64
     for only in golden kern_check; do # on processors that have no better level
         case " $units " in *" $only "* | *" t_$only "*) ;; *) continue ;; esac
@@ -205,7 +205,7 @@ run_check() {
     units asan
     debug
     scripts asan build/dlm-debug "tok_diff dequant quantize gguf_write accuracy $LONG_SCRIPTS"
-    only='pool engine'
+    only='pool engine batch'
     compile_tests tsan "clang $CFLAGS -O1 -g -fsanitize=thread"
     units tsan
     run clang $CFLAGS -O1 -g -fsanitize=thread $TLS dlm.c -o build/dlm-tsan $TLS_LIB -lpthread -lm
