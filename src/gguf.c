@@ -486,15 +486,16 @@ static int gguf_by_offset_(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* Ids that two projects gave away, each for a type of its own: only the exact size tells. */
+/* Ids that several projects gave away, each for a type of its own: only the exact size tells. */
 static const struct {
     DlmType type; /* read here; its id is the ambiguous one */
     const char *other;
-    u32 block, bytes; /* of the other one; 0: BitNet.cpp's TL2 */
+    u32 block, bytes; /* of the other one, where that is refused */
 } GGUF_SHARED_IDS_[] = {
     {DLM_I2_S, "IQ4_NL_4_4", 32, 18},
     {DLM_TL1, "IQ4_NL_8_8", 32, 18},
     {DLM_MXFP4, "TL2", 0, 0},
+    {DLM_Q2_0, "a type of another project", 0, 0},
 };
 
 /* Do n bytes, with or without padding, fill the `extent` up to the next tensor or the file's end? */
@@ -524,8 +525,8 @@ static bool gguf_check_shared_id_(const Gguf *g, GgufTensor *t, u64 extent, bool
         if (GGUF_SHARED_IDS_[i].type != t->type) continue;
         u32 id = (u32)t->type, block = GGUF_SHARED_IDS_[i].block;
         const char *name = gguf_type_name(id), *other = GGUF_SHARED_IDS_[i].other;
-        if (gguf_fills_(g, t->n_bytes, extent) || (!block && gguf_is_tl2_(g, t, extent)))
-            return true;
+        if (gguf_fills_(g, t->n_bytes, extent)) return true;
+        if (t->type == DLM_MXFP4 && gguf_is_tl2_(g, t, extent)) return true;
         if (last && extent < t->n_bytes) return true;
         u64 n = 0;
         if (block && t->ne[0] % block == 0 && gguf_tensor_bytes(DLM_F32, t->ne, &n) &&
