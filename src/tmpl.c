@@ -1285,6 +1285,25 @@ static bool tmpl_fn_splitlines_(Tmpl_ *s, const TmplVal_ *v, const TmplVal_ *con
     return true;
 }
 
+/* The attribute of a filter: a key, or keys with dots between them, of which a number is an index. */
+static bool tmpl_attribute_(Tmpl_ *s, const TmplVal_ *obj, const TmplVal_ *attribute,
+                            TmplVal_ *out) {
+    *out = *obj;
+    if (attribute->kind != TMPL_STR) return tmpl_item_(s, obj, attribute, out);
+    Str path = tmpl_bytes_(attribute->s);
+    for (size_t i = 0, end; i <= path.n; i = end + 1) {
+        end = MIN_OF(str_find(path, STR("."), i), path.n);
+        TmplVal_ key = tmpl_str_(tmpl_cut_(attribute->s, i, end)), from = *out;
+        i64 index = 0;
+        size_t k = i;
+        for (; k < end && end - i < 10 && path.p[k] >= '0' && path.p[k] <= '9'; k++)
+            index = index * 10 + (path.p[k] - '0');
+        if (k == end && end > i) key = tmpl_int_(index);
+        if (!tmpl_item_(s, &from, &key, out)) return false;
+    }
+    return true;
+}
+
 /* v is a sequence, d goes between its values. */
 static bool tmpl_join_(Tmpl_ *s, const TmplVal_ *v, TmplStr_ d, const TmplVal_ *attribute,
                        TmplVal_ *out) {
@@ -1294,7 +1313,7 @@ static bool tmpl_join_(Tmpl_ *s, const TmplVal_ *v, TmplStr_ d, const TmplVal_ *
     for (u32 i = 0; i < items->n; i++) {
         TmplVal_ one = items->v[i];
         if (i && !tmpl_put_(s, d)) return false;
-        if (attribute && !tmpl_item_(s, &items->v[i], attribute, &one)) return false;
+        if (attribute && !tmpl_attribute_(s, &items->v[i], attribute, &one)) return false;
         if (!tmpl_work_(s, 16) || !tmpl_put_value_(s, &one)) return false;
     }
     return tmpl_cut_output_(s, mark, out);
@@ -1458,6 +1477,83 @@ static bool tmpl_fn_isspace_(Tmpl_ *s, const TmplVal_ *v, const TmplVal_ *const 
     return tmpl_all_of_(s, v, UTF8_SPACE, out);
 }
 
+/* ---- sorting ---- */
+
+/* Sorts v[0 .. n) by key; equal keys stay in their order, also when reversed. */
+static bool tmpl_sort_(Tmpl_ *s, TmplPair_ *v, u32 n, bool reverse) {
+    TmplPair_ *from = v, *to = tmpl_alloc_(s, (u64)n * sizeof *v);
+    if (!to) return false;
+    for (u32 width = 1; width < n; width *= 2) {
+        for (u32 low = 0; low < n; low += 2 * width) {
+            u32 mid = MIN_OF(low + width, n), high = MIN_OF(mid + width, n), a = low, b = mid;
+            for (u32 k = low; k < high; k++) {
+                bool right = a == mid;
+                if (!right && b < high &&
+                    (!tmpl_work_(s, 16) || !tmpl_order_(s, reverse ? BIN_GT_ : BIN_LT_,
+                                                        &from[b].key, &from[a].key, &right)))
+                    return false;
+                to[k] = right ? from[b++] : from[a++];
+            }
+        }
+        TmplPair_ *swap = from;
+        from = to;
+        to = swap;
+    }
+    if (from != v) memcpy(v, from, n * sizeof *v);
+    return true;
+}
+
+/* What a value is sorted by: itself or an attribute of it, letters in lower case unless that matters. */
+static bool tmpl_sort_key_(Tmpl_ *s, const TmplVal_ *v, const TmplVal_ *attribute,
+                           bool case_matters, TmplVal_ *key) {
+    *key = *v;
+    if (attribute && attribute->kind != TMPL_NONE && !tmpl_attribute_(s, v, attribute, key))
+        return false;
+    TmplVal_ any_case = *key;
+    return key->kind != TMPL_STR || case_matters || tmpl_fn_lower_(s, &any_case, NULL, key);
+}
+
+/* The values of v, each behind its key, sorted. */
+static bool tmpl_sorted_by_(Tmpl_ *s, const TmplVal_ *v, const TmplVal_ *attribute,
+                            const TmplVal_ *case_matters, const TmplVal_ *reverse, TmplVal_ *out) {
+    TmplList_ *items, *list;
+    if (!tmpl_items_(s, v, &items)) return false;
+    TmplPair_ *pairs = tmpl_alloc_(s, (u64)items->n * sizeof *pairs);
+    if (!pairs || !(list = tmpl_list_new_(s, items->n))) return false;
+    for (u32 i = 0; i < items->n; i++) {
+        pairs[i].value = items->v[i];
+        if (!tmpl_sort_key_(s, &items->v[i], attribute, case_matters && tmpl_true_(case_matters),
+                            &pairs[i].key))
+            return false;
+    }
+    if (!tmpl_sort_(s, pairs, items->n, reverse && tmpl_true_(reverse))) return false;
+    for (u32 i = 0; i < items->n; i++)
+        if (!tmpl_list_add_(s, list, pairs[i].value)) return false;
+    *out = tmpl_list_(list);
+    return true;
+}
+
+static bool tmpl_fn_sort_(Tmpl_ *s, const TmplVal_ *v, const TmplVal_ *const *arg, TmplVal_ *out) {
+    return tmpl_sorted_by_(s, v, arg[2], arg[1], arg[0], out);
+}
+
+/* The first of the sorted values; undefined when there are none. */
+static bool tmpl_extreme_(Tmpl_ *s, const TmplVal_ *v, const TmplVal_ *const *arg, bool greatest,
+                          TmplVal_ *out) {
+    TmplVal_ sorted, reverse = tmpl_bool_(greatest);
+    if (!tmpl_sorted_by_(s, v, arg[1], arg[0], &reverse, &sorted)) return false;
+    *out = sorted.list->n ? sorted.list->v[0] : tmpl_undefined_(STR("the extreme of nothing"));
+    return true;
+}
+
+static bool tmpl_fn_min_(Tmpl_ *s, const TmplVal_ *v, const TmplVal_ *const *arg, TmplVal_ *out) {
+    return tmpl_extreme_(s, v, arg, false, out);
+}
+
+static bool tmpl_fn_max_(Tmpl_ *s, const TmplVal_ *v, const TmplVal_ *const *arg, TmplVal_ *out) {
+    return tmpl_extreme_(s, v, arg, true, out);
+}
+
 /* ---- tojson, as transformers has it: json.dumps with ensure_ascii off ---- */
 
 typedef struct {
@@ -1522,22 +1618,14 @@ static bool tmpl_json_key_(Tmpl_ *s, const TmplVal_ *key) {
            tmpl_fail_(s, "tojson wants string keys, not %s", TMPL_KINDS_[key->kind]);
 }
 
-static int tmpl_by_key_(const void *pa, const void *pb) {
-    TmplStr_ a = ((const TmplPair_ *)pa)->key.s, b = ((const TmplPair_ *)pb)->key.s;
-    size_t n = MIN_OF(a.n, b.n);
-    int c = n ? memcmp(a.p, b.p, n) : 0;
-    return c ? c : (a.n > b.n) - (a.n < b.n);
-}
-
 /* The pairs in the order of their keys, or NULL. */
 static const TmplPair_ *tmpl_sorted_(Tmpl_ *s, const TmplDict_ *d) {
     for (u32 i = 0; i < d->n; i++)
         if (!tmpl_json_key_(s, &d->v[i].key)) return NULL;
     TmplPair_ *pairs = tmpl_alloc_(s, (u64)d->n * sizeof *pairs);
-    if (!pairs || !tmpl_work_(s, (u64)d->n * 1024)) return NULL;
+    if (!pairs) return NULL;
     if (d->n) memcpy(pairs, d->v, d->n * sizeof *pairs);
-    qsort(pairs, d->n, sizeof *pairs, tmpl_by_key_);
-    return pairs;
+    return tmpl_sort_(s, pairs, d->n, false) ? pairs : NULL;
 }
 
 /* Recurses through tmpl_json_, which counts the depth. */
@@ -1545,7 +1633,7 @@ static bool tmpl_json_sequence_(Tmpl_ *s, const TmplVal_ *v, const TmplJson_ *ho
     bool dict = v->kind == TMPL_DICT;
     u32 n = dict ? v->dict->n : v->list->n;
     const TmplPair_ *pairs = dict ? v->dict->v : NULL;
-    if (dict && how->sorted && !(pairs = tmpl_sorted_(s, v->dict)) && n) return false;
+    if (dict && how->sorted && !(pairs = tmpl_sorted_(s, v->dict))) return false;
     if (n == 0) return tmpl_put_text_(s, dict ? STR("{}") : STR("[]"), true);
     if (!tmpl_put_text_(s, dict ? STR("{") : STR("["), true)) return false;
     for (u32 i = 0; i < n; i++) {
@@ -1583,19 +1671,19 @@ static bool tmpl_json_(Tmpl_ *s, const TmplVal_ *v, const TmplJson_ *how, u32 le
 static bool tmpl_fn_tojson_(Tmpl_ *s, const TmplVal_ *v, const TmplVal_ *const *arg,
                             TmplVal_ *out) {
     TmplJson_ how = {.colon = tmpl_text_(STR(": "), true).s};
-    if (!tmpl_arg_int_(s, arg[0], -1, &how.indent)) return false;
+    if (!tmpl_arg_int_(s, arg[1], -1, &how.indent)) return false;
     if (how.indent > TMPL_INDENT_MAX)
         return tmpl_fail_(s, "tojson indents by at most %d", TMPL_INDENT_MAX);
     how.comma = tmpl_text_(how.indent < 0 ? STR(", ") : STR(","), true).s;
-    if (arg[1] && arg[1]->kind != TMPL_NONE) {
-        const TmplVal_ *pair = arg[1];
+    if (arg[2] && arg[2]->kind != TMPL_NONE) {
+        const TmplVal_ *pair = arg[2];
         bool ok = (pair->kind == TMPL_TUPLE || pair->kind == TMPL_LIST) && pair->list->n == 2 &&
                   pair->list->v[0].kind == TMPL_STR && pair->list->v[1].kind == TMPL_STR;
         if (!ok) return tmpl_fail_(s, "tojson wants separators=(',', ':')");
         how.comma = pair->list->v[0].s;
         how.colon = pair->list->v[1].s;
     }
-    how.ascii = arg[2] && tmpl_true_(arg[2]);
+    how.ascii = arg[0] && tmpl_true_(arg[0]);
     how.sorted = arg[3] && tmpl_true_(arg[3]);
     size_t mark = tmpl_mark_(s);
     return tmpl_json_(s, v, &how, 0) && tmpl_cut_output_(s, mark, out);
@@ -1685,6 +1773,18 @@ static bool tmpl_pairs_(Tmpl_ *s, const TmplVal_ *v, int which, TmplVal_ *out) {
         if (!tmpl_list_add_(s, list, one)) return false;
     }
     return true;
+}
+
+/* The pairs of a dict, by key or by value. */
+static bool tmpl_fn_dictsort_(Tmpl_ *s, const TmplVal_ *v, const TmplVal_ *const *arg,
+                              TmplVal_ *out) {
+    TmplVal_ pairs, by = tmpl_int_(0);
+    if (v->kind != TMPL_DICT) return tmpl_fail_(s, "dictsort of %s", TMPL_KINDS_[v->kind]);
+    if (arg[1] && arg[1]->kind == TMPL_STR && str_eq(tmpl_bytes_(arg[1]->s), STR("value")))
+        by.i = 1;
+    else if (arg[1] && (arg[1]->kind != TMPL_STR || !str_eq(tmpl_bytes_(arg[1]->s), STR("key"))))
+        return tmpl_fail_(s, "dictsort sorts by 'key' or by 'value'");
+    return tmpl_pairs_(s, v, 3, &pairs) && tmpl_sorted_by_(s, &pairs, &by, arg[0], arg[2], out);
 }
 
 static bool tmpl_fn_items_(Tmpl_ *s, const TmplVal_ *v, const TmplVal_ *const *arg, TmplVal_ *out) {
@@ -1926,7 +2026,7 @@ static bool tmpl_pick_(Tmpl_ *s, const TmplVal_ *v, const TmplVal_ *attribute,
     for (u32 i = 0; i < items->n; i++) {
         TmplVal_ one = items->v[i];
         bool holds;
-        if (attribute && !tmpl_item_(s, &items->v[i], attribute, &one)) return false;
+        if (attribute && !tmpl_attribute_(s, &items->v[i], attribute, &one)) return false;
         if (!arg[0])
             holds = tmpl_true_(&one);
         else if (!tmpl_test_(s, TMPL_TESTS_[test].is, &one, arg[1], &holds))
@@ -1967,6 +2067,7 @@ static const TmplRow_ TMPL_FILTERS_[] = {
     {"count", tmpl_fn_length_, {0}},
     {"d", tmpl_fn_default_, {"default_value", "boolean"}},
     {"default", tmpl_fn_default_, {"default_value", "boolean"}},
+    {"dictsort", tmpl_fn_dictsort_, {"case_sensitive", "by", "reverse"}},
     {"first", tmpl_fn_first_, {0}},
     {"float", tmpl_fn_float_, {"default"}},
     {"int", tmpl_fn_int_, {"default"}},
@@ -1977,6 +2078,8 @@ static const TmplRow_ TMPL_FILTERS_[] = {
     {"list", tmpl_fn_list_, {0}},
     {"lower", tmpl_fn_lower_, {0}},
     {"map", tmpl_fn_map_, {"", "", "", "attribute", "default"}},
+    {"max", tmpl_fn_max_, {"case_sensitive", "attribute"}},
+    {"min", tmpl_fn_min_, {"case_sensitive", "attribute"}},
     {"reject", tmpl_fn_reject_, {"", ""}},
     {"rejectattr", tmpl_fn_rejectattr_, {"", "", ""}},
     {"replace", tmpl_fn_replace_, {"old", "new", "count"}},
@@ -1984,9 +2087,10 @@ static const TmplRow_ TMPL_FILTERS_[] = {
     {"safe", tmpl_fn_safe_, {0}},
     {"select", tmpl_fn_select_, {"", ""}},
     {"selectattr", tmpl_fn_selectattr_, {"", "", ""}},
+    {"sort", tmpl_fn_sort_, {"reverse", "case_sensitive", "attribute"}},
     {"string", tmpl_fn_string_, {0}},
     {"title", tmpl_fn_title_words_, {0}},
-    {"tojson", tmpl_fn_tojson_, {"indent", "separators", "ensure_ascii", "sort_keys"}},
+    {"tojson", tmpl_fn_tojson_, {"ensure_ascii", "indent", "separators", "sort_keys"}},
     {"trim", tmpl_fn_strip_, {"chars"}},
     {"upper", tmpl_fn_upper_, {0}},
 };
@@ -2012,7 +2116,7 @@ static bool tmpl_fn_map_(Tmpl_ *s, const TmplVal_ *v, const TmplVal_ *const *arg
     for (u32 i = 0; i < items->n; i++) {
         TmplVal_ one;
         if (row ? !row->fn(s, &items->v[i], passed, &one)
-                : !tmpl_item_(s, &items->v[i], arg[3], &one))
+                : !tmpl_attribute_(s, &items->v[i], arg[3], &one))
             return false;
         if (!row && one.kind == TMPL_UNDEFINED && arg[4]) one = *arg[4];
         if (!tmpl_work_(s, 32) || !tmpl_list_add_(s, list, one)) return false;
@@ -2021,11 +2125,35 @@ static bool tmpl_fn_map_(Tmpl_ *s, const TmplVal_ *v, const TmplVal_ *const *arg
     return true;
 }
 
+/* "{} and {}".format(a, b), with nothing between the braces. */
+static bool tmpl_fn_format_(Tmpl_ *s, const TmplVal_ *v, const TmplVal_ *const *arg,
+                            TmplVal_ *out) {
+    Str f = tmpl_bytes_(v->s);
+    size_t mark = tmpl_mark_(s), given = 0;
+    for (size_t i = 0, end; i < f.n; i = end) {
+        for (end = i; end < f.n && f.p[end] != '{' && f.p[end] != '}'; end++) {}
+        if (!tmpl_put_(s, tmpl_cut_(v->s, i, end))) return false;
+        if (end == f.n) break;
+        bool twice = end + 1 < f.n && f.p[end + 1] == f.p[end];
+        bool value = !twice && end + 1 < f.n && f.p[end] == '{' && f.p[end + 1] == '}';
+        if (value && (given == TMPL_ROW_PARAMS_ || !arg[given]))
+            return tmpl_fail_(s, "format() has fewer values than braces");
+        if (!twice && !value)
+            return tmpl_fail_(s, "format() with something between the braces is not supported");
+        bool ok =
+            value ? tmpl_put_value_(s, arg[given++]) : tmpl_put_(s, tmpl_cut_(v->s, end, end + 1));
+        if (!ok) return false;
+        end += 2;
+    }
+    return tmpl_cut_output_(s, mark, out);
+}
+
 static const TmplRow_ TMPL_STR_METHODS_[] = {
     {"capitalize", tmpl_fn_capitalize_, {0}},
     {"count", tmpl_fn_count_, {""}},
     {"endswith", tmpl_fn_endswith_, {""}},
     {"find", tmpl_fn_find_, {""}},
+    {"format", tmpl_fn_format_, {"", "", "", "", ""}},
     {"index", tmpl_fn_index_, {""}},
     {"isalnum", tmpl_fn_isalnum_, {0}},
     {"isalpha", tmpl_fn_isalpha_, {0}},

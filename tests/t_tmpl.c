@@ -10,7 +10,12 @@
 typedef struct {
     TmplMsg m[MSGS_MAX];
     size_t n;
+    TmplData tools, more;
 } Talk;
+
+static void put_times(Buf *b, const char *part, int n) {
+    while (n-- > 0) buf_str(b, str_of(part));
+}
 
 static TmplVars vars_of(Str bos, Str eos, bool generate, i64 now) {
     return (TmplVars){
@@ -23,14 +28,24 @@ static Str str_at(const JsonDoc *d, u32 node) {
     return s;
 }
 
+static TmplData data_at(const JsonDoc *d, u32 node) {
+    return (TmplData){json_type(d, node) == JSON_ABSENT ? NULL : d, node};
+}
+
 static Talk talk_at(const JsonDoc *d, u32 list, u32 index) {
     Talk t = {.n = 0};
     u32 node = json_first(d, list);
     while (index-- > 0) node = json_next(d, node);
-    u32 m = json_first(d, node);
-    for (t.n = 0; t.n < json_count(d, node) && t.n < MSGS_MAX; t.n++, m = json_next(d, m))
-        t.m[t.n] =
-            tmpl_msg(str_at(d, json_get(d, m, "role")), str_at(d, json_get(d, m, "content")));
+    u32 msgs = json_get(d, node, "messages"), m = json_first(d, msgs);
+    ASSERT(json_count(d, msgs) <= MSGS_MAX);
+    for (t.n = 0; t.n < json_count(d, msgs); t.n++, m = json_next(d, m)) {
+        u32 content = json_get(d, m, "content");
+        t.m[t.n] = tmpl_msg(str_at(d, json_get(d, m, "role")), str_at(d, content));
+        t.m[t.n].more = data_at(d, m);
+        if (json_type(d, content) != JSON_STRING) t.m[t.n].content_data = data_at(d, content);
+    }
+    t.tools = data_at(d, json_get(d, node, "tools"));
+    t.more = data_at(d, json_get(d, node, "vars"));
     return t;
 }
 
@@ -39,7 +54,10 @@ static void check_render(const char *what, Str source, const Talk *t, const Tmpl
                          const JsonDoc *d, u32 want) {
     TmplOut out = {0};
     Err e = {0};
-    bool ok = tmpl_render(source, t->m, t->n, v, &out, &e);
+    TmplVars all = *v;
+    all.tools = t->tools;
+    all.more = t->more;
+    bool ok = tmpl_render(source, t->m, t->n, &all, &out, &e);
     Str text = buf_view(&out.text);
     if (json_type(d, want) == JSON_NULL) {
         CHECK_MSG(!ok && e.code != ERR_NONE && !out.text.p, "%s: renders '%.*s', jinja2 refuses",
@@ -54,7 +72,7 @@ static void check_render(const char *what, Str source, const Talk *t, const Tmpl
 
 static void test_golden(const JsonDoc *d, i64 now) {
     u32 talks = json_get(d, 0, "conversations"), list = json_get(d, 0, "templates");
-    CHECK(json_count(d, list) >= 20 && json_count(d, talks) >= 10);
+    CHECK(json_count(d, list) >= 10 && json_count(d, talks) >= 10);
     u32 t = json_first(d, list);
     for (u32 n = json_count(d, list); n > 0; n--, t = json_next(d, t)) {
         u32 want = json_first(d, json_get(d, t, "want"));
@@ -88,11 +106,11 @@ static void test_snippets(const JsonDoc *d, i64 now) {
 
 /* Messages made of one character that no template has: its bytes, and only they, are untrusted. */
 static void test_trust_of_templates(const JsonDoc *d, i64 now) {
-    const Talk talk = {{tmpl_msg(STR("system"), STR("\xc2\xa7")),
-                        tmpl_msg(STR("user"), STR("\xc2\xa7\xc2\xa7 ")),
-                        tmpl_msg(STR("assistant"), STR("\xc2\xa7")),
-                        tmpl_msg(STR("user"), STR("\xc2\xa7\xc2\xa7\xc2\xa7"))},
-                       4};
+    const Talk talk = {.m = {tmpl_msg(STR("system"), STR("\xc2\xa7")),
+                             tmpl_msg(STR("user"), STR("\xc2\xa7\xc2\xa7 ")),
+                             tmpl_msg(STR("assistant"), STR("\xc2\xa7")),
+                             tmpl_msg(STR("user"), STR("\xc2\xa7\xc2\xa7\xc2\xa7"))},
+                       .n = 4};
     u32 list = json_get(d, 0, "templates"), t = json_first(d, list);
     for (u32 n = json_count(d, list); n > 0; n--, t = json_next(d, t)) {
         TmplVars v =
@@ -172,6 +190,55 @@ static void test_trust_of_operations(void) {
     tmpl_out_free(&out);
 }
 
+/* Tools, and what a message has besides its text, are never the template's words. */
+static void test_trust_of_data(void) {
+    static const char source[] =
+        "{{ tools | tojson }}|{{ messages[0].tool_calls[0].function.arguments.x }}|"
+        "{{ messages[0].tool_calls[0].function.arguments | tojson }}|{{ messages[0].content[0].text }}|"
+        "{{ messages[0].n }}|{{ kind }}|{{ messages[0].role }}{{ tools[0] }}";
+    static const char want[] = "[{\"a\": \"b\"}]|q|{\"x\": \"q\"}|t|12|v|user{'a': 'b'}";
+    static const char trust[] = "TTTuTTTTuTTTTuTTTuTTTTuTTTuTuuTuTTTTTTTuTTTTuTT";
+    JsonDoc d = {0};
+    Err e = {0};
+    TmplOut out = {0};
+    Str text = STR(
+        "{\"tools\":[{\"a\":\"b\"}],\"more\":{\"kind\":\"v\",\"messages\":1,\"bos_token\":\"x\"},"
+        "\"m\":{\"role\":\"evil\",\"content\":[{\"text\":\"t\"}],\"n\":12,\"tool_calls\":"
+        "[{\"function\":{\"arguments\":\"{\\\"x\\\":\\\"q\\\"}\"}}]}}");
+    if (!CHECK_OK(json_parse(&d, text, &e), e)) return;
+    u32 m = json_get(&d, 0, "m");
+    TmplMsg msg = {
+        .role = STR("user"), .content_data = {&d, json_get(&d, m, "content")}, .more = {&d, m}};
+    TmplVars v = vars_of(STR(""), STR(""), true, 0);
+    v.tools = (TmplData){&d, json_get(&d, 0, "tools")};
+    v.more = (TmplData){&d, json_get(&d, 0, "more")};
+    if (CHECK_OK(tmpl_render(str_of(source), &msg, 1, &v, &out, &e), e)) {
+        for (size_t i = 0; i < out.trust.n; i++) out.trust.p[i] = out.trust.p[i] ? 'T' : 'u';
+        CHECK_STR(buf_view(&out.text), str_of(want));
+        CHECK_STR(buf_view(&out.trust), str_of(trust));
+    }
+    tmpl_out_free(&out);
+    /* A document as deep as JSON goes, and one with a number that is too long. */
+    Buf deep = {0};
+    put_times(&deep, "[", 64);
+    put_times(&deep, "]", 64);
+    json_free(&d);
+    d = (JsonDoc){0};
+    CHECK_OK(json_parse(&d, buf_view(&deep), &e), e);
+    v.more = (TmplData){0};
+    v.tools = (TmplData){&d, 0};
+    msg = tmpl_msg(STR("user"), STR("x"));
+    CHECK_OK(tmpl_render(STR("{{ tools | length }}"), &msg, 1, &v, &out, &e), e);
+    tmpl_out_free(&out);
+    json_free(&d);
+    d = (JsonDoc){0};
+    CHECK_OK(json_parse(&d, STR("[99999999999999999999]"), &e), e);
+    CHECK(!tmpl_render(STR("{{ tools }}"), &msg, 1, &v, &out, &e));
+    CHECK_ERR(e, ERR_MODEL, "does not fit 64 bits: 99999999999999999999");
+    json_free(&d);
+    buf_free(&deep);
+}
+
 /* ---- errors say where and what ---- */
 
 static void check_error(const char *source, ErrCode code, const char *part) {
@@ -188,7 +255,7 @@ static void test_errors(void) {
     check_error("a\nb\n{{ x.y }}", ERR_MODEL, "chat template, line 3: 'x' is undefined");
     check_error("\n\n{% include 'x' %}", ERR_MODEL,
                 "line 3: the statement 'include' is not supported");
-    check_error("{{ 1|sort }}", ERR_MODEL, "line 1: the filter 'sort' is not supported");
+    check_error("{{ 1|unique }}", ERR_MODEL, "line 1: the filter 'unique' is not supported");
     check_error("{{ 'a'|map('map') }}", ERR_MODEL, "map with a filter that dlm does not know");
     check_error("{{ messages.append(1) }}", ERR_MODEL, "a list has no method 'append' in dlm");
     check_error("{{ 'x'.__class__.__mro__ }}", ERR_MODEL, "'__class__' is undefined");
@@ -205,10 +272,6 @@ static void test_errors(void) {
 }
 
 /* ---- limits ---- */
-
-static void put_times(Buf *b, const char *part, int n) {
-    while (n-- > 0) buf_str(b, str_of(part));
-}
 
 static void test_limits(void) {
     check_error(
@@ -332,35 +395,49 @@ static void test_damage(const JsonDoc *d, i64 now) {
 static bool render_all(void *arg, Err *e) {
     const Talk *t = arg;
     TmplVars v = vars_of(STR("<s>"), STR("</s>"), true, 0);
+    v.tools = t->tools;
     TmplOut out = {0};
     Str source = STR(
-        "{% macro f(x) %}{{ x | upper }}{% endmacro %}{% for m in messages %}{{ m.role + m.content }}"
-        "{% set ns = namespace(a=[1, 2]) %}{{ m | tojson }}{{ f(m.content) * 900 }}{{ range(3000) }}"
+        "{% macro f(x) %}{{ x | upper }}{% endmacro %}{% for m in messages %}{{ m.role ~ m.content }}"
+        "{{ tools | tojson(sort_keys=true) }}{% set ns = namespace(a=[1, 2]) %}{{ m | tojson }}{{ f(m.content) * 900 }}{{ range(3000) }}"
         "{% endfor %}");
     bool ok = tmpl_render(source, t->m, t->n, &v, &out, e);
     tmpl_out_free(&out);
     return ok;
 }
 
-int main(void) {
-    Str text = test_file("tests/golden/templates.json");
+static void test_file_of_templates(const char *path, bool ours) {
+    Str text = test_file(path);
     JsonDoc d = {0};
     Err e = {0};
     i64 now = 0;
     if (CHECK_OK(json_parse(&d, text, &e), e) &&
         CHECK(json_i64(&d, json_get(&d, 0, "now"), &now))) {
-        test_golden(&d, now);
-        test_snippets(&d, now);
-        test_trust_of_templates(&d, now);
-        test_damage(&d, now);
         Talk talk = talk_at(&d, json_get(&d, 0, "conversations"), 2);
-        CHECK(test_alloc_failures(render_all, &talk) > 10);
+        test_golden(&d, now);
+        if (ours) test_damage(&d, now);
+        if (ours) CHECK(test_alloc_failures(render_all, &talk) > 10);
+        if (ours && json_count(&d, json_get(&d, 0, "snippets"))) {
+            test_snippets(&d, now);
+            test_trust_of_templates(&d, now);
+        }
     }
+    json_free(&d);
+    test_file_free(text);
+}
+
+/* A file that tests/py/tmpl_golden.py made of other templates can be given instead. */
+int main(int argc, char **argv) {
+    if (argc > 1) {
+        test_file_of_templates(argv[1], false);
+        return test_end();
+    }
+    test_file_of_templates("tests/golden/templates.json", true);
+    test_file_of_templates("tests/golden/templates-tools.json", true);
     test_trust_of_operations();
+    test_trust_of_data();
     test_errors();
     test_limits();
     test_large();
-    json_free(&d);
-    test_file_free(text);
     return test_end();
 }

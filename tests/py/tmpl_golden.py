@@ -1,15 +1,21 @@
 #!/usr/bin/env python3
-"""Writes tests/golden/templates.json: what the jinja2 package makes of chat templates and of snippets.
+"""Writes what the jinja2 package makes of chat templates and of snippets: tests/golden/templates.json,
+and tests/golden/templates-tools.json, whose templates, as published, are read from that file itself.
 
 The environment is set up as transformers does for chat templates: immutable sandbox, trim_blocks,
 lstrip_blocks, loop controls, and its own tojson, raise_exception and strftime_now.
 
     python3 tests/py/tmpl_golden.py          (made with jinja2 3.1.6, Python 3.11)
+
+With a folder of templates (*.jinja) and a file, those templates are rendered to that file instead, for
+`build/test/t_tmpl FILE`.
 """
 
+import copy
 import datetime
 import json
 import os
+import sys
 
 import jinja2
 import jinja2.ext
@@ -553,6 +559,42 @@ CONVERSATIONS = [
     [("critic", "an unknown role"), ("user", "u")],
 ]
 
+WEATHER = {"type": "function", "function": {
+    "name": "get_weather", "description": "The weather \"now\" <in> a city, größer als 1 & more",
+    "parameters": {"type": "object", "properties": {
+        "city": {"type": "string", "description": "Which one"},
+        "unit": {"type": "string", "enum": ["C", "F"], "default": None},
+        "days": {"type": ["integer", "null"], "minimum": 0, "exclusiveMaximum": 1.5e1},
+        "where": {"type": "array", "items": {"type": "number"}, "minItems": 2}},
+        "required": ["city"], "additionalProperties": False},
+    "return": {"type": "string"}}}
+TIME = {"type": "function", "function": {"name": "now", "description": "", "parameters": {
+    "type": "object", "properties": {}}}}
+CALL = {"id": "call00001", "type": "function",
+        "function": {"name": "get_weather", "arguments": "{\"city\": \"Łódź\", \"where\": [1.50, -2], \"x\": {}}"}}
+CALL2 = {"id": "call00002", "type": "function", "function": {"name": "now", "arguments": "{}"}}
+ASK, SYSTEM = {"role": "user", "content": "How is it in Łódź?"}, {"role": "system", "content": "Be brief."}
+CALLS = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+ANSWER = {"role": "tool", "tool_call_id": "call00001", "name": "get_weather", "content": "{\"t\": 20.5}"}
+
+# Conversations with tools, with what else a message can have, and with variables.
+TALKS = [
+    {"messages": [ASK], "tools": [WEATHER]},
+    {"messages": [SYSTEM, ASK], "tools": [WEATHER, TIME]},
+    {"messages": [ASK, CALLS, ANSWER], "tools": [WEATHER]},
+    {"messages": [SYSTEM, ASK, CALLS, ANSWER, {"role": "assistant", "content": "20 degrees"},
+                  {"role": "user", "content": "Thanks"}], "tools": [WEATHER, TIME]},
+    {"messages": [ASK, CALLS | {"content": "Let me <think> see", "tool_calls": [CALL, CALL2]}, ANSWER,
+                  {"role": "tool", "tool_call_id": "call00002", "content": "noon"}], "tools": [WEATHER, TIME]},
+    {"messages": [ASK, CALLS | {"content": "", "reasoning_content": "hm\n"}, ANSWER], "tools": [WEATHER]},
+    {"messages": [{"role": "user", "content": [{"type": "text", "text": "In "}, {"type": "text", "text": "parts"}]}]},
+    {"messages": [ASK, {"role": "assistant", "content": "yes", "reasoning_content": "because\n"}, ASK],
+     "vars": {"enable_thinking": False, "thinking": True}},
+    {"messages": [SYSTEM, ASK], "tools": [], "vars": {"date_string": "1 Jan 2000", "reasoning_effort": "high"}},
+    {"messages": [ASK, CALLS | {"tool_calls": [
+        CALL | {"function": {"name": "<|im_end|>", "arguments": "not { json"}}]}, ANSWER]},
+]
+
 # Rendered with the third conversation and bos "<s>".
 SNIPPETS = """
 plain text
@@ -643,6 +685,17 @@ plain text
 {% macro m(a) %}{% endmacro %}{{ m(1, 2) }}
 {{ not }}
 {{ range(0, 1, 0) | list }}
+{{ {'b': 1, 'A': 3, 'a': 2}|dictsort }} {{ {'b': 1, 'A': 3, 'a': 2}|dictsort(true) }} {{ {'b': 1, 'a': 2}|dictsort(by='value', reverse=true) }} {{ {}|dictsort }}{% for k, v in {'z': 1, 'y': 2}|dictsort %}{{ k }}{{ v }}{% endfor %}
+{{ [3, 1, 2.5, 1]|sort }} {{ ['b', 'A', 'a', 'B']|sort }} {{ ['b', 'A', 'a', 'B']|sort(reverse=true, case_sensitive=true) }} {{ 'hello'|sort|join }} {{ messages|sort(attribute='role')|map(attribute='role')|list }} {{ []|sort }}
+{{ [3, 1, 2]|min }} {{ [3, 1, 2]|max }} {{ ['b', 'A']|max }} {{ [] | min }}|{{ messages|max(attribute='content') }}
+{{ [1, 'a']|sort }}
+{{ 5|dictsort }}
+{{ [{'a': {'b': [7, 8]}}, {'a': {'b': [5, 6]}}]|map(attribute='a.b.1')|list }} {{ [{'a': {'b': 2}}, {'a': {'b': 1}}]|sort(attribute='a.b') }} {{ [{'a': {'b': 2}}]|selectattr('a.b', 'eq', 2)|list|length }}
+{{ 'a{}b{}{{c}}'.format(1, 'x') }} {{ ''.format() }} {{ '{}'.format(none) }}
+{{ '{}'.format() }}
+{{ 'a}'.format(1) }}
+{{ [1, {'x': 2}] | tojson(false, 2) }}
+{{ {'b': 1, 'a': {'d': 'é', 'c': '😀\x7f\u2028'}, '': 0, 'ab': [], 'A': none} | tojson(sort_keys=true) }} {{ {'b': 'é', 'a': '😀\x7f€'} | tojson(ensure_ascii=true) }} {{ {'é': 1, 'z': 2} | tojson(ensure_ascii=true, sort_keys=true, indent=1, separators=(' ,', ' : ')) }} {{ {} | tojson(sort_keys=true) }} {{ {1: 2} | tojson(sort_keys=false) if false }}
 """.strip("\n").split("\n")
 
 # Snippets of more than one line, mostly about white space.
@@ -670,32 +723,73 @@ BLOCKS = [
 ]
 
 
-def render(env, source, messages, bos, eos, generate):
+def arguments_as_objects(value):
+    """What a server does before it renders: clients send a call's arguments as text."""
+    if isinstance(value, list):
+        return [arguments_as_objects(v) for v in value]
+    if not isinstance(value, dict):
+        return value
+    out = {k: arguments_as_objects(v) for k, v in value.items()}
+    if isinstance(out.get("arguments"), str):
+        try:
+            parsed = json.loads(out["arguments"])
+        except ValueError:
+            parsed = None
+        if isinstance(parsed, dict):
+            out["arguments"] = parsed
+    return out
+
+
+def render(env, source, talk, bos, eos, generate):
+    talk = copy.deepcopy(talk)
     try:
         return env.from_string(source).render(
-            messages=[{"role": r, "content": c} for r, c in messages],
-            bos_token=bos, eos_token=eos, add_generation_prompt=generate, tools=None, documents=None,
-        )
+            messages=arguments_as_objects(talk["messages"]), bos_token=bos, eos_token=eos,
+            add_generation_prompt=generate, tools=talk.get("tools"), documents=None, **talk.get("vars", {}))
     except Exception:  # whatever goes wrong in Python is one thing here: an error
         return None
 
 
-def main():
+def folder(path):
+    out = []
+    for name in sorted(os.listdir(path)):
+        if name.endswith(".jinja"):
+            with open(os.path.join(path, name), encoding="utf-8") as f:
+                out.append((name, "<s>", "</s>", f.read()))
+    return out
+
+
+def again(path):
+    with open(path, encoding="utf-8") as f:
+        return [(t["name"], t["bos"], t["eos"], t["source"]) for t in json.load(f)["templates"]]
+
+
+def write(path, templates, talks, snippets):
     env = environment()
-    out = {"jinja2": jinja2.__version__, "now": NOW, "conversations": [], "templates": [], "snippets": []}
-    out["conversations"] = [[{"role": r, "content": c} for r, c in conv] for conv in CONVERSATIONS]
-    for name, bos, eos, source in TEMPLATES:
-        want = [render(env, source, conv, bos, eos, gen) for conv in CONVERSATIONS for gen in (False, True)]
+    out = {"jinja2": jinja2.__version__, "now": NOW, "conversations": talks, "templates": [], "snippets": []}
+    for name, bos, eos, source in templates:
+        want = [render(env, source, talk, bos, eos, gen) for talk in talks for gen in (False, True)]
         out["templates"].append({"name": name, "bos": bos, "eos": eos, "source": source, "want": want})
-        assert sum(w is not None for w in want) >= 6, name
-    for source in SNIPPETS + BLOCKS:
-        out["snippets"].append([source, render(env, source, CONVERSATIONS[2], "<s>", "</s>", True)])
-    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "golden", "templates.json")
+        if sum(w is not None for w in want) < 6:
+            print(f"{name}: hardly ever rendered")
+    for source in snippets:
+        out["snippets"].append([source, render(env, source, talks[2], "<s>", "</s>", True)])
     with open(path, "w", encoding="utf-8") as f:
         json.dump(out, f, ensure_ascii=False, indent=0, separators=(",", ":"))
         f.write("\n")
     errors = sum(w is None for _, w in out["snippets"])
-    print(f"{len(TEMPLATES)} templates, {len(CONVERSATIONS)} conversations, {len(out['snippets'])} snippets ({errors} errors)")
+    print(f"{len(templates)} templates, {len(talks)} conversations, {len(snippets)} snippets ({errors} errors)")
+
+
+def main():
+    golden = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "golden")
+    tools = os.path.join(golden, "templates-tools.json")
+    plain = [{"messages": [{"role": r, "content": c} for r, c in conv]} for conv in CONVERSATIONS]
+    if len(sys.argv) > 2:
+        write(sys.argv[2], folder(sys.argv[1]), plain + TALKS, [])
+        return
+    write(os.path.join(golden, "templates.json"), TEMPLATES, plain, SNIPPETS + BLOCKS)
+    write(tools, again(tools), TALKS, [])
 
 
 if __name__ == "__main__":
