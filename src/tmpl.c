@@ -812,9 +812,10 @@ static bool tmpl_arguments_(Tmpl_ *s, TmplVal_ *v) {
     JsonDoc doc = {0};
     Str text = tmpl_bytes_(v->s);
     if (text.n == 0 || !tmpl_work_(s, 4 * (u64)text.n)) return text.n == 0;
-    bool ok = true;
-    if (json_parse(&doc, text, NULL) && json_type(&doc, 0) == JSON_OBJECT)
-        ok = tmpl_from_json_(s, &doc, 0, true, v);
+    Err e = {0};
+    bool parsed = json_parse(&doc, text, &e), ok = true;
+    if (e.code == ERR_MEMORY) return err_set(s->e, e.code, "%s", e.msg);
+    if (parsed && json_type(&doc, 0) == JSON_OBJECT) ok = tmpl_from_json_(s, &doc, 0, true, v);
     json_free(&doc);
     return ok;
 }
