@@ -282,6 +282,7 @@ typedef struct {
     DecodeBias *biases; /* [decode.n_biases] */
     bool logprobs;      /* wanted, with decode.n_top alternatives each */
     Str suffix, content;
+    TokIds suffix_ids; /* of suffix */
     bool stream, include_usage, include_diffusion, echo, return_tokens;
     bool add_special, parse_special, with_pieces;
     TokIds ids; /* of /detokenize */
@@ -293,6 +294,7 @@ static void api_request_free(ApiRequest *r) {
     mem_free(r->joined);
     mem_free(r->biases);
     tok_ids_free(&r->ids);
+    tok_ids_free(&r->suffix_ids);
     *r = (ApiRequest){0};
 }
 
@@ -962,6 +964,21 @@ static bool api_check_blocks_(ApiParser_ *p) {
                     "a block of %d tokens does not consist of whole sub-blocks of %d", block, sub);
 }
 
+/* The answer is to fit in before this text: full attention alone sees it. */
+static bool api_read_suffix_(ApiParser_ *p) {
+    ApiRequest *r = p->r;
+    const Model *m = p->m->model;
+    Err e = {0};
+    if (m->decode.attention != ATTEND_FULL || r->decode.mode == DECODE_AR)
+        return api_bad_(p->x, "suffix",
+                        "'suffix' wants a model with full attention, and a decode mode other than "
+                        "ar: others do not see what comes later");
+    if (!tok_encode(m->tok, r->suffix, NULL, &r->suffix_ids, &e)) return api_take_err(p->x, &e);
+    r->decode.suffix = r->suffix_ids.p;
+    r->decode.n_suffix = (i32)r->suffix_ids.n;
+    return true;
+}
+
 /* What one field alone cannot tell. */
 static bool api_check_(ApiParser_ *p) {
     ApiRequest *r = p->r;
@@ -982,7 +999,7 @@ static bool api_check_(ApiParser_ *p) {
     if (r->echo && r->logprobs)
         return api_bad_(p->x, "echo",
                         "'echo' with 'logprobs' is not supported: the prompt has none");
-    if (r->suffix.n) return api_bad_(p->x, "suffix", "'suffix' is not supported by this model");
+    if (r->suffix.n && !api_read_suffix_(p)) return false;
     if (d->mode != DECODE_AR && d->mode != DECODE_AUTO && p->m->model->decode.mask_id < 0)
         return api_bad_(p->x, "decode_mode",
                         "this model has no mask token: 'decode_mode' must be \"ar\"");
@@ -1084,8 +1101,8 @@ static bool api_prompt(const ApiRequest *r, i32 which, const ApiModel *m, i64 no
     }
     if (e.code) return api_take_err(x, &e);
     if (out->n == 0) return api_bad_(x, "prompt", "the prompt is empty: give at least one token");
-    return out->n < (size_t)m->n_ctx || r->route == API_COUNT_TOKENS ||
-           api_too_long_(r, m, out->n, x);
+    size_t n = out->n + r->suffix_ids.n;
+    return n < (size_t)m->n_ctx || r->route == API_COUNT_TOKENS || api_too_long_(r, m, n, x);
 }
 
 /* ---- replies: what all parts of one have in common ---- */

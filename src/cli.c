@@ -154,11 +154,13 @@ static const CliWord CLI_TLS_MINS[] = {{"1.2", 12}, {"1.3", 13}, {NULL, 0}};
 static const CliWord CLI_LOG_FORMATS[] = {
     {"text", SERVER_LOG_TEXT}, {"json", SERVER_LOG_JSON}, {NULL, 0}};
 #define CLI_TERNARY_TYPES 4 /* at the beginning; the others are for any matrix */
-static const CliWord CLI_MAKE_TYPES[] = {
-    {"tq1_0", DLM_TQ1_0}, {"tq2_0", DLM_TQ2_0}, {"q2_0", DLM_Q2_0}, {"i2_s", DLM_I2_S},
-    {"f32", DLM_F32},     {"f16", DLM_F16},     {"bf16", DLM_BF16}, {"q8_0", DLM_Q8_0},
-    {"q4_0", DLM_Q4_0},   {"q2_K", DLM_Q2_K},   {"q4_K", DLM_Q4_K}, {"q5_K", DLM_Q5_K},
-    {"q6_K", DLM_Q6_K},   {NULL, 0}};
+static const CliWord CLI_MAKE_TYPES[] = {{"tq1_0", DLM_TQ1_0}, {"tq2_0", DLM_TQ2_0},
+                                         {"q2_0", DLM_Q2_0},   {"i2_s", DLM_I2_S},
+                                         {"f32", DLM_F32},     {"f16", DLM_F16},
+                                         {"bf16", DLM_BF16},   {"q8_0", DLM_Q8_0},
+                                         {"q4_0", DLM_Q4_0},   {"q2_K", DLM_Q2_K},
+                                         {"q4_K", DLM_Q4_K},   {"q5_K", DLM_Q5_K},
+                                         {"q6_K", DLM_Q6_K},   {NULL, 0}};
 static const CliWord CLI_TERNARIES[] = {
     {"auto", PLAN_AUTO}, {"yes", PLAN_TERNARY}, {"no", PLAN_DENSE}, {NULL, 0}};
 static const CliWord CLI_SCALES[] = {{"tensor", false}, {"block", true}, {NULL, 0}};
@@ -230,8 +232,8 @@ static const CliOpt CLI_OPTS[] = {
      .verbs = CLI_ENGINE | CLI_CONVERT, .group = CLI_G_DIFFUSION, .unset = "the model's",
      .help = "Reveal tokens whose probability is above P; above 1 reveals one at a time."},
     {0, "block-size", "--diffusion-block-length", CLI_INT, "N", CLI_AT(decode.block_size), .min = 0,
-     .max = MODEL_BLOCK_MAX, .verbs = CLI_ENGINE | CLI_CONVERT, .group = CLI_G_DIFFUSION, .unset = "the model's",
-     .help = "Tokens in a block."},
+     .max = MODEL_BLOCK_MAX, .verbs = CLI_ENGINE | CLI_CONVERT, .group = CLI_G_DIFFUSION,
+     .unset = "the model's", .help = "Tokens in a block."},
     {0, "sub-block-size", "--small-block-size", CLI_INT, "N", CLI_AT(decode.sub_block_size),
      .min = 0, .max = MODEL_BLOCK_MAX, .verbs = CLI_ENGINE | CLI_CONVERT, .group = CLI_G_DIFFUSION,
      .unset = "the model's",
@@ -302,14 +304,16 @@ static const CliOpt CLI_OPTS[] = {
      .verbs = CLI_ENGINE | CLI_INFO | CLI_CONVERT, .group = CLI_G_MODEL,
      .help = "How the codes of I2_S tensors lie, which their files do not say."},
     {0, "tl-config", NULL, CLI_TEXT, "FILE", CLI_AT(engine.tl_config),
-     .verbs = CLI_ENGINE | CLI_INFO | CLI_CONVERT, .group = CLI_G_MODEL, .unset = "BitNet.cpp's presets",
+     .verbs = CLI_ENGINE | CLI_INFO | CLI_CONVERT, .group = CLI_G_MODEL,
+     .unset = "BitNet.cpp's presets",
      .help = "BitNet.cpp's kernel_config.ini, for TL1 and TL2 tensors (dlm help formats)."},
     {0, "kv-type", "-ctk -ctv --cache-type-k --cache-type-v", CLI_WORD, "TYPE",
      CLI_AT(engine.kv_type), .words = CLI_KV_TYPES, .verbs = CLI_ENGINE | CLI_INFO,
      .group = CLI_G_MODEL,
      .help = "Number type of the cache of keys and values; f32 takes twice the memory of f16."},
-    {0, "pre", NULL, CLI_TEXT, "NAME", CLI_AT(engine.pre), .verbs = CLI_FILES | CLI_CONVERT, .group = CLI_G_MODEL,
-     .unset = "the file's", .help = "Pre-tokenizer, where the file's is wrong."},
+    {0, "pre", NULL, CLI_TEXT, "NAME", CLI_AT(engine.pre), .verbs = CLI_FILES | CLI_CONVERT,
+     .group = CLI_G_MODEL, .unset = "the file's",
+     .help = "Pre-tokenizer, where the file's is wrong."},
 
     {0, "host", NULL, CLI_TEXT, "ADDRESS", CLI_AT(server.host), .verbs = CLI_SERVE,
      .group = CLI_G_SERVER, .env = "DLM_HOST", .unset = "127.0.0.1",
@@ -407,8 +411,8 @@ static const CliOpt CLI_OPTS[] = {
      .group = CLI_G_OUTPUT, .help = "Colour on standard error."},
     {'v', "verbose", NULL, CLI_SWITCH, NULL, CLI_AT(verbose), .verbs = CLI_FILES | CLI_CONVERT,
      .group = CLI_G_OUTPUT, .help = "Say more on standard error."},
-    {'q', "quiet", NULL, CLI_SWITCH, NULL, CLI_AT(quiet), .verbs = CLI_FILES | CLI_CONVERT, .group = CLI_G_OUTPUT,
-     .help = "Say nothing on standard error but errors."},
+    {'q', "quiet", NULL, CLI_SWITCH, NULL, CLI_AT(quiet), .verbs = CLI_FILES | CLI_CONVERT,
+     .group = CLI_G_OUTPUT, .help = "Say nothing on standard error but errors."},
     {'h', "help", NULL, CLI_SWITCH, NULL, CLI_AT(help), .verbs = CLI_ALL, .group = CLI_G_OUTPUT,
      .help = "Print this help."},
     {'V', "version", NULL, CLI_SWITCH, NULL, CLI_AT(version), .verbs = CLI_RUN,
@@ -447,23 +451,26 @@ static const CliOpt CLI_OPTS[] = {
      .verbs = CLI_CONVERT, .group = CLI_G_CONVERT, .unset = "tq2_0 if ternary, else as they are",
      .help = "Type of the linear weights."},
     {0, "embed-type", "--token-embedding-type", CLI_WORD, "TYPE", CLI_AT(convert.embed_type),
-     .words = CLI_MAKE_TYPES + CLI_TERNARY_TYPES, .verbs = CLI_CONVERT, .group = CLI_G_CONVERT, .unset = "as it is",
-     .help = "Type of the embedding."},
+     .words = CLI_MAKE_TYPES + CLI_TERNARY_TYPES, .verbs = CLI_CONVERT, .group = CLI_G_CONVERT,
+     .unset = "as it is", .help = "Type of the embedding."},
     {0, "output-type", "--output-tensor-type", CLI_WORD, "TYPE", CLI_AT(convert.output_type),
-     .words = CLI_MAKE_TYPES + CLI_TERNARY_TYPES, .verbs = CLI_CONVERT, .group = CLI_G_CONVERT, .unset = "as it is",
-     .help = "Type of the output matrix, where it is not the embedding."},
+     .words = CLI_MAKE_TYPES + CLI_TERNARY_TYPES, .verbs = CLI_CONVERT, .group = CLI_G_CONVERT,
+     .unset = "as it is", .help = "Type of the output matrix, where it is not the embedding."},
     {0, "ternary", NULL, CLI_WORD, "WHEN", CLI_AT(convert.ternary), .words = CLI_TERNARIES,
      .verbs = CLI_CONVERT, .group = CLI_G_CONVERT,
-     .help = "Round float weights to -1, 0 and +1; auto does so where the checkpoint says that it was "
-             "trained for it."},
+     .help =
+         "Round float weights to -1, 0 and +1; auto does so where the checkpoint says that it was "
+         "trained for it."},
     {0, "scale", NULL, CLI_WORD, "WHERE", CLI_AT(convert.block_scale), .words = CLI_SCALES,
      .verbs = CLI_CONVERT, .group = CLI_G_CONVERT,
-     .help = "Scales of ternary weights: exact, in a tensor beside each, or in 16 bits in its blocks, "
-             "which programs read that do not know the former."},
+     .help =
+         "Scales of ternary weights: exact, in a tensor beside each, or in 16 bits in its blocks, "
+         "which programs read that do not know the former."},
     {0, "validate", NULL, CLI_SWITCH, NULL, CLI_AT(validate), .verbs = CLI_CONVERT,
      .group = CLI_G_CONVERT,
-     .help = "Compare every weight of the new file with its source and one forward pass with that of "
-             "plain floats, and show how many weights are -1, 0 and +1."},
+     .help =
+         "Compare every weight of the new file with its source and one forward pass with that of "
+         "plain floats, and show how many weights are -1, 0 and +1."},
 };
 
 typedef struct {
@@ -857,16 +864,15 @@ static bool cli_unknown_verb_(const char *name, Err *e) {
 }
 
 static Cli cli_defaults_(void) {
-    return (Cli){.engine = engine_options_default(),
-                 .decode = decode_params_default(),
-                 .server = server_options_default(),
-                 .days = 365,
-                 .bench = {.n_prompt = 512, .n_gen = 32, .reps = 5},
-                 .convert = {.type = PLAN_AS_IS,
-                             .embed_type = PLAN_AS_IS,
-                             .output_type = PLAN_AS_IS},
-                 .stats = true,
-                 .watch_ms = 50};
+    return (Cli){
+        .engine = engine_options_default(),
+        .decode = decode_params_default(),
+        .server = server_options_default(),
+        .days = 365,
+        .bench = {.n_prompt = 512, .n_gen = 32, .reps = 5},
+        .convert = {.type = PLAN_AS_IS, .embed_type = PLAN_AS_IS, .output_type = PLAN_AS_IS},
+        .stats = true,
+        .watch_ms = 50};
 }
 
 /* A server's answers are as long as the context allows, unless a request says otherwise. */
@@ -2602,8 +2608,8 @@ static const char *cli_own_url_(bool tls, char *out, size_t n) {
     if (!host || !*host || strcmp(host, "0.0.0.0") == 0 || strcmp(host, "::") == 0)
         host = "127.0.0.1"; /* all addresses: this one, too */
     bool v6 = strchr(host, ':') && host[0] != '[';
-    snprintf(out, n, "http%s://%s%s%s:%s/health", tls ? "s" : "", v6 ? "[" : "", host, v6 ? "]" : "",
-             port && *port ? port : "8080");
+    snprintf(out, n, "http%s://%s%s%s:%s/health", tls ? "s" : "", v6 ? "[" : "", host,
+             v6 ? "]" : "", port && *port ? port : "8080");
     return out;
 }
 
@@ -2729,7 +2735,8 @@ static bool cli_convert_(const Cli *c, Err *e) {
                      .terminal = base_log_level >= LOG_INFO && cli_smart_terminal_(OS_STDERR)};
     const PlanEvents events = {&p, cli_on_note_, cli_on_progress_, cli_on_convert_cancelled_};
     if (c->n_args == 0 || !o.to)
-        return err_set(e, ERR_USAGE, "what to convert, and to which file? dlm convert FOLDER -o FILE");
+        return err_set(e, ERR_USAGE,
+                       "what to convert, and to which file? dlm convert FOLDER -o FILE");
     o.from = c->args[0];
     o.pre = c->engine.pre;
     o.n_threads = c->engine.n_threads;
@@ -2755,8 +2762,7 @@ static bool cli_convert_(const Cli *c, Err *e) {
 static bool cli_diff_(const Cli *c, Err *e) {
     Buf out = {0};
     u32 n_keys = 0, n_tensors = 0;
-    if (c->n_args != 2)
-        return err_set(e, ERR_USAGE, "which two files? dlm diff A.gguf B.gguf");
+    if (c->n_args != 2) return err_set(e, ERR_USAGE, "which two files? dlm diff A.gguf B.gguf");
     bool ok = verify_diff(c->args[0], c->args[1], &out, &n_keys, &n_tensors, e);
     ok = cli_print_buf_(&out, ok, e);
     if (!ok || n_keys + n_tensors == 0) return ok;

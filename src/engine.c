@@ -84,8 +84,8 @@ typedef struct {
     DlmRow *rows;      /* [n_rows_max] */
     i32 n_slots;
     i32 block_size_max; /* the largest block that memory was reserved for */
-    i32 turn;  /* the slot that is served first in the next step */
-    u64 clock; /* counts requests: the least recently used slot has the lowest */
+    i32 turn;           /* the slot that is served first in the next step */
+    u64 clock;          /* counts requests: the least recently used slot has the lowest */
     f64 load_ms;
     bool tok_open, model_open;
 } Engine;
@@ -397,7 +397,8 @@ static void engine_cancel(Engine *g, i32 slot) {
 typedef struct {
     i32 slot, n_rows, first_logits, n_logits;
     DecodePhase phase;
-    i32 begin, end, block, step, n_commit; /* of the decoder, as they were when the rows were planned */
+    i32 begin, end, block, step,
+        n_commit; /* of the decoder, as they were when the rows were planned */
 } EnginePart_;
 
 #define ENGINE_SLOTS_MAX 256

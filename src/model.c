@@ -97,7 +97,7 @@ typedef struct {
     i32 attention; /* ModelAttention */
     i32 order;     /* ModelOrder: revealed_first is WeDLM's sliding window of block_size */
     bool shift;    /* logits row i predicts token i + 1 */
-    i32 align;     /* ModelAlign: blocks begin at multiples from position 0, or at the prompt's end */
+    i32 align; /* ModelAlign: blocks begin at multiples from position 0, or at the prompt's end */
     i32 block_size, sub_block_size;
     i32 first; /* ModelFirst: a block's first token is a candidate like any other (masked), or taken
                   outright from the forward that makes what is before it final (Fast-dLLM) */
@@ -1114,12 +1114,12 @@ static void model_put_parts(Buf *out, const Model *m) {
     buf_printf(out, "%s", m->act == DLM_ACT_RELU2 ? "relu2" : "silu");
     for (size_t i = 0; i < MODEL_PARTS; i++)
         if (m->has[i] && MODEL_PART[i].title) buf_printf(out, ", %s", MODEL_PART[i].title);
-    if (m->sub_norm_eps != m->norm_eps) buf_printf(out, ", sub-norm epsilon %g", (f64)m->sub_norm_eps);
+    if (m->sub_norm_eps != m->norm_eps)
+        buf_printf(out, ", sub-norm epsilon %g", (f64)m->sub_norm_eps);
     if (n_slide) buf_printf(out, ", a window of %d tokens", m->window);
     if (n_slide && n_slide < m->n_layer) buf_printf(out, " in %d of the layers", n_slide);
     if (!model_file_has_(m, "output.weight")) buf_printf(out, ", tied output");
 }
-
 
 /* How often each 2-bit code occurs in a ternary tensor: counts[0..3] are values -1, 0, +1, +2. */
 static bool model_count_codes(const Gguf *g, const GgufTensor *t, const ModelOptions *o,

@@ -242,7 +242,16 @@ static void test_together(void) {
     accepted(API_COMPLETIONS, "{\"prompt\":\"x\",\"best_of\":2,\"n\":2}");
     refused(API_COMPLETIONS, "{\"prompt\":\"x\",\"echo\":true,\"logprobs\":0}", "echo", "logprobs");
     refused(API_COMPLETIONS, "{\"prompt\":[\"a\",\"b\",\"c\",\"d\",\"e\"],\"n\":8}", "n", "32");
-    refused(API_COMPLETIONS, "{\"prompt\":\"x\",\"suffix\":\"y\"}", "suffix", "suffix");
+    refused(API_COMPLETIONS, "{\"prompt\":\"x\",\"suffix\":\"y\"}", "suffix", "full attention");
+    i32 attention = model.decode.attention;
+    model.decode.attention = ATTEND_FULL;
+    p = parse(API_COMPLETIONS, "{\"prompt\":\"x\",\"suffix\":\" the end\"}");
+    const DecodeParams infill = api_decode_params(&p->r, 0, 1);
+    CHECK(p->ok && infill.n_suffix > 0 && infill.suffix == p->r.suffix_ids.p);
+    done(p);
+    refused(API_COMPLETIONS, "{\"prompt\":\"x\",\"suffix\":\"y\",\"decode_mode\":\"ar\"}", "suffix",
+            "full attention");
+    model.decode.attention = attention;
     refused(API_LLAMA, "{\"prompt\":\"x\",\"n\":2}", "n", "/v1/completions");
     refused(API_CHAT, "", "", "invalid JSON");
     refused(API_CHAT, "{", "", "invalid JSON");
@@ -931,7 +940,7 @@ static void test_models(void) {
     json_has(buf_view(&out), "total_slots", "4");
     json_has(buf_view(&out), "default_generation_settings.n_ctx", "256");
     json_has(buf_view(&out), "default_generation_settings.params.decode_mode", "iterative");
-    json_has(buf_view(&out), "diffusion.modes", "4 of them");
+    json_has(buf_view(&out), "diffusion.modes", "5 of them");
     json_has(buf_view(&out), "diffusion.block_size", "32");
     buf_clear(&out);
     api_put_health(&out);
