@@ -52,7 +52,7 @@ SHAPE = dict(
     num_attention_heads=4,
     num_key_value_heads=2,
     max_position_embeddings=64,
-    rms_norm_eps=1e-5,
+    rms_norm_eps=1e-3,  # both large enough to be seen in the logits
     tie_word_embeddings=True,
     rope_theta=10000.0,
     pad_token_id=len(TOKENS),
@@ -268,7 +268,7 @@ FAMILIES = {
         shape=dict(head_dim=16, num_attention_heads=2, num_key_value_heads=1),
     ),
 }
-SUB_NORM_EPS = 1e-6
+SUB_NORM_EPS = 1e-2
 
 # ---- LLaDA, from its published description: LLaMA without a mask, every pair i, i + head_dim / 2
 # turned, weights named as in its checkpoints ----
