@@ -15,21 +15,17 @@
 
 /* ---- 16-bit floats ---- */
 
-/* IEEE 754 binary16 to binary32, exact for every input. */
+/* IEEE 754 binary16 to binary32, exact for every input: the fields move into place, and the product
+ * mends the exponent, of subnormals too. */
 static f32 f16_to_f32(u16 h) {
-    u32 sign = (u32)(h & 0x8000u) << 16, exp = (h >> 10) & 31, man = h & 0x3ffu, bits;
-    if (exp == 31) {
-        bits = sign | 0x7f800000u | man << 13;
-    } else if (exp) {
-        bits = sign | (exp + 112) << 23 | man << 13;
-    } else { /* zero or subnormal: man * 2^-24 is exact in binary32 */
-        f32 v = (f32)man * 0x1p-24f;
-        memcpy(&bits, &v, sizeof bits);
-        bits |= sign;
-    }
-    f32 out;
-    memcpy(&out, &bits, sizeof out);
-    return out;
+    u32 bits = (u32)(h & 0x7fffu) << 13, sign = (u32)(h & 0x8000u) << 16;
+    f32 v;
+    memcpy(&v, &bits, sizeof v);
+    v *= 0x1p112f;
+    memcpy(&bits, &v, sizeof bits);
+    bits |= sign | ((h & 0x7c00u) == 0x7c00u ? 0x7f800000u : 0);
+    memcpy(&v, &bits, sizeof v);
+    return v;
 }
 
 /* binary32 to binary16, round to nearest even, as vcvtps2ph does. */
@@ -296,8 +292,12 @@ static void quant_codes_row(const DlmTensor *t, i64 row, u8 *codes, f32 *scales)
 
 /* ---- scaled blocks: Q4_0 to MXFP4 ---- */
 
+static bool quant_is_float_(DlmType type) {
+    return type == DLM_F32 || type == DLM_F16 || type == DLM_BF16;
+}
+
 static bool quant_is_blocks(DlmType type) {
-    return type != DLM_F32 && type != DLM_F16 && type != DLM_BF16 && !quant_is_ternary(type);
+    return !quant_is_float_(type) && !quant_is_ternary(type);
 }
 
 /* The 16 levels of IQ4_NL and IQ4_XS: ggml's non-linear 4-bit table. */
@@ -537,17 +537,23 @@ static f32 inverse_(f32 scale) {
     return scale != 0 ? 1.0f / scale : 0;
 }
 
-/* The code floor(v), at most top; 0 for a v that is not finite. */
-static u8 floor_code_(f32 v, int top) {
-    return (u8)(v >= 0 && v < 256 ? MIN_OF((int)v, top) : 0);
+/* Half away from zero, as C's roundf, for |v| < 2^22. */
+static i32 round_code_(f32 v) {
+    f32 even = f32_rint_(v), rest = v - even; /* exact */
+    return (i32)even + (v > 0 && rest == 0.5f) - (v < 0 && rest == -0.5f);
 }
 
-/* Half away from zero, as C's roundf, for |v| < 2^22; 0 for a v that is not finite. */
-static i32 round_code_(f32 v) {
-    if (!(v > -4194304.0f && v < 4194304.0f)) return 0;
-    i32 t = (i32)v;
-    f32 rest = v - (f32)t; /* exact */
-    return rest >= 0.5f ? t + 1 : rest <= -0.5f ? t - 1 : t;
+/* codes[i] = floor((x[i] - low) * inverse + offset), at most top; zeros when the inverse is infinite. */
+static void floor_codes_(const f32 *x, f32 inverse, f32 low, f32 offset, int top,
+                         u8 *codes /* [32] */) {
+    if (!is_finite_(inverse)) {
+        memset(codes, 0, 32);
+        return;
+    }
+    for (int i = 0; i < 32; i++) {
+        int code = (int)((x[i] - low) * inverse + offset);
+        codes[i] = (u8)MIN_OF(code, top);
+    }
 }
 
 /* Q4_0 and Q5_0: the weight of largest magnitude, which keeps its sign, becomes code 0; zero is `half`. */
@@ -556,8 +562,7 @@ static bool signed_codes_(const f32 *x, int half, u16 *d16, u8 *codes /* [32] */
     for (int i = 1; i < 32; i++)
         if (f32_abs_(x[i]) > f32_abs_(top)) top = x[i];
     f32 d = top / (f32)-half, id = inverse_(d);
-    for (int i = 0; i < 32; i++)
-        codes[i] = floor_code_(x[i] * id + ((f32)half + 0.5f), 2 * half - 1);
+    floor_codes_(x, id, 0, (f32)half + 0.5f, 2 * half - 1, codes);
     return put_scale_(d16, d);
 }
 
@@ -568,10 +573,11 @@ static bool range_codes_(const f32 *x, int top, u16 *d16, u16 *m16, u8 *codes /*
         low = MIN_OF(x[i], low);
         high = MAX_OF(x[i], high);
     }
-    f32 d = (high - low) / (f32)top, id = inverse_(d);
-    for (int i = 0; i < 32; i++) codes[i] = floor_code_((x[i] - low) * id + 0.5f, top);
-    bool ok = put_scale_(d16, d);
-    return put_scale_(m16, low) && ok;
+    f32 d = (high - low) / (f32)top;
+    memset(codes, 0, 32);
+    if (!put_scale_(d16, d) || !put_scale_(m16, low)) return false;
+    floor_codes_(x, inverse_(d), low, 0.5f, top, codes);
+    return true;
 }
 
 static void put_nibbles_(const u8 *codes /* [32] */, u8 *qs /* [16] */) {
@@ -621,6 +627,7 @@ static bool q5_1_encode_(const f32 *x, u8 *p) {
 static bool q8_0_encode_(const f32 *x, u8 *p) {
     DlmBlockQ8_0 *b = (DlmBlockQ8_0 *)p;
     f32 d = max_abs_(x, DLM_QK8_0) / 127.0f, id = inverse_(d);
+    if (!is_finite_(id)) id = 0;
     for (int j = 0; j < DLM_QK8_0; j++) b->q[j] = (i8)round_code_(x[j] * id);
     return put_scale_(&b->d, d);
 }
@@ -915,27 +922,11 @@ static bool q6_K_encode_(const f32 *x, u8 *p) {
 
 /* ---- encoding a row ---- */
 
-static bool f32_encode_(const f32 *x, u8 *p) {
-    memcpy(p, x, sizeof *x);
-    return true;
-}
-
-static bool f16_encode_(const f32 *x, u8 *p) {
-    return put_scale_((u16 *)(void *)p, x[0]);
-}
-
-static bool bf16_encode_(const f32 *x, u8 *p) {
-    u16 h = f32_to_bf16(x[0]);
-    memcpy(p, &h, sizeof h);
-    return (h & 0x7f80) != 0x7f80;
-}
-
-/* One block each; false when a weight or scale is beyond the range of the 16-bit float it becomes. */
+/* One block each; false when a scale is beyond the range of a 16-bit float. */
 static const struct {
     DlmType type;
     bool (*encode)(const f32 *x, u8 *p);
 } QUANT_ENCODERS_[] = {
-    {DLM_F32, f32_encode_},   {DLM_F16, f16_encode_},   {DLM_BF16, bf16_encode_},
     {DLM_Q8_0, q8_0_encode_}, {DLM_Q4_0, q4_0_encode_}, {DLM_Q4_1, q4_1_encode_},
     {DLM_Q5_0, q5_0_encode_}, {DLM_Q5_1, q5_1_encode_}, {DLM_TQ1_0, tq1_encode_},
     {DLM_TQ2_0, tq2_encode_}, {DLM_Q2_0, q2_encode_},   {DLM_Q2_K, q2_K_encode_},
@@ -946,7 +937,7 @@ static const struct {
 static bool quant_can_make(DlmType type) {
     for (size_t i = 0; i < COUNT_OF(QUANT_ENCODERS_); i++)
         if (QUANT_ENCODERS_[i].type == type) return true;
-    return type == DLM_I2_S;
+    return quant_is_float_(type) || type == DLM_I2_S;
 }
 
 static bool all_finite_(const f32 *x, i64 n) {
@@ -955,21 +946,33 @@ static bool all_finite_(const f32 *x, i64 n) {
     return is_finite_(max_abs_(x, (int)n));
 }
 
+/* False when a weight is beyond the range of the type. */
+static bool float_row_(DlmType type, const f32 *x, i64 n, u8 *dst) {
+    const u16 infinite = type == DLM_F16 ? 0x7c00 : 0x7f80;
+    bool ok = true;
+    if (type == DLM_F32) memcpy(dst, x, (size_t)n * sizeof *x);
+    for (i64 i = 0; type != DLM_F32 && i < n; i++) {
+        u16 h = type == DLM_F16 ? f32_to_f16(x[i]) : f32_to_bf16(x[i]);
+        ok &= (h & infinite) != infinite;
+        memcpy(dst + 2 * i, &h, sizeof h);
+    }
+    return ok;
+}
+
 /* Encodes a row of a type that quant_can_make and that has rows of their own (not I2_S); dst has
  * quant_row_bytes(type, n) bytes. Returns NULL, or what is wrong with the weights. */
 static const char *quant_row(DlmType type, const f32 *x, i64 n, void *dst) {
+    static const char too_large[] = "a weight is too large for a 16-bit float, or its scale is";
     if (!all_finite_(x, n)) return "a weight is NaN or infinite";
+    if (quant_is_float_(type)) return float_row_(type, x, n, dst) ? NULL : too_large;
     const DlmTypeInfo *info = quant_info(type);
     bool ok = true;
-    for (size_t k = 0; k < COUNT_OF(QUANT_ENCODERS_); k++) {
-        if (QUANT_ENCODERS_[k].type != type) continue;
-        ASSERT(n % info->block == 0);
-        for (i64 i = 0; i < n / info->block; i++)
-            ok &= QUANT_ENCODERS_[k].encode(x + i * info->block, (u8 *)dst + i * info->bytes);
-        return ok ? NULL : "a weight is too large for a 16-bit float, or its scale is";
-    }
-    ASSERT(!"quant_row: not a type with an encoder");
-    return NULL;
+    size_t k = 0;
+    while (k < COUNT_OF(QUANT_ENCODERS_) && QUANT_ENCODERS_[k].type != type) k++;
+    ASSERT(k < COUNT_OF(QUANT_ENCODERS_) && n % info->block == 0);
+    for (i64 i = 0; i < n / info->block; i++)
+        ok &= QUANT_ENCODERS_[k].encode(x + i * info->block, (u8 *)dst + i * info->bytes);
+    return ok ? NULL : too_large;
 }
 
 /* Codes of an I2_S tensor (0 = -1, 1 = 0, 2 = +1), any run of them whose length is a multiple of 128, to
