@@ -399,7 +399,8 @@ static bool render_all(void *arg, Err *e) {
     TmplOut out = {0};
     Str source = STR(
         "{% macro f(x) %}{{ x | upper }}{% endmacro %}{% for m in messages %}{{ m.role ~ m.content }}"
-        "{{ tools | tojson(sort_keys=true) }}{% set ns = namespace(a=[1, 2]) %}{{ m | tojson }}{{ f(m.content) * 900 }}{{ range(3000) }}"
+        "{{ tools | tojson(sort_keys=true) }}{% set ns = namespace(a=[1, 2]) %}{{ m | tojson }}"
+        "{{ f(m.content) * 900 }}{{ range(3000) }}"
         "{% endfor %}");
     bool ok = tmpl_render(source, t->m, t->n, &v, &out, e);
     tmpl_out_free(&out);
