@@ -104,8 +104,7 @@ static bool graph_turns_(Graph *g, f32 *turns, i32 n_ctx, f32 query_growth, Err 
         for (i32 pos = 0; pos < n_ctx; pos++) {
             f64 sin, cos;
             kern_sincos((f64)((f32)pos * freq), &sin, &cos);
-            f64 more =
-                query_growth > 0 ? query_growth * kern_log(1 + pos / r->n_ctx_orig) + 1 : 1;
+            f64 more = query_growth > 0 ? query_growth * kern_log(1 + pos / r->n_ctx_orig) + 1 : 1;
             host[(i64)pos * m->n_rot + 2 * i] = (f32)(cos * grow * more);
             host[(i64)pos * m->n_rot + 2 * i + 1] = (f32)(sin * grow * more);
         }
@@ -117,7 +116,7 @@ static bool graph_turns_(Graph *g, f32 *turns, i32 n_ctx, f32 query_growth, Err 
 
 static void graph_close(Graph *g) {
     if (!g->ops) return;
-    void *all[] = {g->kv.k, g->kv.v, g->x,  g->h,    g->q,      g->att,  g->k,
+    void *all[] = {g->kv.k, g->kv.v, g->x,  g->h,    g->q,      g->att,   g->k,
                    g->v,    g->gate, g->up, g->rows, g->logits, g->turns, g->q_turns};
     for (size_t i = 0; i < COUNT_OF(all); i++) g->ops->free(g->ops->self, all[i]);
     mem_free(g->near);

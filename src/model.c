@@ -292,8 +292,9 @@ typedef struct {
     i32 convention; /* how its models are decoded; 0: the common default */
 } ModelFamily;
 
-/* Mistral, Ministral, SmolLM2 and the ternary Falcon3 and Llama 3 come as llama, Ministral 3 as mistral3, DiffuCoder as dream, and what
- * was made to diffuse later as the family that it was made from. */
+/* Mistral, Ministral, SmolLM2 and the ternary Falcon3 and Llama 3 come as llama, Ministral 3 as
+ * mistral3, DiffuCoder as dream, and what was made to diffuse later as the family that it was made
+ * from. */
 #define BITNET_PARTS .need[PART_SUB_NORM] = NEED_YES, .need[PART_NORM_IN] = NEED_MAYBE
 #define SUB_NORM_PARTS .need[PART_SUB_NORM] = NEED_MAYBE, .need[PART_NORM_IN] = NEED_MAYBE
 #define BIAS_PARTS .need[PART_QKV_BIAS] = NEED_MAYBE, .need[PART_O_BIAS] = NEED_MAYBE
