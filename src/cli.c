@@ -164,6 +164,10 @@ static const CliWord CLI_MAKE_TYPES[] = {{"tq1_0", DLM_TQ1_0}, {"tq2_0", DLM_TQ2
 static const CliWord CLI_TERNARIES[] = {
     {"auto", PLAN_AUTO}, {"yes", PLAN_TERNARY}, {"no", PLAN_DENSE}, {NULL, 0}};
 static const CliWord CLI_SCALES[] = {{"tensor", false}, {"block", true}, {NULL, 0}};
+static const CliWord CLI_DEVICES[] = {{"auto", ENGINE_DEVICE_AUTO},
+                                      {"cpu", ENGINE_DEVICE_CPU},
+                                      {"cuda", ENGINE_DEVICE_CUDA},
+                                      {NULL, 0}};
 static const CliWord CLI_KV_TYPES[] = {{"f16", DLM_F16}, {"f32", DLM_F32}, {NULL, 0}};
 
 typedef enum {
@@ -300,6 +304,10 @@ static const CliOpt CLI_OPTS[] = {
      .verbs = CLI_ENGINE | CLI_INFO | CLI_VERSION | CLI_BENCH, .group = CLI_G_MODEL,
      .env = "DLM_CPU", .unset = "the best there is",
      .help = "Instruction set to use, one of those that dlm version lists."},
+    {0, "device", NULL, CLI_WORD, "DEVICE", CLI_AT(engine.device), .words = CLI_DEVICES,
+     .verbs = CLI_ENGINE | CLI_BENCH, .group = CLI_G_MODEL,
+     .help = "Where the model runs. auto: in dlm-cuda on the first GPU, when it holds the whole "
+             "model, else on the CPU."},
     {0, "i2s-layout", NULL, CLI_WORD, "LAYOUT", CLI_AT(engine.i2s_layout), .words = CLI_LAYOUTS,
      .verbs = CLI_ENGINE | CLI_INFO | CLI_CONVERT, .group = CLI_G_MODEL,
      .help = "How the codes of I2_S tensors lie, which their files do not say."},
@@ -2265,6 +2273,38 @@ static void cli_info_json_(Buf *out, const CliInfo *f) {
     if (!f->why.code) cli_info_model_json_(out, f);
 }
 
+/* The GPUs of this machine, in the flavour that can use them. */
+static void cli_put_gpus_(Buf *out, bool json) {
+#ifdef DLM_CUDA
+    DlmCudaDevice gpus[16];
+    int n = 0;
+    const char *why = dlm_cuda_devices(gpus, COUNT_OF(gpus), &n);
+    if (json)
+        buf_printf(out, ",\"gpus\":[");
+    else if (why)
+        cli_put_row_(out, "GPU"), buf_printf(out, "%s\n", why);
+    for (int i = 0; !why && i < n; i++) {
+        const DlmCudaDevice *d = &gpus[i];
+        if (json) {
+            buf_printf(out, "%s{\"name\":", i ? "," : "");
+            json_put_str(out, str_of(d->name));
+            buf_printf(out, ",\"capability\":\"%d.%d\",\"bytes\":%llu,\"free\":%llu}", d->major,
+                       d->minor, (unsigned long long)d->memory, (unsigned long long)d->memory_free);
+        } else {
+            cli_put_row_(out, "GPU");
+            buf_printf(out, "%s, compute capability %d.%d, ", d->name, d->major, d->minor);
+            cli_put_bytes_(out, d->memory_free);
+            buf_printf(out, " free of ");
+            cli_put_bytes_(out, d->memory);
+            buf_char(out, '\n');
+        }
+    }
+    if (json) buf_char(out, ']');
+#else
+    (void)out, (void)json;
+#endif
+}
+
 static bool cli_info_(const Cli *c, Err *e) {
     CliInfo *f = mem_alloc(sizeof *f, e);
     if (!f) return false;
@@ -2273,14 +2313,17 @@ static bool cli_info_(const Cli *c, Err *e) {
     bool ok = level && cli_info_open_(f, c, e);
     if (ok && c->json) {
         cli_info_json_(&out, f);
-        buf_printf(&out, ",\"cpu\":{\"level\":\"%s\",\"processors\":%d}}\n", level->name,
+        buf_printf(&out, ",\"cpu\":{\"level\":\"%s\",\"processors\":%d}", level->name,
                    os_cpu_count());
+        cli_put_gpus_(&out, true);
+        buf_printf(&out, "}\n");
     } else if (ok) {
         cli_info_text_(&out, f);
         cli_put_row_(&out, "processor");
         buf_printf(&out, "level %s of: ", level->name);
         cli_put_levels_(&out);
         buf_printf(&out, "; %d to run on\n", os_cpu_count());
+        cli_put_gpus_(&out, false);
     }
     ok = ok && cli_out_buf_(&out, e);
     buf_free(&out);
