@@ -269,6 +269,9 @@ static void check_slots(void) {
             ids[i] = prompt_of(g, QUESTIONS[(i + round) % 4]);
             p[i] = params((DecodeMode)((i + round) % 4), (f32)(i % 2) * 0.8f);
             p[i].sample.seed = (u64)(100 * round + i);
+            p[i].cache = (i + round) % (CACHE_MASKED + 1);
+            p[i].lone_commit = (i + round) % 3 == 0;
+            if (p[i].mode == DECODE_ITERATIVE) p[i].rule = (5 * i + round) % (RULE_ENTROPY + 1);
         }
         bool busy = true;
         while (busy || started < SLOTS) {
@@ -298,6 +301,70 @@ static void check_slots(void) {
     }
     engine_close(g);
     engine_close(solo);
+}
+
+static void keep_reveals(void *arg, const DecodeStep *s) {
+    for (i32 i = 0; i < s->n_reveals; i++)
+        buf_put(arg, &s->reveals[i].pos, sizeof(i32)),
+            buf_put(arg, &s->reveals[i].token, sizeof(i32));
+}
+
+/* A commit that rides in the next block's first forward changes nothing but the number of forwards:
+ * the same tokens in the same order, sampled and with penalties too. */
+static void check_commits(void) {
+    EngineOptions o = options(MODEL_PATH, 2, NULL);
+    Engine *g = open_with(&o);
+    i32 n_joined = 0;
+    for (int mode = DECODE_GREEDY; g && mode <= DECODE_ADAPTIVE; mode++)
+        for (size_t q = 0; q < 2 * COUNT_OF(QUESTIONS); q++) {
+            DecodeParams p = params((DecodeMode)mode, (f32)(q % 2) * 0.9f);
+            TokIds ids = prompt_of(g, QUESTIONS[q / 2]);
+            Buf order[2] = {{0}};
+            DecodeResult r[2];
+            p.frequency_penalty = q % 3 ? 0.5f : 0;
+            p.cache = CACHE_NONE + (i32)q % 3;
+            for (int lone = 0; lone < 2; lone++) {
+                DecodeEvents ev = {.arg = &order[lone], .step = keep_reveals};
+                Err e = {0};
+                p.lone_commit = lone;
+                CHECK_OK(engine_generate(g, 0, ids.p, (i32)ids.n, &p, &ev, &r[lone], &e), e);
+            }
+            CHECK_STR(buf_view(&order[0]), buf_view(&order[1]));
+            CHECK_STR(buf_view(&r[0].text), buf_view(&r[1].text));
+            CHECK_INT(r[0].n_forwards_commit, 0);
+            CHECK_INT(r[1].n_joined, 0);
+            CHECK_INT(r[0].n_joined, r[1].n_forwards_commit);
+            CHECK_INT(r[0].n_forwards_denoise, r[1].n_forwards_denoise);
+            CHECK_U64((u64)r[0].n_rows, (u64)r[1].n_rows);
+            n_joined += r[0].n_joined;
+            for (int lone = 0; lone < 2; lone++)
+                buf_free(&order[lone]), decode_result_free(&r[lone]);
+            tok_ids_free(&ids);
+        }
+    CHECK(n_joined > 20);
+    engine_close(g);
+}
+
+/* --cache masked runs fewer rows than dual cache, and here it answers as well. */
+static void check_masked_cache(void) {
+    EngineOptions o = options(MODEL_PATH, 2, NULL);
+    Engine *g = open_with(&o);
+    i64 rows[CACHE_MASKED + 1] = {0};
+    for (i32 cache = CACHE_NONE; g && cache <= CACHE_MASKED; cache++)
+        for (size_t q = 0; q < 3; q++) {
+            DecodeParams p = params(DECODE_ITERATIVE, 0);
+            TokIds ids = prompt_of(g, QUESTIONS[q]);
+            DecodeResult r;
+            Err e = {0};
+            p.cache = cache;
+            CHECK_OK(engine_generate(g, 0, ids.p, (i32)ids.n, &p, NULL, &r, &e), e);
+            CHECK_CSTR(r.finish, "stop");
+            rows[cache] += r.n_rows;
+            decode_result_free(&r);
+            tok_ids_free(&ids);
+        }
+    CHECK(rows[CACHE_MASKED] < rows[CACHE_DUAL] && rows[CACHE_DUAL] < rows[CACHE_NONE]);
+    engine_close(g);
 }
 
 /* Penalties and biases act, alternatives come sorted and hold what was chosen. */
@@ -388,6 +455,11 @@ static void check_modes(void) {
     CHECK_OK(engine_generate(g, 0, ids.p, (i32)ids.n, &p, NULL, &r, &e), e);
     CHECK(r.n_forwards_denoise % 32 == (32 - (i32)ids.n % 32) % 32);
     decode_result_free(&r);
+    p.mode = DECODE_ADAPTIVE, p.rule = RULE_ENTROPY;
+    CHECK(!engine_generate(g, 0, ids.p, (i32)ids.n, &p, NULL, &r, &e));
+    CHECK_ERR(e, ERR_USAGE, "the rule entropy has none");
+    err_clear(&e);
+    p.mode = DECODE_ITERATIVE, p.rule = RULE_MODEL;
     p.sub_block_size = 5;
     CHECK(!engine_generate(g, 0, ids.p, (i32)ids.n, &p, NULL, &r, &e));
     CHECK_ERR(e, ERR_USAGE, "does not divide");
@@ -433,6 +505,8 @@ int main(void) {
     check_context();
     check_reuse();
     check_slots();
+    check_commits();
+    check_masked_cache();
     check_changed_logits();
     check_cancel();
     check_modes();
