@@ -81,9 +81,7 @@ typedef struct {
 /* ---- what one forward moves and multiplies ---- */
 
 static u64 bench_mat_bytes_(const DlmMat *w) {
-    if (w->kind == DLM_MAT_TERNARY)
-        return (u64)cpu_groups_(w) * (u64)((w->n_in + DLM_TILE_IN - 1) / DLM_TILE_IN) *
-               DLM_TILE_BYTES;
+    if (w->owned) return w->owned_bytes;
     return (u64)kern_row_bytes(w) * (u64)w->n_out;
 }
 
@@ -139,7 +137,14 @@ static f64 bench_median_(f64 *v, i32 n) {
     return n % 2 ? v[n / 2] : (v[n / 2 - 1] + v[n / 2]) / 2;
 }
 
+static bool bench_gpu_ceilings_(Engine *g, BenchResult *r, Err *e) {
+    f64 f16_gmacs;
+    const char *why = g->ops.ceilings(g->ops.self, &r->read_gbs, &r->peak_gmacs, &f16_gmacs);
+    return !why || err_set(e, ERR_MEMORY, "%s", why);
+}
+
 static bool bench_ceilings_(Engine *g, BenchResult *r, Err *e) {
+    if (g->ops.ceilings) return bench_gpu_ceilings_(g, r, e);
     BenchCeiling *c = mem_alloc(sizeof *c, e);
     u64 *words = c ? mem_alloc(BENCH_STREAM_BYTES, e) : NULL;
     if (words) {
@@ -264,7 +269,7 @@ static bool bench_run(Engine *g, const BenchOptions *o, BenchResult *r, Err *e) 
     bench_sizes_(&g->model, r);
     r->bytes_cache =
         graph_kv_bytes(&g->model, &g->graph_options) / (u64)g->graph.kv.n_cell * (u64)o->depth;
-    if (!((const Cpu *)g->ops.self)->k->peak)
+    if (!g->ops.ceilings && !((const Cpu *)g->ops.self)->k->peak)
         return err_set(e, ERR_RUNTIME, "level %s has no measure of its peak", g->ops.name);
     if (o->depth && !bench_fill_cache_(g, e)) return false;
     tempo_forward(&g->graph, g->rows, 0, 0, 1, 1); /* touches every page */

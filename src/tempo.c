@@ -151,6 +151,7 @@ static f64 tempo_forward(Graph *g, DlmRow *rows, i32 slot, i32 at, i32 n, i32 n_
                            .logits = i < n - n_logits ? -1 : i - (n - n_logits)};
     f64 from = os_now_ms();
     graph_forward(g, rows, n, n_logits);
+    graph_wait(g);
     return os_now_ms() - from;
 }
 
