@@ -137,23 +137,6 @@ def refusals(count, folder):
         short = data[kind][: (128 * 512 // 4 if kind == "TL1" else 128 * 108) + 31]
         _, why = codes_of(kind, codes.shape, short, write_config(path, row))
         count.check("cannot have made" in why, f"{kind} cut short: {why}")
-    texts = {
-        "m = 1\n": "line 1: this key comes before",
-        "[a]\nm = x\n": "line 2: a number of 1",
-        "[a]\nm = 0\n": "line 2: a number of 1",
-        "[a]\nm = 99999999999\n": "line 2: a number of 1",
-        "[a]\nm = 1\nM : 2\n": "line 3: this key comes twice",
-        "[a\n": "line 1: a section begins",
-        "nonsense": "line 1: this is no section",
-        "[a]\nm = 1\n": "section 1 lacks one of",
-        "; nothing\n\n": "there is no kernel in it",
-        "[a]\n" * 65: "line 65: these are more than 64",
-    }
-    for text, words in texts.items():
-        with open(path, "w", encoding="ascii") as f:
-            f.write(text)
-        _, why = codes_of("TL1", codes.shape, data["TL1"], path)
-        count.check(words in why, f"{text!r}: {why}")
 
 
 def model(kind, bm, bk, bmm):
