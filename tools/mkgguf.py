@@ -768,6 +768,8 @@ def define_crimes():
         ("sub-block-size-9", "diffusion.sub_block_size", 9),
         ("block-size-0", "diffusion.block_size", 0),
         ("block-size-huge", "diffusion.block_size", 2**31),
+        ("steps-huge", "diffusion.steps", 2**31),
+        ("rule-number", "diffusion.rule", 1),
     ):
         crime_key(name, key, U32, value)
     crime_key("embedding-length-string", "embedding_length", STRING, "64")
@@ -778,11 +780,13 @@ def define_crimes():
         crime_key(f"rope-base-{value:g}", "rope.freq_base", F32, value)
     crime_key("rope-base-0", "rope.freq_base", F32, 0.0)
     crime_key("threshold-nan", "diffusion.threshold", F32, math.nan)
-    for key in ("attention", "align", "rule", "first_token"):
+    for key in ("attention", "align", "rule", "first_token", "order", "cache"):
         crime_key(
             f"diffusion-{key.replace('_', '-')}-unknown", f"diffusion.{key}", STRING, "klingon"
         )
     crime_key("shift-logits-string", "diffusion.shift_logits", STRING, "true")
+    crime_key("rule-of-a-request", "diffusion.rule", STRING, "model")
+    crime_key("order-under-block-attention", "diffusion.order", STRING, "revealed_first")
     for name, key, kind, value in (
         ("window-of-4", "attention.sliding_window", U32, 4),
         ("window-negative", "attention.sliding_window", I32, -4),
