@@ -57,6 +57,7 @@ static const HfClass HF_CLASSES[] = {
     {"LlamaForCausalLM", "llama", -1},
     {"MistralForCausalLM", "llama", -1},
     {"MinistralForCausalLM", "llama", -1},
+    {"Ministral3ForCausalLM", "mistral3", -1},
     {"SmolLM3ForCausalLM", "smollm3", -1},
     {"Qwen2ForCausalLM", "qwen2", -1},
     {"Qwen3ForCausalLM", "qwen3", -1},
@@ -402,6 +403,28 @@ static f64 hf_long_attention_(f64 ratio, f64 original) {
     return ratio <= 1 ? 1 : kern_exp(0.5 * kern_log(1 + kern_log(ratio) / kern_log(original)));
 }
 
+/* YaRN's further settings, as they are; what is absent stays so. */
+static bool hf_put_yarn_(const Hf *h, GgufWriter *w, Err *e) {
+    static const struct {
+        const char *theirs, *ours;
+    } keys[] = {{"beta_fast", "rope.scaling.yarn_beta_fast"},
+                {"beta_slow", "rope.scaling.yarn_beta_slow"},
+                {"mscale_all_dim", "rope.scaling.yarn_log_multiplier"},
+                {"llama_4_scaling_beta", "attention.temperature_scale"}};
+    char key[128];
+    f64 mscale = 1, all = 1, v = 1;
+    if (!hf_positive_(h, h->rope, "mscale", &mscale, e) ||
+        !hf_positive_(h, h->rope, "mscale_all_dim", &all, e))
+        return false;
+    if (mscale != all) return hf_wrong_(h, "mscale", "the same as mscale_all_dim", e);
+    for (size_t i = 0; i < COUNT_OF(keys); i++) {
+        if (hf_find_(&h->config.doc, h->rope, keys[i].theirs) == JSON_NONE) continue;
+        if (!hf_positive_(h, h->rope, keys[i].theirs, &v, e)) return false;
+        gguf_put_f32(w, hf_key_(h, key, keys[i].ours), (f32)v);
+    }
+    return true;
+}
+
 static bool hf_put_stretch_(const Hf *h, GgufWriter *w, HfRope rope, Err *e) {
     static const char *const names[] = {
         [HF_ROPE_LINEAR] = "linear", [HF_ROPE_LONG] = "longrope", [HF_ROPE_YARN] = "yarn"};
@@ -423,13 +446,7 @@ static bool hf_put_stretch_(const Hf *h, GgufWriter *w, HfRope rope, Err *e) {
         gguf_put_f32(w, hf_key_(h, key, "rope.scaling.attn_factor"), (f32)attention);
         return true;
     }
-    f64 fast = 32, slow = 1;
-    if (!hf_positive_(h, h->rope, "beta_fast", &fast, e) ||
-        !hf_positive_(h, h->rope, "beta_slow", &slow, e))
-        return false;
-    gguf_put_f32(w, hf_key_(h, key, "rope.scaling.yarn_beta_fast"), (f32)fast);
-    gguf_put_f32(w, hf_key_(h, key, "rope.scaling.yarn_beta_slow"), (f32)slow);
-    return true;
+    return hf_put_yarn_(h, w, e);
 }
 
 static bool hf_put_rope_(const Hf *h, GgufWriter *w, Err *e) {

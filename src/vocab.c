@@ -377,12 +377,14 @@ static Str vocab_special_text_(const JsonDoc *d, const char *name) {
     return s;
 }
 
-/* The tokenizer's settings name a text; the model's, an id. The first that says so wins. */
-static bool vocab_id_(Vocab *v, const char *name, i32 otherwise, i32 *out, Err *e) {
+/* The tokenizer's settings name a text, SentencePiece's file and the model's settings an id. The first that
+ * says so wins. own: SentencePiece's, or -1. */
+static bool vocab_id_(Vocab *v, const char *name, i32 own, i32 *out, Err *e) {
     char key[64];
     snprintf(key, sizeof key, "%s_token", name);
     *out = vocab_find(v, vocab_special_text_(&v->config.doc, key));
     if (*out < 0) *out = vocab_find(v, vocab_special_text_(&v->specials.doc, key));
+    if (*out < 0) *out = own;
     if (*out >= 0) return true;
     snprintf(key, sizeof key, "%s_token_id", name);
     const HfJson *both[] = {&v->hf->config, &v->hf->generation};
@@ -396,9 +398,8 @@ static bool vocab_id_(Vocab *v, const char *name, i32 otherwise, i32 *out, Err *
             return err_set(e, ERR_MODEL, "%s: %s is %lld, but the vocabulary has %u tokens",
                            both[i]->path, key, (long long)id, v->n);
         *out = (i32)id;
-        return true;
+        break;
     }
-    *out = otherwise;
     return true;
 }
 
