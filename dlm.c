@@ -166,6 +166,8 @@ FAST_ROOMS
 SMALL_ROOMS
 /* TLS 1.2 and 1.3 as a transport; certificates of our own making. */
 #include "src/tls.c"
+/* Calls of tools in what a model wrote. */
+#include "src/calls.c"
 /* The shapes of OpenAI's, Anthropic's and llama.cpp's APIs: bytes in, bytes out. */
 #include "src/api.c"
 /* Many askers, one engine: a bounded queue and the thread that steps all answers at once. */

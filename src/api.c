@@ -1,7 +1,7 @@
 /* api.c - the shapes of HTTP APIs: requests in, replies, stream events, errors and metrics out.
  *
  * Owns:      what an ApiRequest holds (parsed body, messages, biases), and an ApiLogprobs.
- * Stands on: base mem gguf json http tok tmpl model decode
+ * Stands on: base mem gguf json http tok tmpl calls model decode
  * Promises:  bytes in, bytes out: no sockets, threads or clocks; one table says what every field
  *            may be; what changes the meaning of a request and is not understood is refused by
  *            name; text that a client sent never becomes a special token of a prompt.
@@ -18,6 +18,7 @@
 #define DLM_API_C
 
 #include "base.c"
+#include "calls.c"
 #include "decode.c"
 #include "gguf.c"
 #include "http.c"
@@ -283,6 +284,8 @@ typedef struct {
     bool logprobs;      /* wanted, with decode.n_top alternatives each */
     Str suffix, content;
     TokIds suffix_ids; /* of suffix */
+    u32 tools;         /* a node: what the model is told that it may call; 0: nothing */
+    bool parallel_tool_calls;
     bool stream, include_usage, include_diffusion, echo, return_tokens;
     bool add_special, parse_special, with_pieces;
     TokIds ids; /* of /detokenize */
@@ -533,23 +536,57 @@ static bool api_read_thinking_(ApiParser_ *p, ApiValue_ v) {
     return str_eq(api_type_(p, v.node), STR("disabled")) || api_unsupported_(p, v);
 }
 
-/* Tools that the model may not call need not be shown to it. */
+/* {"type": "function", "function": {"name": ..., ...}}; in a call also with "arguments". */
+static bool api_is_function_(const ApiParser_ *p, u32 node, bool call) {
+    u32 function = json_get(p->d, node, "function");
+    Str s;
+    return str_eq(api_type_(p, node), STR("function")) &&
+           json_str(p->d, json_get(p->d, function, "name"), &s) && s.n &&
+           (!call || json_str(p->d, json_get(p->d, function, "arguments"), &s));
+}
+
+static bool api_are_functions_(ApiParser_ *p, ApiValue_ v, bool calls) {
+    u32 n = json_count(p->d, v.node), i = json_first(p->d, v.node);
+    bool ok = json_type(p->d, v.node) == JSON_ARRAY;
+    for (; ok && n > 0; n--, i = json_next(p->d, i)) ok = api_is_function_(p, i, calls);
+    return ok || api_want_(p, v,
+                           calls ? "an array of calls of functions, with name and arguments"
+                                 : "an array of functions, with names");
+}
+
+/* Tools that the model may not call are not shown to it. */
 static bool api_read_tools_(ApiParser_ *p, ApiValue_ v) {
     if (api_is_neutral_(p, v) ||
         str_eq(api_type_(p, json_get(p->d, 0, "tool_choice")), STR("none")))
         return true;
-    return api_bad_(p->x, v.path,
-                    "'%s' are not supported: leave them out, or set tool_choice to \"none\"",
-                    v.path);
+    if (api_is_anthropic_(p->r->route))
+        return api_bad_(p->x, v.path,
+                        "'%s' are not supported here, but in /v1/chat/completions: leave them "
+                        "out, or set tool_choice to \"none\"",
+                        v.path);
+    if (!api_are_functions_(p, v, false)) return false;
+    if (str_find(p->m->chat_template, STR("tools"), 0) == SIZE_MAX)
+        return api_bad_(p->x, v.path,
+                        "'%s' are not supported: the chat template of this model shows it none",
+                        v.path);
+    p->r->tools = v.node;
+    return true;
 }
 
-/* "auto" leaves it to the model; without tools that comes to "none". */
+/* Calls that were made earlier in the conversation. */
+static bool api_read_calls_(ApiParser_ *p, ApiValue_ v) {
+    return api_are_functions_(p, v, true);
+}
+
+/* "auto" leaves it to the model. */
 static bool api_read_tool_choice_(ApiParser_ *p, ApiValue_ v) {
     Str type = api_type_(p, v.node);
     if (str_eq(type, STR("none")) || str_eq(type, STR("auto"))) return true;
-    return api_bad_(p->x, v.path,
-                    "'%s' other than \"none\" and \"auto\" is not supported: dlm calls no tools",
-                    v.path);
+    return api_bad_(
+        p->x, v.path,
+        "'%s' other than \"none\" and \"auto\" is not supported: dlm cannot make a model "
+        "call a tool",
+        v.path);
 }
 
 static bool api_is_id_(const ApiParser_ *p, u32 node, i32 *out) {
@@ -703,6 +740,8 @@ static const ApiField API_FIELDS[] = {
     {"tools", IN_CHAT | IN_ANTHROPIC | IN_TEMPLATE, API_READ, .read = api_read_tools_},
     {"tool_choice", IN_CHAT | IN_ANTHROPIC, API_READ, .read = api_read_tool_choice_},
     {"function_call", IN_CHAT, API_READ, .read = api_read_tool_choice_},
+    {"parallel_tool_calls", IN_CHAT, API_BOOL, API_AT(parallel_tool_calls)},
+    {"tool_calls", IN_MESSAGE, API_READ, .read = api_read_calls_},
     {"response_format", IN_OPENAI, API_READ, .read = api_read_text_format_},
     {"modalities", IN_CHAT, API_READ, .read = api_read_modalities_},
     {"thinking", IN_ANTHROPIC, API_READ, .read = api_read_thinking_},
@@ -732,20 +771,19 @@ static const struct {
     {IN_STREAM_OPTIONS, API_ACCEPTED, "include_obfuscation"},
     /* hints; prediction may make the same answer come sooner */
     {IN_CHAT, API_ACCEPTED, "prediction reasoning_effort verbosity"},
-    /* what templates are not shown; of thoughts they leave out all but the last themselves */
+    /* shown to templates, which leave out all thoughts but the last themselves */
     {IN_MESSAGE, API_ACCEPTED, "name tool_call_id refusal reasoning_content annotations"},
     /* prefixes are reused always, and do not change the answer */
     {IN_PART | IN_MESSAGE | IN_ANTHROPIC, API_ACCEPTED, "cache_control prompt_cache_breakpoint"},
     {IN_OPENAI, API_ACCEPTED, "cache_prompt id_slot n_cache_reuse"},
     /* nothing without the fields that are refused below */
-    {IN_CHAT, API_ACCEPTED, "parallel_tool_calls"},
     {IN_OPENAI, API_ACCEPTED,
      "dynatemp_exponent dry_base dry_allowed_length dry_penalty_last_n dry_sequence_breakers "
      "xtc_threshold mirostat_tau mirostat_eta n_keep"},
     {IN_OPENAI, API_ACCEPTED, "timings_per_token sse_ping_interval"},
     {IN_TEMPLATE, API_ACCEPTED, "add_generation_prompt"},
 
-    {IN_MESSAGE, API_REFUSED, "tool_calls function_call audio"},
+    {IN_MESSAGE, API_REFUSED, "function_call audio"},
     {IN_PART, API_REFUSED, "citations"},
     {IN_CHAT, API_REFUSED, "functions audio web_search_options moderation chat_template_kwargs"},
     {IN_ANTHROPIC, API_REFUSED, "container output_config mcp_servers context_management"},
@@ -881,8 +919,14 @@ static bool api_read_message_(ApiParser_ *p, u32 node, u32 at, TmplMsg *out) {
     if (!api_read_role_(p, (ApiValue_){json_get(p->d, node, "role"), path, NULL}, &out->role))
         return false;
     api_path_(path, "messages[%u].content", at);
-    return api_read_content_(p, (ApiValue_){json_get(p->d, node, "content"), path, NULL},
-                             &out->content);
+    u32 content = json_get(p->d, node, "content");
+    if (json_count(p->d, node) > 2) out->more = (TmplData){p->d, node};
+    if (json_type(p->d, content) <= JSON_NULL &&
+        json_count(p->d, json_get(p->d, node, "tool_calls"))) { /* calls need no words */
+        if (content != JSON_NONE) out->content_data = (TmplData){p->d, content};
+        return true;
+    }
+    return api_read_content_(p, (ApiValue_){content, path, NULL}, &out->content);
 }
 
 static bool api_read_messages_(ApiParser_ *p) {
@@ -1025,8 +1069,11 @@ static bool api_parse_(ApiParser_ *p) {
  * in any case. */
 static bool api_parse(ApiRequest *r, ApiRoute route, Str body, const ApiModel *m, ApiError *x) {
     Err e = {0};
-    *r = (ApiRequest){
-        .route = route, .n = 1, .decode = m->decode, .doc = {.nodes_max = API_NODES_MAX}};
+    *r = (ApiRequest){.route = route,
+                      .n = 1,
+                      .parallel_tool_calls = true,
+                      .decode = m->decode,
+                      .doc = {.nodes_max = API_NODES_MAX}};
     r->decode.stops = r->stops;
     if (!json_parse(&r->doc, body, &e)) return api_take_err(x, &e);
     ApiParser_ p = {.r = r, .m = m, .d = &r->doc, .n_body = body.n, .x = x};
@@ -1049,6 +1096,7 @@ static bool api_render_(const ApiRequest *r, const ApiModel *m, i64 now_unix, Tm
                   .eos_token = tok_text(t, t->eos),
                   .add_generation_prompt = true,
                   .now_unix = now_unix};
+    if (r->tools) v.tools = (TmplData){&r->doc, r->tools};
     return tmpl_render(m->chat_template, r->messages, r->n_messages, &v, out, &e) ||
            api_take_err(x, &e);
 }
@@ -1131,8 +1179,9 @@ static ApiReply api_reply(const ApiRequest *r, const ApiModel *m, i64 now_unix,
 /* An answer that is complete: one choice of a reply. */
 typedef struct {
     const DecodeResult *r;
-    Str logprobs; /* JSON, from ApiLogprobs; empty: none were wanted */
-    f64 ms_queue; /* waiting for a slot */
+    Str logprobs;  /* JSON, from ApiLogprobs; empty: none were wanted */
+    f64 ms_queue;  /* waiting for a slot */
+    size_t n_sent; /* bytes of its text that the stream has carried */
 } ApiAnswer;
 
 /* ---- log probabilities: of the token in the forward that revealed it ---- */
@@ -1422,6 +1471,60 @@ static void api_put_choice_(Buf *out, i32 index, Str body, Str logprobs, const c
     buf_char(out, '}');
 }
 
+/* ---- calls of tools ---- */
+
+/* The calls in a complete answer to a request with tools; to others all is text. */
+static void api_read_answer_(const ApiReply *a, const DecodeResult *r, Calls *c) {
+    Str text = buf_view(&r->text);
+    *c = (Calls){.text = text};
+    if (!a->req->tools || a->req->route != API_CHAT) return;
+    calls_read(c, text);
+    if (!a->req->parallel_tool_calls) c->n = MIN_OF(c->n, 1);
+}
+
+/* "tool_calls": [...]; streamed ones are numbered. */
+static void api_put_calls_(Buf *out, const ApiReply *a, i32 index, const Calls *c, bool numbered) {
+    buf_str(out, STR("\"tool_calls\":["));
+    for (i32 i = 0; i < c->n; i++) {
+        buf_str(out, i ? STR(",{") : STR("{"));
+        if (numbered) buf_printf(out, "\"index\":%d,", i);
+        buf_printf(out, "\"id\":\"call_%.16s_%d_%d\",\"type\":\"function\"",
+                   a->id + sizeof "chatcmpl-" - 1, index, i);
+        api_put_text_(out, ",\"function\":{\"name\":", c->calls[i].name);
+        api_put_text_(out, ",\"arguments\":", c->calls[i].arguments);
+        buf_str(out, STR("}}"));
+    }
+    buf_char(out, ']');
+}
+
+static const char *api_call_finish_(const DecodeResult *r, const Calls *c) {
+    const char *finish = api_finish_(r);
+    return c->n && strcmp(finish, "stop") == 0 ? "tool_calls" : finish;
+}
+
+/* A choice of a chat: the message, with text or calls or both. */
+static void api_put_message_choice_(Buf *out, const ApiReply *a, i32 index,
+                                    const ApiAnswer *answer) {
+    Buf body = {.max = API_REPLY_MAX};
+    Calls c;
+    api_read_answer_(a, answer->r, &c);
+    buf_str(&body, STR("\"message\":{\"role\":\"assistant\",\"content\":"));
+    if (c.n && !c.text.n)
+        buf_str(&body, STR("null"));
+    else
+        json_put_str(&body, c.text);
+    buf_str(&body, STR(",\"refusal\":null"));
+    if (c.n) {
+        buf_char(&body, ',');
+        api_put_calls_(&body, a, index, &c, false);
+    }
+    buf_char(&body, '}');
+    api_put_choice_(out, index, buf_view(&body), answer->logprobs, api_call_finish_(answer->r, &c));
+    out->failed |= body.failed;
+    buf_free(&body);
+    calls_free(&c);
+}
+
 static void api_put_openai_(Buf *out, const ApiReply *a, const ApiAnswer *answers, i32 n) {
     bool chat = a->req->route == API_CHAT;
     ApiTotal_ total = api_total_(a, answers, n);
@@ -1429,11 +1532,13 @@ static void api_put_openai_(Buf *out, const ApiReply *a, const ApiAnswer *answer
     buf_str(out, STR(",\"choices\":["));
     for (i32 i = 0; i < n; i++) {
         Buf body = {.max = API_REPLY_MAX};
-        buf_str(&body,
-                chat ? STR("\"message\":{\"role\":\"assistant\",\"content\":") : STR("\"text\":"));
-        api_put_answer_text_(&body, a, i, answers[i].r);
-        if (chat) buf_str(&body, STR(",\"refusal\":null}"));
         if (i) buf_char(out, ',');
+        if (chat) {
+            api_put_message_choice_(out, a, i, &answers[i]);
+            continue;
+        }
+        buf_str(&body, STR("\"text\":"));
+        api_put_answer_text_(&body, a, i, answers[i].r);
         api_put_choice_(out, i, buf_view(&body), answers[i].logprobs, api_finish_(answers[i].r));
         out->failed |= body.failed;
         buf_free(&body);
@@ -1659,6 +1764,49 @@ static void api_put_stream_text(Buf *out, const ApiReply *a, i32 index, Str text
     }
 }
 
+/* A stream whose end may be calls of tools: what they may begin with waits. */
+typedef struct {
+    Buf text;
+    size_t n_sent; /* bytes of it */
+} ApiHeld;
+
+/* What can be sent now that `text` has come. */
+static Str api_release(ApiHeld *h, const ApiReply *a, Str text) {
+    if (!a->req->tools || a->req->route != API_CHAT) return text;
+    buf_str(&h->text, text);
+    Str rest = str_cut(buf_view(&h->text), h->n_sent, h->text.n);
+    rest.n -= calls_held(rest);
+    h->n_sent += rest.n;
+    return rest;
+}
+
+/* What was held back to the end: the calls, or text. */
+static const char *api_put_stream_calls_(Buf *out, const ApiReply *a, i32 index,
+                                         const ApiAnswer *answer) {
+    Buf line = {0}, body = {0};
+    Calls c;
+    if (!a->req->tools || a->req->route != API_CHAT) return api_finish_(answer->r);
+    api_read_answer_(a, answer->r, &c);
+    Str all = buf_view(&answer->r->text);
+    Str rest = str_cut(all, answer->n_sent, (size_t)(c.text.p - all.p) + c.text.n);
+    if (rest.n) api_send_chunk_(out, a, index, &rest, (Str){0}, NULL, (Str){"", 0});
+    if (c.n) {
+        buf_str(&body, STR("\"delta\":{"));
+        api_put_calls_(&body, a, index, &c, true);
+        buf_char(&body, '}');
+        api_put_head_(&line, a, "chat.completion.chunk");
+        buf_str(&line, STR(",\"choices\":["));
+        api_put_choice_(&line, index, buf_view(&body), (Str){0}, NULL);
+        buf_str(&line, a->req->include_usage ? STR("],\"usage\":null}") : STR("]}"));
+        line.failed |= body.failed;
+        api_send_(out, NULL, &line);
+    }
+    const char *finish = api_call_finish_(answer->r, &c);
+    buf_free(&body);
+    calls_free(&c);
+    return finish;
+}
+
 /* A block as it stands, in the member "dlm". Positions count from the answer's first token; the
  * prompt's are left out. Masked positions have neither token nor confidence yet. */
 static void api_put_diffusion_(Buf *out, const ApiReply *a, const DecodeStep *s) {
@@ -1734,13 +1882,13 @@ static void api_put_stream_finish(Buf *out, const ApiReply *a, i32 index, const 
         api_send_(out, NULL, &line);
     } else {
         ApiTotal_ total = api_total_(a, answer, 1);
+        const char *finish = api_put_stream_calls_(out, a, index, answer);
         buf_str(&line, STR(",\"timings\":"));
         api_put_timings_(&line, &total);
         if (line.failed)
             out->failed = true;
         else
-            api_send_chunk_(out, a, index, NULL, answer->logprobs, api_finish_(answer->r),
-                            buf_view(&line));
+            api_send_chunk_(out, a, index, NULL, answer->logprobs, finish, buf_view(&line));
         buf_free(&line);
     }
 }

@@ -36,7 +36,7 @@ typedef struct {
     JsonType type;
     u32 count; /* array: elements; object: pairs; bool: 0 or 1 */
     u32 next;  /* the node after this one and all that is inside it */
-    Str text;  /* string: its characters; number: its spelling */
+    Str text;  /* string: its characters; number, array, object: its spelling */
 } JsonNode;
 
 /* Begin with {0}, or {.nodes_max = N} for another lid. */
@@ -229,7 +229,9 @@ static bool json_value_(JsonParser_ *s) {
     }
     if (c == '{' || c == '[') {
         if (s->depth == JSON_DEPTH_MAX) return json_fail_(s, s->at, "nested too deeply");
-        if (!json_add_(s, c == '{' ? JSON_OBJECT : JSON_ARRAY)) return false;
+        JsonNode *node = json_add_(s, c == '{' ? JSON_OBJECT : JSON_ARRAY);
+        if (!node) return false;
+        node->text.p = (const char *)s->p + s->at;
         s->open[s->depth++] = s->d->n - 1;
         s->at++;
         return true;
@@ -282,6 +284,14 @@ static bool json_check_keys_(JsonParser_ *s, u32 object) {
                    STR_ARG(twin), s->at - 1);
 }
 
+/* The cursor stands behind the container's bracket. */
+static void json_close_(JsonParser_ *s, u32 container) {
+    JsonNode *node = &s->d->nodes[container];
+    node->next = s->d->n;
+    node->text.n = (size_t)((const char *)s->p + s->at - node->text.p);
+    s->depth--;
+}
+
 /* Behind a value: closes containers that end here and passes one comma. *done: all text is read. */
 static bool json_after_value_(JsonParser_ *s, bool *done) {
     while (s->depth) {
@@ -297,8 +307,7 @@ static bool json_after_value_(JsonParser_ *s, bool *done) {
             return json_fail_(s, s->at,
                               object ? "a comma or } is wanted" : "a comma or ] is wanted");
         s->at++;
-        s->d->nodes[top].next = s->d->n;
-        s->depth--;
+        json_close_(s, top);
         if (object && !json_check_keys_(s, top)) return false;
     }
     json_peek_(s);
@@ -319,7 +328,7 @@ static bool json_parse_(JsonParser_ *s) {
                 continue;
             }
             s->at++;
-            s->depth--;
+            json_close_(s, s->d->n - 1);
         }
         if (!json_after_value_(s, &done)) return false;
     }

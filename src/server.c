@@ -430,6 +430,7 @@ typedef struct {
     BatchJob jobs[API_CHOICES_MAX];
     TokIds prompts[API_CHOICES_MAX];
     ApiLogprobs logprobs[API_CHOICES_MAX];
+    ApiHeld held[API_CHOICES_MAX];
     Buf logprobs_json[API_CHOICES_MAX];
     ApiAnswer answers[API_CHOICES_MAX];
     Buf mail, events;
@@ -446,6 +447,7 @@ static void server_free_call_(ServerCall_ *c) {
         tok_ids_free(&c->prompts[i]);
         api_logprobs_free(&c->logprobs[i]);
         buf_free(&c->logprobs_json[i]);
+        buf_free(&c->held[i].text);
     }
     buf_free(&c->mail);
     buf_free(&c->events);
@@ -514,17 +516,21 @@ static void server_take_event_(ServerCall_ *c, const BatchEvent *ev) {
     i32 i = ev->job;
     BatchJob *j = &c->jobs[i];
     bool stream = c->req.stream;
+    Str text;
     switch (ev->kind) {
     case BATCH_BEGIN:
         if (stream) api_put_stream_begin(&c->events, &c->reply, i, ev->n_prompt, ev->n_cached);
         break;
     case BATCH_TOKEN: api_logprobs_add(&c->logprobs[i], &c->reply, &ev->token); break;
     case BATCH_TEXT:
-        api_put_stream_text(&c->events, &c->reply, i, ev->text, server_logprobs_(c, i));
+        text = api_release(&c->held[i], &c->reply, ev->text);
+        if (text.n) api_put_stream_text(&c->events, &c->reply, i, text, server_logprobs_(c, i));
+        if (c->held[i].text.failed) c->w->broken = true;
         break;
     case BATCH_STEP: api_put_stream_step(&c->events, &c->reply, i, &ev->step); break;
     case BATCH_DONE:
         c->answers[i].ms_queue = j->ms_queue;
+        c->answers[i].n_sent = c->held[i].n_sent;
         if (j->err.code) {
             api_take_err(&c->x, &j->err);
             break;

@@ -337,7 +337,10 @@ static void test_messages(void) {
             "messages[0].content[0]", "object");
     refused(API_CHAT,
             "{\"messages\":[{\"role\":\"assistant\",\"content\":\"x\",\"tool_calls\":[{}]}]}",
-            "messages[0].tool_calls", "not supported");
+            "messages[0].tool_calls", "name and arguments");
+    refused(API_CHAT,
+            "{\"messages\":[{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[]}]}",
+            "messages[0].content", "null");
     refused(API_CHAT, "{\"messages\":[{\"role\":\"user\",\"content\":\"x\",\"mood\":1}]}",
             "messages[0].mood", "unknown");
     refused(API_MESSAGES, "{\"messages\":[{\"role\":\"system\",\"content\":\"x\"}]}",
@@ -736,6 +739,129 @@ static void test_stream_chat(void) {
     buf_free(&out);
 }
 
+/* ---- tools ---- */
+
+#define TOOL "{\"type\":\"function\",\"function\":{\"name\":\"f\",\"parameters\":{}}}"
+#define CALL "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call>"
+
+static void test_tool_requests(void) {
+    const Str before = served.chat_template;
+    refused(API_CHAT, CHAT("\"tools\":[" TOOL "]"), "tools", "template");
+    served.chat_template = STR(
+        "{%- for t in tools or [] %}[{{ t.function.name }}]{% endfor %}{% for m in messages %}"
+        "{{ m.role }}:{{ m.content if m.content is string else 'nothing' }}"
+        "{% for c in m.tool_calls %}!{{ c.function.name }}({{ c.function.arguments.a }}){% endfor %}"
+        "{{ m.tool_call_id }};{% endfor %}");
+    refused(API_CHAT, CHAT("\"tools\":[{\"type\":\"function\"}]"), "tools", "with names");
+    refused(API_CHAT, CHAT("\"tools\":[{\"type\":\"web\",\"function\":{\"name\":\"f\"}}]"), "tools",
+            "functions");
+    refused(API_CHAT, CHAT("\"tools\":" TOOL), "tools", "an array");
+    refused(API_CHAT, CHAT("\"tools\":[" TOOL "],\"tool_choice\":\"required\""), "tool_choice",
+            "cannot make");
+    refused(API_MESSAGES, CHAT("\"tools\":[" TOOL "]"), "tools", "not supported");
+    static const struct {
+        const char *body, *prompt;
+    } cases[] = {
+        {CHAT("\"tools\":[" TOOL "]"), "[f]user:x;"},
+        {CHAT("\"tools\":[" TOOL "," TOOL "],\"tool_choice\":\"auto\""), "[f][f]user:x;"},
+        {CHAT("\"tools\":[" TOOL "],\"tool_choice\":\"none\""), "user:x;"},
+        {"{\"messages\":[{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{\"id\":\"c\","
+         "\"type\":\"function\",\"function\":{\"name\":\"f\",\"arguments\":\"{\\\"a\\\":7}\"}}]},"
+         "{\"role\":\"tool\",\"content\":\"42\",\"tool_call_id\":\"c\"}]}",
+         "assistant:nothing!f(7);tool:42c;"},
+    };
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        Parsed *p = parse(API_CHAT, cases[i].body);
+        TmplOut text = {0};
+        CHECK_MSG(p->ok && api_render_(&p->r, &served, 0, &text, &p->x), "%zu: %s", i,
+                  p->x.err.msg);
+        CHECK_STR(buf_view(&text.text), str_of(cases[i].prompt));
+        tmpl_out_free(&text);
+        done(p);
+    }
+    served.chat_template = before;
+}
+
+static void test_tool_answers(void) {
+    const Str before = served.chat_template;
+    const char *answer = "So.\n" CALL "\n" CALL;
+    DecodeResult r = result(answer, answer, true, "stop");
+    ApiAnswer one = {.r = &r};
+    Buf out = {0};
+    served.chat_template = STR("{{ tools }}");
+    Parsed *p = parse(API_CHAT, CHAT("\"tools\":[" TOOL "]"));
+    whole(&out, p, &one);
+    json_has(buf_view(&out), "choices.0.message.content", "So.");
+    json_has(buf_view(&out), "choices.0.message.tool_calls", "2 of them");
+    json_has(buf_view(&out), "choices.0.message.tool_calls.1.id", "call_0123456789abcdef_0_1");
+    json_has(buf_view(&out), "choices.0.message.tool_calls.1.function.name", "f");
+    json_has(buf_view(&out), "choices.0.message.tool_calls.1.function.arguments", "{\"a\": 1}");
+    json_has(buf_view(&out), "choices.0.finish_reason", "tool_calls");
+    done(p);
+    p = parse(API_CHAT, CHAT("\"tools\":[" TOOL "],\"parallel_tool_calls\":false"));
+    whole(&out, p, &one);
+    json_has(buf_view(&out), "choices.0.message.tool_calls", "1 of them");
+    done(p);
+    p = parse(API_CHAT, CHAT("\"n\":1")); /* who gave no tools gets what was written */
+    whole(&out, p, &one);
+    json_has(buf_view(&out), "choices.0.message.content", answer);
+    json_has(buf_view(&out), "choices.0.finish_reason", "stop");
+    done(p);
+    buf_free(&out);
+    decode_result_free(&r);
+    served.chat_template = before;
+}
+
+/* A stream in pieces of every length: its text, its calls and its end are those of the whole answer. */
+static void test_tool_streams(void) {
+    static const struct {
+        const char *answer, *text, *finish;
+        i32 n;
+    } cases[] = {{"So.\n" CALL, "So.\n", "tool_calls", 1},
+                 {CALL "\n" CALL, "", "tool_calls", 2},
+                 {"a <tool_call> b", "a <tool_call> b", "stop", 0},
+                 {"a <tool", "a <tool", "stop", 0}};
+    const Str before = served.chat_template;
+    served.chat_template = STR("{{ tools }}");
+    Parsed *p = parse(API_CHAT, CHAT("\"tools\":[" TOOL "],\"stream\":true"));
+    ApiReply a = api_reply(&p->r, &served, 1700000001, RANDOM);
+    for (size_t i = 0; i < COUNT_OF(cases); i++)
+        for (size_t step = 1; step < 20; step++) {
+            Buf out = {0}, text = {0};
+            ApiHeld held = {0};
+            Str whole_text = str_of(cases[i].answer);
+            DecodeResult r = result(cases[i].answer, cases[i].answer, true, "stop");
+            for (size_t at = 0; at < whole_text.n; at += step) {
+                Str now = api_release(&held, &a, str_cut(whole_text, at, at + step));
+                buf_str(&text, now);
+            }
+            const ApiAnswer answer = {.r = &r, .n_sent = held.n_sent};
+            CHECK(held.n_sent == text.n);
+            api_put_stream_finish(&out, &a, 0, &answer);
+            Str rest = buf_view(&out), data = event(&rest, NULL);
+            if (str_find(data, STR("\"content\""), 0) != SIZE_MAX) {
+                buf_str(&text, str_cut(whole_text, held.n_sent, whole_text.n));
+                data = event(&rest, NULL);
+            }
+            CHECK_STR(buf_view(&text), str_of(cases[i].text));
+            if (cases[i].n) {
+                json_has(data, "choices.0.delta.tool_calls",
+                         cases[i].n == 1 ? "1 of them" : "2 of them");
+                json_has(data, "choices.0.delta.tool_calls.0.index", "0");
+                json_has(data, "choices.0.finish_reason", "null");
+                data = event(&rest, NULL);
+            }
+            json_has(data, "choices.0.finish_reason", cases[i].finish);
+            CHECK_U64(rest.n, 0);
+            decode_result_free(&r);
+            buf_free(&held.text);
+            buf_free(&text);
+            buf_free(&out);
+        }
+    done(p);
+    served.chat_template = before;
+}
+
 static void test_stream_others(void) {
     Buf out = {0};
     DecodeResult r = result("a\"\nbc", "a\"\nbc", true, "stop");
@@ -1045,6 +1171,9 @@ int main(void) {
     test_whole_others();
     test_stream_chat();
     test_stream_others();
+    test_tool_requests();
+    test_tool_answers();
+    test_tool_streams();
     test_logprobs();
     test_limits();
     test_llama_extras();

@@ -13,7 +13,7 @@ ROOMS='base mem os pool net
     quant tl kern_ref kern_tile kern_x86 kern_arm kern
     model graph
     sample decode tempo engine bench hf vocab plan convert verify
-    tls api batch server sandbox cli'
+    tls calls api batch server sandbox cli'
 LINES=110 # columns, the limit that no line may pass; the style asks for 100
 FUNCTION=70
 # The log's level and sink, the count of SIGINTs: what may change and belongs to no object.

@@ -146,7 +146,7 @@ SETTINGS = obj(
         "stop": array(TEXT, 0, 16),
     }
 )
-FINISH = one_of("stop", "length")
+FINISH = one_of("stop", "length", "tool_calls")
 
 
 def openai(kind, choice, optional, least=1):
@@ -169,7 +169,18 @@ def choice(body, logprobs, finish):
 
 # ---- whole answers ----
 
-CHAT_MESSAGE = obj({"role": const("assistant"), "content": TEXT, "refusal": NULL})
+CALL = {
+    "id": {"type": "string", "pattern": "^call_[0-9a-f]{16}_[0-9]+_[0-9]+$"},
+    "type": const("function"),
+    "function": obj({"name": TEXT, "arguments": TEXT}),
+}
+MESSAGE = {"role": const("assistant"), "refusal": NULL}
+CHAT_MESSAGE = {
+    "anyOf": [
+        obj({**MESSAGE, "content": TEXT}),
+        obj({**MESSAGE, "content": maybe(TEXT), "tool_calls": array(obj(CALL), 1)}),
+    ]
+}
 WHOLE = {"usage": USAGE, "timings": TIMINGS}
 
 
@@ -317,7 +328,14 @@ SCHEMAS = {
 
 # ---- events of streams: each is one of these ----
 
-DELTA = obj({}, {"role": const("assistant"), "content": TEXT})
+DELTA = obj(
+    {},
+    {
+        "role": const("assistant"),
+        "content": TEXT,
+        "tool_calls": array(obj({"index": INT, **CALL}), 1),
+    },
+)
 RUNNING = {"usage": NULL, "dlm": DIFFUSION}
 LAST = {"usage": NULL, "timings": TIMINGS}
 

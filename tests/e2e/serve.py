@@ -359,6 +359,38 @@ def test_shapes():
             t.check({"time", "level"} <= entry.keys(), entry)
 
 
+def test_tools():
+    """What a template shows of tools and calls; a model whose template shows none is not asked."""
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+    call = {"name": "weather", "arguments": '{"city": "Rome"}'}
+    talk = [
+        {"role": "user", "content": "How is Rome?"},
+        {"role": "assistant", "content": None}
+        | {"tool_calls": [{"id": "c1", "type": "function", "function": call}]},
+        {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
+    ]
+    with Server("-np", "1") as s:
+        status, _, body = s.ask("POST", "/v1/chat/completions", {"messages": talk, "tools": [tool]})
+        t.check(status == 400 and body["error"]["param"] == "tools", body)
+    path = os.path.join(FOLDER.name, "tools.jinja")
+    with open(path, "w", encoding="ascii") as f:
+        f.write(
+            "{% for t in tools or [] %}{{ t.function.name }}|{% endfor %}{% for m in messages %}"
+            "{{ m.content or '' }}{% for c in m.tool_calls or [] %}{{ c.function.name }}"
+            "({{ c.function.arguments.city }}){% endfor %}|{% endfor %}"
+        )
+    with Server("-np", "1", "--chat-template", path) as s:
+        body = s.ask("POST", "/apply-template", {"messages": talk, "tools": [tool]})[2]
+        t.check(body["prompt"] == "weather|How is Rome?|weather(Rome)|sunny|", body)
+        ask = {"messages": talk, "tools": [tool], "max_tokens": 8}
+        status, _, body = s.ask("POST", "/v1/chat/completions", ask)
+        t.check(status == 200, body)
+        shape("chat", body)
+        data = s.ask("POST", "/v1/chat/completions", {**ask, "stream": True})[2]
+        chunks = event_shapes("chat", data)
+        t.check(streamed(chunks) == content(body), chunks)
+
+
 # ---- HTTP, byte by byte ----
 
 ASK = b'{"prompt":"1, 2,","n_predict":2}'
