@@ -204,6 +204,17 @@ static void words_are_cut_as_published(void) {
     }
 }
 
+static void names_have_rows(void) {
+    for (size_t i = 0; i < COUNT_OF(PRE_NAMES); i++) {
+        CHECK(pre_row(&PRE_NAMES[i]) != NULL);
+        CHECK(pre_find(str_of(PRE_NAMES[i].name)) == &PRE_NAMES[i]);
+    }
+    for (size_t i = 0; i < COUNT_OF(PRE_ROWS); i++) {
+        CHECK(pre_find(str_of(PRE_ROWS[i].name)) != NULL);
+        CHECK_MSG(strstr(PRE_LIST, PRE_ROWS[i].name), "%s is not in the list", PRE_ROWS[i].name);
+    }
+}
+
 /* Twice the time for twice the text, under every pre-tokenizer: what is not linear takes minutes. */
 static void cutting_is_linear(void) {
     static const char *const repeats[] = {
@@ -1129,6 +1140,7 @@ int main(void) {
     published_vectors_pass();
     other_kinds_are_refused();
     words_are_cut_as_published();
+    names_have_rows();
     cutting_is_linear();
     merging_equals_the_textbook();
     only_trusted_text_makes_special_tokens();
