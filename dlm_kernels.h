@@ -306,12 +306,13 @@ typedef struct {
                     const int8_t *q, int64_t q_stride, const float *inv_scale, const int32_t *sum,
                     int32_t n_rows);
     /* Activations for DLM_MAT_BLOCKS, in blocks of `block` inputs (32 or 256): d = max|x| / 127, q
-     * = rint(x / d), sums[i] = sum of q over inputs 16 i .. 16 i + 15 */
+     * = rint(x / d), sums[i] = sum of q over inputs 16 i .. 16 i + 15. Zeros follow up to a whole
+     * run of 256 inputs, n_run in all; within a run, q lies in an order of the level's own */
     void (*quantize_blocks)(int8_t *q, float *d, int16_t *sums, const float *x, int32_t n,
                             int32_t block);
     /* y[m][o] = sum over blocks b, rising, of dw_b * d[m][b] * (sum of scale * q_w * q) - dmin_b *
-     * d[m][b] * (sum of minimum * sums), both sums exact integers; q: [n_rows][n_in], d:
-     * [n_rows][n_in / block], sums: [n_rows][n_in / 16] */
+     * d[m][b] * (sum of minimum * sums), both sums exact integers; q: [n_rows][n_run], d:
+     * [n_rows][n_run / block], sums: [n_rows][n_run / 16] */
     void (*blocks)(float *y, int64_t y_stride, const DlmMat *w, int32_t out_lo, int32_t out_hi,
                    const int8_t *q, const float *d, const int16_t *sums, int32_t n_rows);
     /* y[m][o] = dot(w row o, x row m) in f32, for w of kind F32, F16, BF16 */

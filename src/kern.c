@@ -87,7 +87,7 @@ static const char *cpu_reserve(void *self, i32 n_rows_max, i32 n_in_max, i32 n_c
     Cpu *c = self;
     Err e = {0};
     c->n_rows_max = n_rows_max;
-    c->q_stride_max = (n_in_max + DLM_TILE_IN - 1) / DLM_TILE_IN * DLM_TILE_IN;
+    c->q_stride_max = kern_padded(n_in_max);
     c->n_cell_max = (n_cell_max + 15) & ~15; /* whole cache lines: threads do not share one */
     c->q = mem_alloc_n((u64)n_rows_max, (u64)c->q_stride_max, &e);
     c->inv_scale = mem_alloc_n((u64)n_rows_max, sizeof(f32), &e);
@@ -298,9 +298,9 @@ static void cpu_quantize_blocks_(void *arg, i32 begin, i32 end, i32 thread) {
     RowsJob *j = arg;
     (void)thread;
     for (i32 r = begin; r < end; r++) {
-        i64 at = (i64)r * j->n;
+        i64 at = (i64)r * kern_padded(j->n);
         j->c->k->quantize_blocks(j->c->q + at, j->c->block_d + at / j->block,
-                                 j->c->block_sums + at / 16, j->x + at, j->n, j->block);
+                                 j->c->block_sums + at / 16, j->x + (i64)r * j->n, j->n, j->block);
     }
 }
 
@@ -329,7 +329,7 @@ static void cpu_linear_part_(const LinearJob *l, const DlmLinear *job, i32 lo, i
             c->k->ternary(y, n_out, w, lo, hi, c->q + m * q_stride, q_stride, c->inv_scale + m,
                           c->sum + m, n);
         } else if (w->kind == DLM_MAT_BLOCKS) {
-            i64 at = m * n_in;
+            i64 at = (i64)m * kern_padded(w->n_in);
             c->k->blocks(y, n_out, w, lo, hi, c->q + at,
                          c->block_d + at / quant_info(w->type)->block, c->block_sums + at / 16, n);
         } else {

@@ -350,6 +350,10 @@ static void neon_dense(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 ou
 /* ---- scaled blocks: unpack a block once, multiply it with every row ---- */
 
 static void neon_quantize_blocks(i8 *q, f32 *d, i16 *sums, const f32 *x, i32 n, i32 block) {
+    i32 rest = kern_padded(n) - n; /* zeros */
+    memset(q + n, 0, (size_t)rest);
+    memset(d + n / block, 0, (size_t)(rest / block) * sizeof *d);
+    memset(sums + n / 16, 0, (size_t)(rest / 16) * sizeof *sums);
     for (i32 b = 0; b < n / block; b++, x += block, q += block) {
         float32x4_t max4 = vdupq_n_f32(0);
         for (i32 i = 0; i < block; i += 4) max4 = neon_max_(vabsq_f32(vld1q_f32(x + i)), max4);
@@ -417,15 +421,15 @@ static i32 neon_block_low_(const DlmUnpacked *u, const i16 *sums, i32 block) {
 #define NEON_BLOCK_ROWS 16
 typedef struct {
     f32 *acc;    /* [n_rows], KERN_BLOCK_LANES apart */
-    const i8 *q; /* [n_rows][n_in] */
+    const i8 *q; /* [n_rows][stride] */
     const i16 *sums;
     const f32 *d;
-    i32 n_in, n_blocks, n_rows, block;
+    i32 stride, n_rows, block;
 } NeonBlock;
 
 INLINE void neon_block_add_(const NeonBlock *b, const DlmUnpacked *u, i32 m, int32x4_t dot) {
-    f32 d = b->d[(i64)m * b->n_blocks];
-    i32 low = neon_block_low_(u, b->sums + (i64)m * b->n_in / 16, b->block);
+    f32 d = b->d[(i64)m * b->stride / b->block];
+    i32 low = neon_block_low_(u, b->sums + (i64)m * b->stride / 16, b->block);
     b->acc[m * KERN_BLOCK_LANES] += (f32)vaddvq_s32(dot) * (u->d * d) - (f32)low * (u->dmin * d);
 }
 
@@ -435,7 +439,7 @@ static void neon_block_(const NeonBlock *b, const DlmUnpacked *u) {
     for (i32 m = 0; m < b->n_rows; m++) {
         int32x4_t dot = vdupq_n_s32(0);
         for (i32 i = 0; i < b->block; i += 16) {
-            int8x16_t w = vld1q_s8(u->q + i), a = vld1q_s8(b->q + (i64)m * b->n_in + i);
+            int8x16_t w = vld1q_s8(u->q + i), a = vld1q_s8(b->q + (i64)m * b->stride + i);
             int16x8_t p = vmlal_high_s8(vmull_s8(vget_low_s8(w), vget_low_s8(a)), w, a);
             dot = vmlal_n_s16(dot, vget_low_s16(p), u->scale[i / 16]);
             dot = vmlal_high_n_s16(dot, p, u->scale[i / 16]);
@@ -449,7 +453,7 @@ DOTPROD_FN static void dotprod_block_(const NeonBlock *b, const DlmUnpacked *u) 
     for (i32 m = 0; m < b->n_rows; m++) {
         int32x4_t dot = vdupq_n_s32(0);
         for (i32 i = 0; i < b->block; i += 16) {
-            int8x16_t w = vld1q_s8(u->q + i), a = vld1q_s8(b->q + (i64)m * b->n_in + i);
+            int8x16_t w = vld1q_s8(u->q + i), a = vld1q_s8(b->q + (i64)m * b->stride + i);
             dot = vmlaq_n_s32(dot, vdotq_s32(vdupq_n_s32(0), w, a), u->scale[i / 16]);
         }
         neon_block_add_(b, u, m, dot);
@@ -465,7 +469,7 @@ INLINE void neon_blocks_out_(NeonBlockFn *block_fn, f32 *y, i64 y_stride, const 
     f32 lane[NEON_BLOCK_ROWS][KERN_BLOCK_LANES] = {{0}};
     const DlmTypeInfo *info = quant_info(w->type);
     const u8 *p = (const u8 *)w->data + o * kern_row_bytes(w);
-    for (i32 b = 0; b < at.n_blocks; b++, p += info->bytes) {
+    for (i32 b = 0; b < w->n_in / at.block; b++, p += info->bytes) {
         DlmUnpacked u;
         if (w->type == DLM_Q6_K)
             neon_unpack_q6_K_((const DlmBlockQ6_K *)(const void *)p, &u);
@@ -487,15 +491,14 @@ INLINE void neon_blocks_out_(NeonBlockFn *block_fn, f32 *y, i64 y_stride, const 
 INLINE void neon_blocks_by_(NeonBlockFn *block_fn, f32 *y, i64 y_stride, const DlmMat *w,
                             i32 out_lo, i32 out_hi, const i8 *q, const f32 *d, const i16 *sums,
                             i32 n_rows) {
-    i32 block = (i32)quant_info(w->type)->block, n_blocks = w->n_in / block;
+    i32 block = (i32)quant_info(w->type)->block, stride = kern_padded(w->n_in);
     for (i32 o = out_lo; o < out_hi; o++)
         for (i32 m = 0; m < n_rows; m += NEON_BLOCK_ROWS) {
-            i64 at = (i64)m * w->n_in;
+            i64 at = (i64)m * stride;
             NeonBlock rows = {.q = q + at,
                               .sums = sums + at / 16,
-                              .d = d + (i64)m * n_blocks,
-                              .n_in = w->n_in,
-                              .n_blocks = n_blocks,
+                              .d = d + at / block,
+                              .stride = stride,
                               .block = block,
                               .n_rows = MIN_OF(NEON_BLOCK_ROWS, n_rows - m)};
             neon_blocks_out_(block_fn, y + m * y_stride, y_stride, w, o, rows);

@@ -241,6 +241,12 @@ static f32 ref_weight_(DlmMatKind kind, const u8 *p, i32 i) {
     }
 }
 
+/* Inputs of a row of block activations: whole runs of 256. */
+#define KERN_RUN 256
+static i32 kern_padded(i32 n_in) {
+    return (n_in + KERN_RUN - 1) / KERN_RUN * KERN_RUN;
+}
+
 /* Bytes of one row of a matrix that is not ternary. */
 static i64 kern_row_bytes(const DlmMat *w) {
     return (i64)quant_row_bytes(w->type, w->n_in);
@@ -261,11 +267,15 @@ static void ref_dense(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out
     }
 }
 
-/* As ref_quantize_row, block by block. llama.cpp's Q8_0 and Q8_K activations differ in details
- * only. */
+/* As ref_quantize_row, block by block; zeros fill the last run. llama.cpp's Q8_0 and Q8_K activations
+ * differ in details only. */
 static void ref_quantize_blocks(i8 *q, f32 *d, i16 *sums, const f32 *x, i32 n, i32 block) {
-    for (i32 b = 0; b < n / block; b++) {
+    i32 padded = kern_padded(n);
+    memset(q + n, 0, (size_t)(padded - n));
+    for (i32 b = 0; b < padded / block; b++) {
         f32 max = 0;
+        d[b] = 0;
+        if (b >= n / block) continue;
         for (i32 i = b * block; i < (b + 1) * block; i++) max = MAX_OF(f32_abs_(x[i]), max);
         f32 inv = max > 0 ? 127.0f / max : 0;
         d[b] = max / 127.0f;
@@ -275,7 +285,7 @@ static void ref_quantize_blocks(i8 *q, f32 *d, i16 *sums, const f32 *x, i32 n, i
             q[i] = (i8)f32_rint_(MIN_OF(v, 127.0f));
         }
     }
-    for (i32 s = 0; s < n / 16; s++) {
+    for (i32 s = 0; s < padded / 16; s++) {
         sums[s] = 0;
         for (i32 i = 16 * s; i < 16 * s + 16; i++) sums[s] = (i16)(sums[s] + q[i]);
     }
@@ -297,17 +307,17 @@ static void ref_blocks(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 ou
                        const f32 *d, const i16 *sums, i32 n_rows) {
     const DlmTypeInfo *info = quant_info(w->type);
     i32 block = (i32)info->block, n_blocks = w->n_in / block,
-        n_lanes = block == 32 ? KERN_BLOCK_LANES : 1;
+        n_lanes = block == 32 ? KERN_BLOCK_LANES : 1, stride = kern_padded(w->n_in);
     for (i32 o = out_lo; o < out_hi; o++) {
         const u8 *row = (const u8 *)w->data + o * kern_row_bytes(w);
         for (i32 m = 0; m < n_rows; m++) {
             f32 lane[KERN_BLOCK_LANES] = {0};
             for (i32 b = 0; b < n_blocks; b++) {
                 DlmUnpacked u;
-                i64 at = (i64)m * w->n_in + b * block;
+                i64 at = (i64)m * stride + b * block;
                 quant_unpack(w->type, row + (i64)b * info->bytes, &u);
                 lane[b % n_lanes] +=
-                    ref_block_dot_(&u, q + at, sums + at / 16, block, d[m * n_blocks + b]);
+                    ref_block_dot_(&u, q + at, sums + at / 16, block, d[at / block]);
             }
             for (i32 half = n_lanes / 2; half > 0; half /= 2)
                 for (i32 j = 0; j < half; j++) lane[j] += lane[j + half];

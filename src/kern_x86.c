@@ -671,40 +671,14 @@ AVX2_FN static void avx2_dense(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo
     }
 }
 
-/* ---- scaled blocks of any type: unpack a block once, multiply it with up to 8 rows ---- */
-
-AVX2_FN static void avx2_quantize_blocks(i8 *q, f32 *d, i16 *sums, const f32 *x, i32 n, i32 block) {
-    const __m256 abs_mask = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
-    for (i32 b = 0; b < n / block; b++) {
-        const f32 *xb = x + b * block;
-        __m256 max8 = _mm256_setzero_ps();
-        for (i32 i = 0; i < block; i += 8)
-            max8 = _mm256_max_ps(_mm256_and_ps(_mm256_loadu_ps(xb + i), abs_mask), max8);
-        f32 lane[8], max = 0;
-        _mm256_storeu_ps(lane, max8);
-        for (int j = 0; j < 8; j++) max = MAX_OF(lane[j], max);
-        d[b] = max / 127.0f;
-        __m256 inv = _mm256_set1_ps(max > 0 ? 127.0f / max : 0);
-        for (i32 i = 0; i < block; i += 16) {
-            __m256i c[2];
-            for (int j = 0; j < 2; j++) {
-                __m256 v = _mm256_max_ps(_mm256_mul_ps(_mm256_loadu_ps(xb + i + 8 * j), inv),
-                                         _mm256_set1_ps(-127.0f));
-                c[j] = _mm256_cvtps_epi32(_mm256_min_ps(v, _mm256_set1_ps(127.0f)));
-            }
-            __m256i w = _mm256_permute4x64_epi64(_mm256_packs_epi32(c[0], c[1]), 0xd8);
-            __m128i w8 = _mm_packs_epi16(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1));
-            _mm_storeu_si128((__m128i *)(void *)(q + b * block + i), w8);
-            __m256i s = _mm256_madd_epi16(w, _mm256_set1_epi16(1));
-            __m128i t = _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
-            t = _mm_hadd_epi32(t, t);
-            sums[(b * block + i) / 16] = (i16)(_mm_cvtsi128_si32(t) + _mm_extract_epi32(t, 1));
-        }
-    }
-}
+/* ---- scaled blocks: activations ---- */
 
 AVX2_FN INLINE __m256i avx2_load_(const void *p) {
     return _mm256_loadu_si256((const __m256i *)p);
+}
+
+AVX2_FN INLINE void avx2_store_(void *p, __m256i v) {
+    _mm256_storeu_si256((__m256i *)p, v);
 }
 
 AVX2_FN INLINE i32 avx2_sum_i32_(__m256i v) {
@@ -713,192 +687,414 @@ AVX2_FN INLINE i32 avx2_sum_i32_(__m256i v) {
     return _mm_cvtsi128_si32(_mm_add_epi32(t, _mm_shuffle_epi32(t, 0xb1)));
 }
 
-/* What the rows share: |w|, w for its signs, and each 16 weights' scale spread over 8 16-bit lanes.
- * 16-bit range: |w| <= 128 and |a| <= 127, so a vpmaddubsw lane stays within 2 * 16256 = 32512. */
-typedef struct {
-    __m256i abs[8], w[8], scale[8], minimum;
-    f32 d, dmin;
-} Avx2Block;
-
-AVX2_FN INLINE void avx2_spread_(const DlmUnpacked *u, int n_runs, Avx2Block *s) {
-    for (int k = 0; k < n_runs; k++) {
-        s->w[k] = avx2_load_(u->q + 32 * k);
-        s->abs[k] = _mm256_abs_epi8(s->w[k]);
-        s->scale[k] =
-            _mm256_set_m128i(_mm_set1_epi16(u->scale[2 * k + 1]), _mm_set1_epi16(u->scale[2 * k]));
-    }
-    s->minimum = n_runs == 8 ? avx2_load_(u->minimum)
-                             : _mm256_set_epi16(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-                                                u->minimum[1], u->minimum[0]);
-    s->d = u->d, s->dmin = u->dmin;
-}
-
-AVX2_FN INLINE f32 avx2_block_dot_(const Avx2Block *s, const i8 *q, const i16 *sums, int n_runs,
-                                   f32 d) {
-    __m256i acc = _mm256_setzero_si256();
-    UNROLL
-    for (int k = 0; k < n_runs; k++) {
-        __m256i p =
-            _mm256_maddubs_epi16(s->abs[k], _mm256_sign_epi8(avx2_load_(q + 32 * k), s->w[k]));
-        acc = _mm256_add_epi32(acc, _mm256_madd_epi16(p, s->scale[k]));
-    }
-    i32 low = 0;
-    if (s->dmin != 0 && n_runs == 8)
-        low = avx2_sum_i32_(_mm256_madd_epi16(s->minimum, avx2_load_(sums)));
-    else if (s->dmin != 0)
-        low = _mm256_extract_epi16(s->minimum, 0) * sums[0] +
-              _mm256_extract_epi16(s->minimum, 1) * sums[1];
-    return (f32)avx2_sum_i32_(acc) * (s->d * d) - (f32)low * (s->dmin * d);
-}
-
-AVX2_FN static NOINLINE void avx2_blocks_runs_(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo,
-                                               i32 out_hi, const i8 *q, const f32 *d,
-                                               const i16 *sums, i32 n_rows, int n_runs) {
-    const DlmTypeInfo *info = quant_info(w->type);
-    i32 block = 32 * n_runs, n_blocks = w->n_in / block;
-    for (i32 o = out_lo; o < out_hi; o++)
-        for (i32 m0 = 0; m0 < n_rows; m0 += 8) {
-            const u8 *row = (const u8 *)w->data + o * kern_row_bytes(w);
-            i32 n = MIN_OF(8, n_rows - m0);
-            f32 acc[8][KERN_BLOCK_LANES] = {{0}};
-            for (i32 b = 0; b < n_blocks; b++, row += info->bytes) {
-                DlmUnpacked u;
-                Avx2Block s;
-                quant_unpack(w->type, row, &u);
-                avx2_spread_(&u, n_runs, &s);
-                for (i32 m = 0; m < n; m++) {
-                    i64 at = (i64)(m0 + m) * w->n_in + b * block;
-                    acc[m][n_runs == 1 ? b % KERN_BLOCK_LANES : 0] += avx2_block_dot_(
-                        &s, q + at, sums + at / 16, n_runs, d[(i64)(m0 + m) * n_blocks + b]);
-                }
-            }
-            for (i32 m = 0; m < n; m++) {
-                const f32 *a = acc[m];
-                f32 folded = ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]));
-                y[(m0 + m) * y_stride + o] = n_runs == 1 ? folded : a[0];
-            }
-        }
-}
-
-/* ---- Q6_K and Q4_K: unpacked in registers, a run at a time, for up to 8 rows ----
- *
- * Codes stay unsigned (at most 63), so that one vpmaddubsw multiplies them by the activations
- * without overflow (2 * 63 * 127 = 16002); a vpmaddwd with the run's scales sums them. Q6_K's
- * offset of 32 is taken off by the activations' sums: the integer results are those of the law. */
-
-/* Sums of 8 registers of 8 lanes, as the 8 lanes of one. */
-AVX2_FN INLINE __m256i avx2_sum8_(const __m256i v[8]) {
-    __m256i a = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
+/* Sums of 8 registers of 8 lanes, as the 8 lanes of one; those from the n-th on are zeros. */
+AVX2_FN INLINE __m256i avx2_sum8_(const __m256i v[8], int n) {
+    const __m256i zero = _mm256_setzero_si256();
+    __m256i a = _mm256_hadd_epi32(n > 1 ? _mm256_hadd_epi32(v[0], v[1]) : v[0],
+                                  n > 2 ? _mm256_hadd_epi32(v[2], v[3]) : zero);
+    if (n == 1) a = _mm256_hadd_epi32(a, zero);
+    if (n <= 4)
+        return _mm256_zextsi128_si256(
+            _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1)));
     __m256i b = _mm256_hadd_epi32(_mm256_hadd_epi32(v[4], v[5]), _mm256_hadd_epi32(v[6], v[7]));
     return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20),
                             _mm256_permute2x128_si256(a, b, 0x31));
 }
 
-/* acc[m] += (f32)dot[m] * (d * d_row[m]) - (f32)low[m] * (dmin * d_row[m]), each row by the law. */
-AVX2_FN INLINE __m256 avx2_block_end_(__m256 acc, const __m256i dot[8], const __m256i low[8], f32 d,
-                                      f32 dmin, __m256 d_row) {
-    __m256 v =
-        _mm256_mul_ps(_mm256_cvtepi32_ps(avx2_sum8_(dot)), _mm256_mul_ps(_mm256_set1_ps(d), d_row));
-    __m256 l = _mm256_mul_ps(_mm256_cvtepi32_ps(avx2_sum8_(low)),
+/* 8 groups of 32 bytes, transposed: 4 bytes of each, the next 4 of each, and so on. */
+AVX2_FN INLINE void avx2_transpose_(i8 *to, const __m256i v[8]) {
+    __m256i a[8], b[8];
+    UNROLL
+    for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm256_unpacklo_epi32(v[i], v[i + 1]);
+        a[i + 1] = _mm256_unpackhi_epi32(v[i], v[i + 1]);
+    }
+    UNROLL
+    for (int i = 0; i < 8; i += 4) { /* bytes 4 k.. and 16 + 4 k.. of groups i..i + 3 */
+        b[i] = _mm256_unpacklo_epi64(a[i], a[i + 2]);
+        b[i + 1] = _mm256_unpackhi_epi64(a[i], a[i + 2]);
+        b[i + 2] = _mm256_unpacklo_epi64(a[i + 1], a[i + 3]);
+        b[i + 3] = _mm256_unpackhi_epi64(a[i + 1], a[i + 3]);
+    }
+    UNROLL
+    for (int k = 0; k < 4; k++) {
+        avx2_store_(to + 32 * k, _mm256_permute2x128_si256(b[k], b[k + 4], 0x20));
+        avx2_store_(to + 32 * k + 128, _mm256_permute2x128_si256(b[k], b[k + 4], 0x31));
+    }
+}
+
+/* A run of 256 inputs lies transposed for the types whose blocks are 32 inputs long; see there. */
+AVX2_FN static void avx2_quantize_blocks(i8 *q, f32 *d, i16 *sums, const f32 *x, i32 n, i32 block) {
+    const __m256 abs_mask = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    __m256 inv = _mm256_setzero_ps();
+    for (i32 run = 0; run < n; run += KERN_RUN, q += KERN_RUN) {
+        __m256i group[8];
+        for (i32 g = 0; g < 8; g++, sums += 2) {
+            i32 at = run + 32 * g;
+            if (at % block == 0) {
+                __m256 max8 = _mm256_setzero_ps();
+                for (i32 i = at; i < at + block && i < n; i += 8)
+                    max8 = _mm256_max_ps(_mm256_and_ps(_mm256_loadu_ps(x + i), abs_mask), max8);
+                f32 lane[8], max = 0;
+                _mm256_storeu_ps(lane, max8);
+                for (int j = 0; j < 8; j++) max = MAX_OF(lane[j], max);
+                *d++ = max / 127.0f;
+                inv = _mm256_set1_ps(max > 0 ? 127.0f / max : 0);
+            }
+            group[g] = _mm256_setzero_si256();
+            sums[0] = sums[1] = 0;
+            if (at >= n) continue;
+            __m256i c[4];
+            for (int j = 0; j < 4; j++) {
+                __m256 v = _mm256_max_ps(_mm256_mul_ps(_mm256_loadu_ps(x + at + 8 * j), inv),
+                                         _mm256_set1_ps(-127.0f));
+                c[j] = _mm256_cvtps_epi32(_mm256_min_ps(v, _mm256_set1_ps(127.0f)));
+            }
+            __m256i lo = _mm256_packs_epi32(c[0], c[1]), hi = _mm256_packs_epi32(c[2], c[3]);
+            sums[0] = (i16)avx2_sum_i32_(_mm256_madd_epi16(lo, _mm256_set1_epi16(1)));
+            sums[1] = (i16)avx2_sum_i32_(_mm256_madd_epi16(hi, _mm256_set1_epi16(1)));
+            group[g] = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(lo, hi), order);
+        }
+        if (block == 32)
+            avx2_transpose_(q, group);
+        else
+            for (int g = 0; g < 8; g++) avx2_store_(q + 32 * g, group[g]);
+    }
+}
+
+/* ---- K types: blocks of 256 ----
+ *
+ * Q6_K and Q4_K are unpacked in registers for up to 8 rows. Codes stay unsigned (at most 63), so that
+ * one vpmaddubsw multiplies them by the activations without overflow (2 * 63 * 127 = 16002); a
+ * product with the scales sums them. Q6_K's offset of 32 is taken off by the activations' sums: the
+ * integers are those of the law. */
+
+/* d[i] of n rows that lie `stride` apart; zeros behind them. */
+AVX2_FN INLINE __m256 avx2_column_(const f32 *d, i64 stride, int n) {
+    return _mm256_setr_ps(d[0], n > 1 ? d[stride] : 0, n > 2 ? d[2 * stride] : 0,
+                          n > 2 ? d[3 * stride] : 0, n > 4 ? d[4 * stride] : 0,
+                          n > 4 ? d[5 * stride] : 0, n > 4 ? d[6 * stride] : 0,
+                          n > 4 ? d[7 * stride] : 0);
+}
+
+/* acc[m] += (f32)dot[m] * (d * d_row[m]), lane by lane as the law has it. */
+AVX2_FN INLINE __m256 avx2_block_end_(__m256 acc, const __m256i dot[8], f32 d, __m256 d_row,
+                                      int n_rows) {
+    __m256 scale = _mm256_mul_ps(_mm256_set1_ps(d), d_row);
+    return _mm256_add_ps(acc, _mm256_mul_ps(_mm256_cvtepi32_ps(avx2_sum8_(dot, n_rows)), scale));
+}
+
+/* acc[m] += (f32)dot[m] * (d * d_row[m]) - (f32)low[m] * (dmin * d_row[m]) */
+AVX2_FN INLINE __m256 avx2_block_end_minima_(__m256 acc, const __m256i dot[8], const __m256i low[8],
+                                             f32 d, f32 dmin, __m256 d_row, int n_rows) {
+    __m256 v = _mm256_mul_ps(_mm256_cvtepi32_ps(avx2_sum8_(dot, n_rows)),
+                             _mm256_mul_ps(_mm256_set1_ps(d), d_row));
+    __m256 l = _mm256_mul_ps(_mm256_cvtepi32_ps(avx2_sum8_(low, n_rows)),
                              _mm256_mul_ps(_mm256_set1_ps(dmin), d_row));
     return _mm256_add_ps(acc, _mm256_sub_ps(v, l));
 }
 
-/* The scales of 16 runs of 16 weights as 16-bit lanes: those of even runs low, of odd runs high. */
-AVX2_FN INLINE __m256i avx2_even_odd_(const i8 *scales) {
-    const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
-    return _mm256_cvtepi8_epi16(
-        _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)(const void *)scales), order));
-}
-
-/* Codes and scales of run k (32 weights) of a Q6_K block. */
-AVX2_FN INLINE void avx2_run_q6_K_(const DlmBlockQ6_K *b, __m256i scales, int k, __m256i *w,
-                                   __m256i *scale) {
+/* Codes of run k (32 weights) of a Q6_K block. */
+AVX2_FN INLINE __m256i avx2_codes_q6_K_(const DlmBlockQ6_K *b, int k) {
     int half = k / 4, quarter = k % 4;
     __m256i low = avx2_load_(b->ql + 64 * half + 32 * (quarter % 2)),
             high = avx2_load_(b->qh + 32 * half);
     low = _mm256_and_si256(quarter / 2 ? _mm256_srli_epi16(low, 4) : low, _mm256_set1_epi8(15));
     high = quarter < 2 ? _mm256_slli_epi16(high, 4 - 2 * quarter)
                        : _mm256_srli_epi16(high, 2 * quarter - 4);
-    *w = _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi8(48)));
-    *scale = _mm256_shuffle_epi8(scales, _mm256_set1_epi16((i16)((2 * k + 1) << 8 | 2 * k)));
+    return _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi8(48)));
 }
 
-AVX2_FN INLINE void avx2_q6_K_rows_(f32 *y, i64 y_stride, const DlmMat *w, const u8 *row,
-                                    const i8 *q, const f32 *d, const i16 *sums, int n_rows) {
-    i32 n_blocks = w->n_in / DLM_QK_K;
+/* n_rows results of one output: y[m], y_stride apart. row: of weights; q [n_rows][n_in] and its d and
+ * sums. */
+AVX2_FN INLINE void avx2_q6_K_(f32 *y, i64 y_stride, const u8 *row, i64 n_in, const i8 *q,
+                               const f32 *d, const i16 *sums, int n_rows) {
+    const __m128i even_odd = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
     __m256 acc = _mm256_setzero_ps();
-    for (i32 i = 0; i < n_blocks; i++) {
-        const DlmBlockQ6_K *b = (const DlmBlockQ6_K *)(const void *)row + i;
-        __m256i dot[8], none[8], scales = avx2_even_odd_(b->scales);
-        __m256i offset = _mm256_slli_epi16(
-            _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)b->scales)), 5);
-        f32 d_row[8] = {0};
+    for (i64 i = 0; i < n_in; i += DLM_QK_K, row += sizeof(DlmBlockQ6_K)) {
+        const DlmBlockQ6_K *b = (const DlmBlockQ6_K *)(const void *)row;
+        __m128i scales8 = _mm_loadu_si128((const __m128i *)(const void *)b->scales);
+        /* as 16-bit lanes: of even runs of 16 in the lower half, of odd ones in the upper */
+        __m256i dot[8], scales = _mm256_cvtepi8_epi16(_mm_shuffle_epi8(scales8, even_odd));
+        __m256i back = _mm256_mullo_epi16(_mm256_cvtepi8_epi16(scales8), _mm256_set1_epi16(-32));
         UNROLL
-        for (int m = 0; m < 8; m++) dot[m] = none[m] = _mm256_setzero_si256();
+        for (int m = 0; m < n_rows; m++)
+            dot[m] = _mm256_madd_epi16(back, avx2_load_(sums + (m * n_in + i) / 16));
         UNROLL
         for (int k = 0; k < 8; k++) {
-            __m256i v, scale;
-            avx2_run_q6_K_(b, scales, k, &v, &scale);
+            __m256i v = avx2_codes_q6_K_(b, k);
+            __m256i scale =
+                _mm256_shuffle_epi8(scales, _mm256_set1_epi16((i16)((2 * k + 1) << 8 | 2 * k)));
             UNROLL
             for (int m = 0; m < n_rows; m++) {
-                __m256i p = _mm256_maddubs_epi16(
-                    v, avx2_load_(q + (i64)m * w->n_in + i * DLM_QK_K + 32 * k));
+                __m256i p = _mm256_maddubs_epi16(v, avx2_load_(q + m * n_in + i + 32 * k));
                 dot[m] = _mm256_add_epi32(dot[m], _mm256_madd_epi16(p, scale));
             }
         }
-        UNROLL
-        for (int m = 0; m < n_rows; m++) {
-            dot[m] = _mm256_sub_epi32(
-                dot[m], _mm256_madd_epi16(
-                            offset, avx2_load_(sums + ((i64)m * w->n_in + i * DLM_QK_K) / 16)));
-            d_row[m] = d[(i64)m * n_blocks + i];
-        }
-        acc = avx2_block_end_(acc, dot, none, _cvtsh_ss(b->d), 0, _mm256_loadu_ps(d_row));
+        acc = avx2_block_end_(acc, dot, _cvtsh_ss(b->d),
+                              avx2_column_(d + i / DLM_QK_K, n_in / DLM_QK_K, n_rows), n_rows);
     }
     f32 out[8];
     _mm256_storeu_ps(out, acc);
     for (int m = 0; m < n_rows; m++) y[m * y_stride] = out[m];
 }
 
-AVX2_FN INLINE void avx2_q4_K_rows_(f32 *y, i64 y_stride, const DlmMat *w, const u8 *row,
-                                    const i8 *q, const f32 *d, const i16 *sums, int n_rows) {
-    i32 n_blocks = w->n_in / DLM_QK_K;
+/* The 6-bit scales and minima of a Q4_K block, each twice: for two runs of 16. */
+AVX2_FN INLINE void avx2_scales_q4_K_(const DlmBlockQ4_K *block, __m256i *scale, __m256i *minimum) {
+    u32 a = load_u32(block->scales), b = load_u32(block->scales + 4),
+        c = load_u32(block->scales + 8);
+    u64 high_scale = (c & 0x0f0f0f0fu) | (a >> 2 & 0x30303030u),
+        high_minimum = (c >> 4 & 0x0f0f0f0fu) | (b >> 2 & 0x30303030u);
+    __m128i s = _mm_cvtsi64_si128((i64)(high_scale << 32 | (a & 0x3f3f3f3fu))),
+            m = _mm_cvtsi64_si128((i64)(high_minimum << 32 | (b & 0x3f3f3f3fu)));
+    *scale = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(s, s));
+    *minimum = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(m, m));
+}
+
+AVX2_FN INLINE void avx2_q4_K_(f32 *y, i64 y_stride, const u8 *row, i64 n_in, const i8 *q,
+                               const f32 *d, const i16 *sums, int n_rows) {
     __m256 acc = _mm256_setzero_ps();
-    for (i32 i = 0; i < n_blocks; i++) {
-        const DlmBlockQ4_K *b = (const DlmBlockQ4_K *)(const void *)row + i;
-        __m256i dot[8], low[8];
-        DlmUnpacked u;
-        f32 d_row[8] = {0};
-        k_scales_(b->scales, &u);
+    for (i64 i = 0; i < n_in; i += DLM_QK_K, row += sizeof(DlmBlockQ4_K)) {
+        const DlmBlockQ4_K *b = (const DlmBlockQ4_K *)(const void *)row;
+        __m256i dot[8], low[8], scales, minima;
+        avx2_scales_q4_K_(b, &scales, &minima);
         UNROLL
-        for (int m = 0; m < 8; m++) dot[m] = low[m] = _mm256_setzero_si256();
+        for (int m = 0; m < n_rows; m++) {
+            dot[m] = _mm256_setzero_si256();
+            low[m] = _mm256_madd_epi16(minima, avx2_load_(sums + (m * n_in + i) / 16));
+        }
         UNROLL
         for (int k = 0; k < 8; k++) {
-            __m256i v = avx2_load_(b->qs + 32 * (k / 2)), scale = _mm256_set1_epi16(u.scale[2 * k]);
+            __m256i v = avx2_load_(b->qs + 32 * (k / 2)),
+                    scale = _mm256_permutevar8x32_epi32(scales, _mm256_set1_epi32(k));
             v = _mm256_and_si256(k % 2 ? _mm256_srli_epi16(v, 4) : v, _mm256_set1_epi8(15));
             UNROLL
             for (int m = 0; m < n_rows; m++) {
-                __m256i p = _mm256_maddubs_epi16(
-                    v, avx2_load_(q + (i64)m * w->n_in + i * DLM_QK_K + 32 * k));
+                __m256i p = _mm256_maddubs_epi16(v, avx2_load_(q + m * n_in + i + 32 * k));
                 dot[m] = _mm256_add_epi32(dot[m], _mm256_madd_epi16(p, scale));
             }
         }
-        UNROLL
-        for (int m = 0; m < n_rows; m++) {
-            low[m] = _mm256_madd_epi16(avx2_load_(u.minimum),
-                                       avx2_load_(sums + ((i64)m * w->n_in + i * DLM_QK_K) / 16));
-            d_row[m] = d[(i64)m * n_blocks + i];
-        }
-        acc = avx2_block_end_(acc, dot, low, _cvtsh_ss(b->d), _cvtsh_ss(b->dmin),
-                              _mm256_loadu_ps(d_row));
+        acc =
+            avx2_block_end_minima_(acc, dot, low, _cvtsh_ss(b->d), _cvtsh_ss(b->dmin),
+                                   avx2_column_(d + i / DLM_QK_K, n_in / DLM_QK_K, n_rows), n_rows);
     }
     f32 out[8];
     _mm256_storeu_ps(out, acc);
     for (int m = 0; m < n_rows; m++) y[m * y_stride] = out[m];
 }
 
-/* ---- Q8_0, Q4_0, Q5_0 and IQ4_NL: 8 blocks of 32 at a time, a lane of the result for each ---- */
+/* AVX-512: runs of 64 weights; vpdpwssd multiplies by the scales and adds in one instruction. */
+
+/* The scales of runs 4 k..4 k + 3 of 16 weights, each for 8 lanes. */
+AVX512_FN INLINE __m512i avx512_scales_(__m256i scales, int k) {
+    const __m512i which =
+        _mm512_set_epi64(0x0003000300030003, 0x0003000300030003, 0x0002000200020002,
+                         0x0002000200020002, 0x0001000100010001, 0x0001000100010001, 0, 0);
+    return _mm512_permutexvar_epi16(_mm512_add_epi16(which, _mm512_set1_epi16((i16)(4 * k))),
+                                    _mm512_castsi256_si512(scales));
+}
+
+/* Codes of weights 64 k..64 k + 63 of a Q6_K block. */
+AVX512_FN INLINE __m512i avx512_codes_q6_K_(const DlmBlockQ6_K *b, int k) {
+    const __m512i left = _mm512_inserti64x4(_mm512_set1_epi16(4), _mm256_set1_epi16(2),
+                                            1), /* bits 0-1 and 2-3 to 4-5 */
+        right = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(2),
+                                   1); /* 4-5 stay, 6-7 to 4-5 */
+    __m512i low = _mm512_loadu_si512(b->ql + 64 * (k / 2)),
+            high = _mm512_broadcast_i64x4(avx2_load_(b->qh + 32 * (k / 2)));
+    low = _mm512_and_si512(k % 2 ? _mm512_srli_epi16(low, 4) : low, _mm512_set1_epi8(15));
+    high = k % 2 ? _mm512_srlv_epi16(high, right) : _mm512_sllv_epi16(high, left);
+    return _mm512_or_si512(low, _mm512_and_si512(high, _mm512_set1_epi8(48)));
+}
+
+AVX512_FN INLINE __m512i avx512_codes_q4_K_(const DlmBlockQ4_K *b, int k) {
+    const __m512i right =
+        _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(4), 1); /* the upper half */
+    __m512i v = _mm512_broadcast_i64x4(avx2_load_(b->qs + 32 * k));
+    return _mm512_and_si512(_mm512_srlv_epi16(v, right), _mm512_set1_epi8(15));
+}
+
+/* sum[m] += scale * code * activation, for 64 weights. */
+AVX512_FN INLINE void avx512_add_codes_(__m512i sum[8], __m512i codes, __m512i scale, const i8 *q,
+                                        i64 n_in, int n_rows) {
+    UNROLL
+    for (int m = 0; m < n_rows; m++) {
+        __m512i p = _mm512_maddubs_epi16(codes, _mm512_loadu_si512(q + m * n_in));
+        sum[m] = _mm512_dpwssd_epi32(sum[m], p, scale);
+    }
+}
+
+AVX512_FN INLINE __m256i avx512_halve_(__m512i v) {
+    return _mm256_add_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
+}
+
+AVX512_FN INLINE void avx512_q6_K_(f32 *y, i64 y_stride, const u8 *row, i64 n_in, const i8 *q,
+                                   const f32 *d, const i16 *sums, int n_rows) {
+    __m256 acc = _mm256_setzero_ps();
+    for (i64 i = 0; i < n_in; i += DLM_QK_K, row += sizeof(DlmBlockQ6_K)) {
+        const DlmBlockQ6_K *b = (const DlmBlockQ6_K *)(const void *)row;
+        __m512i sum[8];
+        __m256i dot[8],
+            scales =
+                _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)b->scales));
+        __m256i back = _mm256_mullo_epi16(scales, _mm256_set1_epi16(-32));
+        UNROLL
+        for (int m = 0; m < n_rows; m++)
+            sum[m] = _mm512_zextsi256_si512(
+                _mm256_madd_epi16(back, avx2_load_(sums + (m * n_in + i) / 16)));
+        UNROLL
+        for (int k = 0; k < 4; k++)
+            avx512_add_codes_(sum, avx512_codes_q6_K_(b, k), avx512_scales_(scales, k),
+                              q + i + 64 * k, n_in, n_rows);
+        UNROLL
+        for (int m = 0; m < n_rows; m++) dot[m] = avx512_halve_(sum[m]);
+        acc = avx2_block_end_(acc, dot, _cvtsh_ss(b->d),
+                              avx2_column_(d + i / DLM_QK_K, n_in / DLM_QK_K, n_rows), n_rows);
+    }
+    f32 out[8];
+    _mm256_storeu_ps(out, acc);
+    for (int m = 0; m < n_rows; m++) y[m * y_stride] = out[m];
+}
+
+AVX512_FN INLINE void avx512_q4_K_(f32 *y, i64 y_stride, const u8 *row, i64 n_in, const i8 *q,
+                                   const f32 *d, const i16 *sums, int n_rows) {
+    __m256 acc = _mm256_setzero_ps();
+    for (i64 i = 0; i < n_in; i += DLM_QK_K, row += sizeof(DlmBlockQ4_K)) {
+        const DlmBlockQ4_K *b = (const DlmBlockQ4_K *)(const void *)row;
+        __m512i sum[8];
+        __m256i dot[8], low[8], scales, minima;
+        avx2_scales_q4_K_(b, &scales, &minima);
+        UNROLL
+        for (int m = 0; m < n_rows; m++) {
+            sum[m] = _mm512_setzero_si512();
+            low[m] = _mm256_madd_epi16(minima, avx2_load_(sums + (m * n_in + i) / 16));
+        }
+        UNROLL
+        for (int k = 0; k < 4; k++)
+            avx512_add_codes_(sum, avx512_codes_q4_K_(b, k), avx512_scales_(scales, k),
+                              q + i + 64 * k, n_in, n_rows);
+        UNROLL
+        for (int m = 0; m < n_rows; m++) dot[m] = avx512_halve_(sum[m]);
+        acc =
+            avx2_block_end_minima_(acc, dot, low, _cvtsh_ss(b->d), _cvtsh_ss(b->dmin),
+                                   avx2_column_(d + i / DLM_QK_K, n_in / DLM_QK_K, n_rows), n_rows);
+    }
+    f32 out[8];
+    _mm256_storeu_ps(out, acc);
+    for (int m = 0; m < n_rows; m++) y[m * y_stride] = out[m];
+}
+
+/* The loops around LEVEL_TYPE_: outputs, then rows by 8, 4, 2, 1. */
+#define DEFINE_K_TYPE(level, FN, type)                                                           \
+    FN static void level##_##type(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi, \
+                                  const i8 *q, const f32 *d, const i16 *sums, i32 n_rows) {      \
+        i64 n_in = w->n_in, bytes = kern_row_bytes(w);                                           \
+        for (i32 o = out_lo; o < out_hi; o++)                                                    \
+            for (i32 m = 0, step; m < n_rows; m += step) {                                       \
+                const u8 *row = (const u8 *)w->data + o * bytes;                                 \
+                const i8 *qm = q + m * n_in;                                                     \
+                const f32 *dm = d + m * n_in / DLM_QK_K;                                         \
+                const i16 *sm = sums + m * n_in / 16;                                            \
+                f32 *out = y + m * y_stride + o;                                                 \
+                i32 left = n_rows - m;                                                           \
+                step = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;                        \
+                switch (step) {                                                                  \
+                case 8: level##_##type##_(out, y_stride, row, n_in, qm, dm, sm, 8); break;       \
+                case 4: level##_##type##_(out, y_stride, row, n_in, qm, dm, sm, 4); break;       \
+                case 2: level##_##type##_(out, y_stride, row, n_in, qm, dm, sm, 2); break;       \
+                default: level##_##type##_(out, y_stride, row, n_in, qm, dm, sm, 1); break;      \
+                }                                                                                \
+            }                                                                                    \
+    }
+
+DEFINE_K_TYPE(avx2, AVX2_FN, q6_K)
+DEFINE_K_TYPE(avx2, AVX2_FN, q4_K)
+DEFINE_K_TYPE(avx512, AVX512_FN, q6_K)
+DEFINE_K_TYPE(avx512, AVX512_FN, q4_K)
+
+/* The other K types, by the law's own unpacking. What the rows share: |w|, w for its signs, and each
+ * 16 weights' scale spread over 8 16-bit lanes. 16-bit range: |w| <= 128 and |a| <= 127, so a
+ * vpmaddubsw lane stays within 2 * 16256 = 32512. */
+typedef struct {
+    __m256i abs[8], w[8], scale[8], minimum;
+    f32 d, dmin;
+} Avx2Block;
+
+AVX2_FN INLINE void avx2_spread_(const DlmUnpacked *u, Avx2Block *s) {
+    for (int k = 0; k < 8; k++) {
+        s->w[k] = avx2_load_(u->q + 32 * k);
+        s->abs[k] = _mm256_abs_epi8(s->w[k]);
+        s->scale[k] =
+            _mm256_set_m128i(_mm_set1_epi16(u->scale[2 * k + 1]), _mm_set1_epi16(u->scale[2 * k]));
+    }
+    s->minimum = avx2_load_(u->minimum);
+    s->d = u->d, s->dmin = u->dmin;
+}
+
+AVX2_FN INLINE f32 avx2_block_dot_(const Avx2Block *s, const i8 *q, const i16 *sums, f32 d) {
+    __m256i acc = _mm256_setzero_si256();
+    UNROLL
+    for (int k = 0; k < 8; k++) {
+        __m256i p =
+            _mm256_maddubs_epi16(s->abs[k], _mm256_sign_epi8(avx2_load_(q + 32 * k), s->w[k]));
+        acc = _mm256_add_epi32(acc, _mm256_madd_epi16(p, s->scale[k]));
+    }
+    i32 low = s->dmin != 0 ? avx2_sum_i32_(_mm256_madd_epi16(s->minimum, avx2_load_(sums))) : 0;
+    return (f32)avx2_sum_i32_(acc) * (s->d * d) - (f32)low * (s->dmin * d);
+}
+
+#define AVX2_K_ROWS 32 /* that share an unpacked block */
+
+AVX2_FN static void avx2_any_K(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi,
+                               const i8 *q, const f32 *d, const i16 *sums, i32 n_rows) {
+    const DlmTypeInfo *info = quant_info(w->type);
+    i32 n_blocks = w->n_in / DLM_QK_K;
+    for (i32 o = out_lo; o < out_hi; o++)
+        for (i32 m0 = 0; m0 < n_rows; m0 += AVX2_K_ROWS) {
+            const u8 *row = (const u8 *)w->data + o * kern_row_bytes(w);
+            i32 n = MIN_OF(AVX2_K_ROWS, n_rows - m0);
+            f32 acc[AVX2_K_ROWS] = {0};
+            for (i32 b = 0; b < n_blocks; b++, row += info->bytes) {
+                DlmUnpacked u;
+                Avx2Block s;
+                quant_unpack(w->type, row, &u);
+                avx2_spread_(&u, &s);
+                for (i32 m = 0; m < n; m++) {
+                    i64 at = (i64)(m0 + m) * w->n_in + b * DLM_QK_K;
+                    acc[m] += avx2_block_dot_(&s, q + at, sums + at / 16, d[at / DLM_QK_K]);
+                }
+            }
+            for (i32 m = 0; m < n; m++) y[(m0 + m) * y_stride + o] = acc[m];
+        }
+}
+
+/* ---- types whose blocks are 32 inputs long ----
+ *
+ * Activations lie transposed in runs of 256: 4 bytes of each of the 8 blocks, then the next 4 of
+ * each; weights are unpacked into the same order. So a lane belongs to a block, as the law's 8 float
+ * lanes do, and nothing is summed across lanes before a row's end. A batch of unpacked runs serves
+ * all the rows; the blocks that are missing in a last run are zeros. */
+
+typedef struct {
+    _Alignas(64) i8 w[KERN_RUN]; /* transposed */
+    f32 d[8];                    /* by block */
+    f32 dmin[8];                 /* Q4_1, Q5_1: times the sum of a block's activations */
+} X86Run;
+
+#define X86_BATCH 16 /* runs */
+
+/* Rows of activations from a batch's first input on, and where they add. */
+typedef struct {
+    f32 (*acc)[8];   /* [rows] */
+    const i8 *q;     /* [rows][stride] */
+    const f32 *d;    /* [rows][stride / 32] */
+    const i16 *sums; /* [rows][stride / 16] */
+    i64 stride;
+} X86Rows;
+
+typedef void X86UnpackFn(X86Run *run, const u8 *p, i32 n_blocks);
+typedef void X86RowsFn(const X86Rows *r, const X86Run *run, i32 n_runs);
 
 /* The weights of a block as signed bytes. */
 AVX2_FN INLINE __m256i avx2_bytes_(DlmType type, const u8 *block) {
@@ -921,167 +1117,235 @@ AVX2_FN INLINE __m256i avx2_bytes_(DlmType type, const u8 *block) {
     return _mm256_or_si256(v, _mm256_andnot_si256(set, _mm256_set1_epi8((char)0xf0)));
 }
 
-AVX2_FN INLINE void avx2_block32_rows_(DlmType type, f32 *y, i64 y_stride, const DlmMat *w,
-                                       const u8 *row, const i8 *q, const f32 *d, int n_rows) {
-    i32 n_blocks = w->n_in / 32, bytes = type == DLM_Q8_0 ? 34 : type == DLM_Q5_0 ? 22 : 18;
+AVX2_FN INLINE void avx2_unpack_(X86Run *run, DlmType type, const u8 *p, i32 n_blocks) {
+    const i64 bytes = type == DLM_Q8_0 ? 34 : type == DLM_Q5_0 ? 22 : 18;
+    __m256i block[8];
+    UNROLL
+    for (int g = 0; g < 8; g++) {
+        const u8 *from = p + (g < n_blocks ? g : 0) * bytes;
+        block[g] = avx2_bytes_(type, from);
+        run->d[g] = g < n_blocks ? _cvtsh_ss(load_u16(from)) : 0;
+    }
+    avx2_transpose_(run->w, block);
+}
+
+/* Any other type, by the law's own unpacking. */
+AVX2_FN INLINE void avx2_unpack_any_(X86Run *run, DlmType type, const u8 *p, i32 n_blocks) {
+    __m256i block[8];
+    for (i32 g = 0; g < 8; g++) {
+        DlmUnpacked u = {.d = 0};
+        if (g < n_blocks) quant_unpack(type, p + g * (i64)quant_info(type)->bytes, &u);
+        block[g] = avx2_load_(u.q);
+        run->d[g] = u.d, run->dmin[g] = u.dmin;
+    }
+    avx2_transpose_(run->w, block);
+}
+
+#define DEFINE_UNPACK(name, unpack, type)                                            \
+    AVX2_FN static void avx2_unpack_##name(X86Run *run, const u8 *p, i32 n_blocks) { \
+        unpack(run, type, p, n_blocks);                                              \
+    }
+DEFINE_UNPACK(q8_0, avx2_unpack_, DLM_Q8_0)
+DEFINE_UNPACK(q4_0, avx2_unpack_, DLM_Q4_0)
+DEFINE_UNPACK(q5_0, avx2_unpack_, DLM_Q5_0)
+DEFINE_UNPACK(iq4_nl, avx2_unpack_, DLM_IQ4_NL)
+DEFINE_UNPACK(q4_1, avx2_unpack_any_, DLM_Q4_1)
+DEFINE_UNPACK(q5_1, avx2_unpack_any_, DLM_Q5_1)
+DEFINE_UNPACK(mxfp4, avx2_unpack_any_, DLM_MXFP4)
+
+/* acc += dot * (d * d_row) - sum * (dmin * d_row), lane by lane as the law has it. sums: two a
+ * block */
+AVX2_FN INLINE __m256 avx2_run_end_(__m256 acc, __m256i dot, const X86Run *run, const f32 *d,
+                                    const i16 *sums, bool minima) {
+    __m256 d_row = _mm256_loadu_ps(d);
+    __m256 v =
+        _mm256_mul_ps(_mm256_cvtepi32_ps(dot), _mm256_mul_ps(_mm256_loadu_ps(run->d), d_row));
+    if (minima) {
+        __m256i sum = _mm256_madd_epi16(_mm256_set1_epi16(1), avx2_load_(sums));
+        v = _mm256_sub_ps(v, _mm256_mul_ps(_mm256_cvtepi32_ps(sum),
+                                           _mm256_mul_ps(_mm256_loadu_ps(run->dmin), d_row)));
+    }
+    return _mm256_add_ps(acc, v);
+}
+
+/* 16-bit range: |w| <= 128 and |a| <= 127, so a vpmaddubsw lane stays within 2 * 16256 = 32512. */
+AVX2_FN INLINE void avx2_rows_(const X86Rows *r, const X86Run *run, i32 n_runs, int n_rows,
+                               bool minima) {
+    const i64 stride = r->stride;
+    const i8 *q = r->q;
+    const f32 *d = r->d;
+    const i16 *sums = r->sums;
     __m256 acc[4];
     UNROLL
-    for (int m = 0; m < n_rows; m++) acc[m] = _mm256_setzero_ps();
-    for (i32 b = 0; b < n_blocks; b += 8) {
-        i32 n = MIN_OF(8, n_blocks - b);
-        __m256i part[4][8];
-        f32 d_w[8] = {0}, d_row[4][8] = {{0}};
-        for (i32 k = 0; k < 8; k++) {
-            const u8 *block = row + (i64)(b + k) * bytes;
-            __m256i v = k < n ? avx2_bytes_(type, block) : _mm256_setzero_si256(),
-                    abs = _mm256_abs_epi8(v);
-            if (k < n) d_w[k] = _cvtsh_ss(load_u16(block));
+    for (int m = 0; m < n_rows; m++) acc[m] = _mm256_loadu_ps(r->acc[m]);
+    for (i32 i = 0; i < n_runs; i++, run++) {
+        __m256i dot[4];
+        UNROLL
+        for (int m = 0; m < n_rows; m++) dot[m] = _mm256_setzero_si256();
+        UNROLL
+        for (int j = 0; j < 8; j++) {
+            __m256i w = avx2_load_(run->w + 32 * j), abs = _mm256_abs_epi8(w);
             UNROLL
             for (int m = 0; m < n_rows; m++) {
-                __m256i a = k < n ? avx2_load_(q + (i64)m * w->n_in + 32 * (b + k)) : v;
-                if (k < n) d_row[m][k] = d[(i64)m * n_blocks + b + k];
-                part[m][k] = _mm256_madd_epi16(_mm256_maddubs_epi16(abs, _mm256_sign_epi8(a, v)),
-                                               _mm256_set1_epi16(1));
+                __m256i a = avx2_load_(q + m * stride + 32 * j);
+                __m256i p = _mm256_maddubs_epi16(abs, _mm256_sign_epi8(a, w));
+                dot[m] = _mm256_add_epi32(dot[m], _mm256_madd_epi16(p, _mm256_set1_epi16(1)));
             }
         }
         UNROLL
-        for (int m = 0; m < n_rows; m++) {
-            __m256 scale = _mm256_mul_ps(_mm256_loadu_ps(d_w), _mm256_loadu_ps(d_row[m]));
-            acc[m] = _mm256_add_ps(acc[m],
-                                   _mm256_mul_ps(_mm256_cvtepi32_ps(avx2_sum8_(part[m])), scale));
-        }
+        for (int m = 0; m < n_rows; m++)
+            acc[m] = avx2_run_end_(acc[m], dot[m], run, d + m * stride / 32, sums + m * stride / 16,
+                                   minima);
+        q += KERN_RUN, d += KERN_RUN / 32, sums += KERN_RUN / 16;
     }
     UNROLL
-    for (int m = 0; m < n_rows; m++) y[m * y_stride] = avx2_fold_(acc[m], _mm256_setzero_ps());
+    for (int m = 0; m < n_rows; m++) _mm256_storeu_ps(r->acc[m], acc[m]);
 }
 
-AVX2_FN static NOINLINE void avx2_block32_(DlmType type, f32 *y, i64 y_stride, const DlmMat *w,
-                                           i32 out_lo, i32 out_hi, const i8 *q, const f32 *d,
-                                           i32 n_rows) {
-    i64 n_in = w->n_in, n_blocks = n_in / 32, bytes = kern_row_bytes(w);
-    for (i32 m = 0, step; m < n_rows; m += step) {
-        step = n_rows - m >= 4 ? 4 : 1;
-        for (i32 o = out_lo; o < out_hi; o++) {
-            const u8 *row = (const u8 *)w->data + o * bytes;
-            f32 *out = y + m * y_stride + o;
-            if (step == 4)
-                avx2_block32_rows_(type, out, y_stride, w, row, q + m * n_in, d + m * n_blocks, 4);
-            else
-                avx2_block32_rows_(type, out, y_stride, w, row, q + m * n_in, d + m * n_blocks, 1);
-        }
-    }
-}
-
-/* The loops around X_rows_: outputs, then rows by 8, 4, 1. */
-#define DEFINE_K_TYPE(level, FN, type)                                                       \
-    FN static void level##_##type##_(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo,      \
-                                     i32 out_hi, const i8 *q, const f32 *d, const i16 *sums, \
-                                     i32 n_rows) {                                           \
-        i64 n_in = w->n_in, n_blocks = n_in / DLM_QK_K, bytes = kern_row_bytes(w);           \
-        for (i32 m = 0, step; m < n_rows; m += step) {                                       \
-            const i8 *qm = q + m * n_in;                                                     \
-            const f32 *dm = d + m * n_blocks;                                                \
-            const i16 *sm = sums + m * n_in / 16;                                            \
-            step = n_rows - m >= 8 ? 8 : n_rows - m >= 4 ? 4 : 1;                            \
-            for (i32 o = out_lo; o < out_hi; o++) {                                          \
-                const u8 *row = (const u8 *)w->data + o * bytes;                             \
-                f32 *out = y + m * y_stride + o;                                             \
-                if (step == 8)                                                               \
-                    level##_##type##_rows_(out, y_stride, w, row, qm, dm, sm, 8);            \
-                else if (step == 4)                                                          \
-                    level##_##type##_rows_(out, y_stride, w, row, qm, dm, sm, 4);            \
-                else                                                                         \
-                    level##_##type##_rows_(out, y_stride, w, row, qm, dm, sm, 1);            \
-            }                                                                                \
-        }                                                                                    \
-    }
-
-DEFINE_K_TYPE(avx2, AVX2_FN, q6_K)
-DEFINE_K_TYPE(avx2, AVX2_FN, q4_K)
-
-AVX2_FN static void avx2_blocks(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi,
-                                const i8 *q, const f32 *d, const i16 *sums, i32 n_rows) {
-    switch (w->type) {
-    case DLM_Q6_K: avx2_q6_K_(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows); return;
-    case DLM_Q4_K: avx2_q4_K_(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows); return;
-    case DLM_Q8_0: avx2_block32_(DLM_Q8_0, y, y_stride, w, out_lo, out_hi, q, d, n_rows); return;
-    case DLM_Q4_0: avx2_block32_(DLM_Q4_0, y, y_stride, w, out_lo, out_hi, q, d, n_rows); return;
-    case DLM_Q5_0: avx2_block32_(DLM_Q5_0, y, y_stride, w, out_lo, out_hi, q, d, n_rows); return;
-    case DLM_IQ4_NL:
-        avx2_block32_(DLM_IQ4_NL, y, y_stride, w, out_lo, out_hi, q, d, n_rows);
-        return;
-    case DLM_Q4_1:
-    case DLM_MXFP4:
-    case DLM_Q5_1: avx2_blocks_runs_(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows, 1); return;
-    default: avx2_blocks_runs_(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows, 8); return;
-    }
-}
-
-/* AVX-512: runs of 64 weights; vpdpwssd multiplies by the scales and adds in one instruction. */
-AVX512_FN INLINE void avx512_q6_K_rows_(f32 *y, i64 y_stride, const DlmMat *w, const u8 *row,
-                                        const i8 *q, const f32 *d, const i16 *sums, int n_rows) {
-    i32 n_blocks = w->n_in / DLM_QK_K;
-    const __m512i low4 = _mm512_set1_epi8(15), mid2 = _mm512_set1_epi8(48);
-    const __m512i left = _mm512_inserti64x4(_mm512_set1_epi16(4), _mm256_set1_epi16(2),
-                                            1); /* bits 0-1 and 2-3 to 4-5 */
-    const __m512i right = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(2),
-                                             1); /* 4-5 stay, 6-7 to 4-5 */
-    __m512i spread = _mm512_setzero_si512();     /* which of 4 scales each of 32 lanes takes */
-    for (int j = 0; j < 4; j++)
-        spread = _mm512_mask_set1_epi16(spread, (__mmask32)0xffu << 8 * j, (i16)j);
-    __m256 acc = _mm256_setzero_ps();
-    for (i32 i = 0; i < n_blocks; i++) {
-        const DlmBlockQ6_K *b = (const DlmBlockQ6_K *)(const void *)row + i;
-        __m512i wide[8];
-        __m256i dot[8], none[8];
-        __m256i scales =
-            _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)b->scales));
-        __m256i offset = _mm256_slli_epi16(scales, 5);
-        f32 d_row[8] = {0};
+/* AVX-512 multiplies codes w + 128, which are not negative, and takes 128 times the activations'
+ * sums off again: the integers are those of the law. */
+AVX512_FN INLINE void avx512_rows_(const X86Rows *r, const X86Run *run, i32 n_runs, int n_rows,
+                                   bool minima) {
+    const i64 stride = r->stride;
+    const i8 *q = r->q;
+    const f32 *d = r->d;
+    const i16 *sums = r->sums;
+    __m256 acc[8];
+    UNROLL
+    for (int m = 0; m < n_rows; m++) acc[m] = _mm256_loadu_ps(r->acc[m]);
+    for (i32 i = 0; i < n_runs; i++, run++) {
+        __m512i w[4];
         UNROLL
-        for (int m = 0; m < 8; m++)
-            wide[m] = _mm512_setzero_si512(), none[m] = dot[m] = _mm256_setzero_si256();
-        UNROLL
-        for (int k = 0; k < 4; k++) {
-            __m512i low = _mm512_loadu_si512(b->ql + 64 * (k / 2)),
-                    high = _mm512_broadcast_i64x4(avx2_load_(b->qh + 32 * (k / 2)));
-            low = _mm512_and_si512(k % 2 ? _mm512_srli_epi16(low, 4) : low, low4);
-            high = k % 2 ? _mm512_srlv_epi16(high, right) : _mm512_sllv_epi16(high, left);
-            __m512i v = _mm512_or_si512(low, _mm512_and_si512(high, mid2));
-            __m512i scale =
-                _mm512_permutexvar_epi16(_mm512_add_epi16(spread, _mm512_set1_epi16((i16)(4 * k))),
-                                         _mm512_castsi256_si512(scales));
-            UNROLL
-            for (int m = 0; m < n_rows; m++) {
-                __m512i p = _mm512_maddubs_epi16(
-                    v, _mm512_loadu_si512(q + (i64)m * w->n_in + i * DLM_QK_K + 64 * k));
-                wide[m] = _mm512_dpwssd_epi32(wide[m], p, scale);
-            }
-        }
+        for (int j = 0; j < 4; j++)
+            w[j] = _mm512_xor_si512(_mm512_load_si512(run->w + 64 * j), _mm512_set1_epi8(-128));
         UNROLL
         for (int m = 0; m < n_rows; m++) {
-            __m256i low = _mm256_madd_epi16(
-                offset, avx2_load_(sums + ((i64)m * w->n_in + i * DLM_QK_K) / 16));
-            dot[m] = _mm256_sub_epi32(_mm256_add_epi32(_mm512_castsi512_si256(wide[m]),
-                                                       _mm512_extracti64x4_epi64(wide[m], 1)),
-                                      low);
-            d_row[m] = d[(i64)m * n_blocks + i];
+            __m512i sum[2] = {_mm512_zextsi256_si512(_mm256_madd_epi16(
+                                  _mm256_set1_epi16(-128), avx2_load_(sums + m * stride / 16))),
+                              _mm512_setzero_si512()};
+            UNROLL
+            for (int j = 0; j < 4; j++)
+                sum[j % 2] = _mm512_dpbusd_epi32(sum[j % 2], w[j],
+                                                 _mm512_loadu_si512(q + m * stride + 64 * j));
+            acc[m] = avx2_run_end_(acc[m], avx512_halve_(_mm512_add_epi32(sum[0], sum[1])), run,
+                                   d + m * stride / 32, sums + m * stride / 16, minima);
         }
-        acc = avx2_block_end_(acc, dot, none, _cvtsh_ss(b->d), 0, _mm256_loadu_ps(d_row));
+        q += KERN_RUN, d += KERN_RUN / 32, sums += KERN_RUN / 16;
     }
-    f32 out[8];
-    _mm256_storeu_ps(out, acc);
-    for (int m = 0; m < n_rows; m++) y[m * y_stride] = out[m];
+    UNROLL
+    for (int m = 0; m < n_rows; m++) _mm256_storeu_ps(r->acc[m], acc[m]);
 }
 
-DEFINE_K_TYPE(avx512, AVX512_FN, q6_K)
+/* By log2 of the rows: 1, 2, 4 and 8; NULL where the level has none so many. */
+typedef struct {
+    X86RowsFn *plain[4], *minima[4];
+} X86Block32;
 
-AVX512_FN static void avx512_blocks(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi,
-                                    const i8 *q, const f32 *d, const i16 *sums, i32 n_rows) {
+#define BLOCK32_ROWS(level, FN, n_rows)                                                      \
+    FN static void level##_rows##n_rows(const X86Rows *r, const X86Run *run, i32 n_runs) {   \
+        level##_rows_(r, run, n_runs, n_rows, false);                                        \
+    }                                                                                        \
+    FN static void level##_minima##n_rows(const X86Rows *r, const X86Run *run, i32 n_runs) { \
+        level##_rows_(r, run, n_runs, n_rows, true);                                         \
+    }
+
+BLOCK32_ROWS(avx2, AVX2_FN, 1)
+BLOCK32_ROWS(avx2, AVX2_FN, 2)
+BLOCK32_ROWS(avx2, AVX2_FN, 4)
+static const X86Block32 avx2_block32 = {{avx2_rows1, avx2_rows2, avx2_rows4},
+                                        {avx2_minima1, avx2_minima2, avx2_minima4}};
+
+BLOCK32_ROWS(avx512, AVX512_FN, 1)
+BLOCK32_ROWS(avx512, AVX512_FN, 2)
+BLOCK32_ROWS(avx512, AVX512_FN, 4)
+BLOCK32_ROWS(avx512, AVX512_FN, 8)
+static const X86Block32 avx512_block32 = {
+    {avx512_rows1, avx512_rows2, avx512_rows4, avx512_rows8},
+    {avx512_minima1, avx512_minima2, avx512_minima4, avx512_minima8}};
+
+#define X86_BLOCK_ROWS 64
+
+/* The rows of one output, at most X86_BLOCK_ROWS. p: its weights; r: the rows from the first on */
+static void x86_block32_out_(X86RowsFn *const rows[4], X86UnpackFn *unpack, f32 *y, i64 y_stride,
+                             const DlmMat *w, const u8 *p, X86Rows r, i32 n_rows) {
+    const i32 bytes = (i32)quant_info(w->type)->bytes, n_blocks = w->n_in / 32;
+    f32 acc[X86_BLOCK_ROWS][8];
+    X86Run runs[X86_BATCH];
+    memset(acc, 0, (size_t)n_rows * sizeof *acc);
+    for (i32 b = 0, n_runs; b < n_blocks; b += 8 * n_runs) {
+        for (n_runs = 0; n_runs < X86_BATCH && b + 8 * n_runs < n_blocks; n_runs++, p += 8 * bytes)
+            unpack(&runs[n_runs], p, n_blocks - b - 8 * n_runs);
+        for (i32 m = 0, size; m < n_rows; m += 1 << size) {
+            for (size = 3; !rows[size] || 1 << size > n_rows - m;) size--;
+            X86Rows at = {acc + m, r.q + m * r.stride, r.d + m * r.stride / 32,
+                          r.sums + m * r.stride / 16, r.stride};
+            rows[size](&at, runs, n_runs);
+        }
+        r.q += n_runs * KERN_RUN, r.d += n_runs * 8, r.sums += n_runs * 16;
+    }
+    for (i32 m = 0; m < n_rows; m++) {
+        const f32 *a = acc[m];
+        y[m * y_stride] = ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]));
+    }
+}
+
+static void x86_block32_(X86RowsFn *const rows[4], X86UnpackFn *unpack, f32 *y, i64 y_stride,
+                         const DlmMat *w, i32 out_lo, i32 out_hi, const i8 *q, const f32 *d,
+                         const i16 *sums, i32 n_rows) {
+    i64 bytes = kern_row_bytes(w), stride = kern_padded(w->n_in);
+    for (i32 m = 0; m < n_rows; m += X86_BLOCK_ROWS)
+        for (i32 o = out_lo; o < out_hi; o++) {
+            X86Rows r = {.q = q + m * stride,
+                         .d = d + m * stride / 32,
+                         .sums = sums + m * stride / 16,
+                         .stride = stride};
+            x86_block32_out_(rows, unpack, y + m * y_stride + o, y_stride, w,
+                             (const u8 *)w->data + o * bytes, r,
+                             MIN_OF(X86_BLOCK_ROWS, n_rows - m));
+        }
+}
+
+/* ---- the `blocks` kernel, by type ---- */
+
+static void x86_blocks(const X86Block32 *level, f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo,
+                       i32 out_hi, const i8 *q, const f32 *d, const i16 *sums, i32 n_rows) {
+    static const struct {
+        DlmType type;
+        X86UnpackFn *unpack;
+        bool minima;
+    } types[] = {
+        {DLM_Q8_0, avx2_unpack_q8_0, false},     {DLM_Q4_0, avx2_unpack_q4_0, false},
+        {DLM_Q5_0, avx2_unpack_q5_0, false},     {DLM_Q4_1, avx2_unpack_q4_1, true},
+        {DLM_IQ4_NL, avx2_unpack_iq4_nl, false}, {DLM_Q5_1, avx2_unpack_q5_1, true},
+        {DLM_MXFP4, avx2_unpack_mxfp4, false},
+    };
+    for (size_t i = 0; i < COUNT_OF(types); i++)
+        if (types[i].type == w->type) {
+            x86_block32_(types[i].minima ? level->minima : level->plain, types[i].unpack, y,
+                         y_stride, w, out_lo, out_hi, q, d, sums, n_rows);
+            return;
+        }
+    avx2_any_K(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows);
+}
+
+static void avx2_blocks(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi, const i8 *q,
+                        const f32 *d, const i16 *sums, i32 n_rows) {
     if (w->type == DLM_Q6_K)
-        avx512_q6_K_(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows);
+        avx2_q6_K(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows);
+    else if (w->type == DLM_Q4_K)
+        avx2_q4_K(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows);
     else
-        avx2_blocks(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows);
+        x86_blocks(&avx2_block32, y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows);
+}
+
+static void avx512_blocks(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi,
+                          const i8 *q, const f32 *d, const i16 *sums, i32 n_rows) {
+    if (w->type == DLM_Q6_K)
+        avx512_q6_K(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows);
+    else if (w->type == DLM_Q4_K)
+        avx512_q4_K(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows);
+    else
+        x86_blocks(&avx512_block32, y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows);
 }
 
 /* ---- ternary tiles: the loops around them are in kern_tile.c ---- */

@@ -181,27 +181,39 @@ static DlmMat random_matrix(const DlmTypeInfo *info, i32 n_out, i32 n_in) {
     return m;
 }
 
+/* Each level multiplies the activations that it quantized itself. */
+static void check_blocks(const DlmKernels *k, const DlmMat *w, const f32 *x, f32 *want, f32 *got,
+                         i32 rows) {
+    i32 block = (i32)quant_info(w->type)->block, n_run = kern_padded(w->n_in);
+    i8 *q = (i8 *)test_guard_alloc((size_t)(rows * n_run));
+    f32 *d = guarded_f32(rows * n_run / block, 0);
+    i16 *sums = (i16 *)(void *)test_guard_alloc((size_t)(rows * n_run / 16) * sizeof *sums);
+    const DlmKernels *levels[] = {&KERN_REF, k};
+    for (int l = 0; l < 2; l++) {
+        for (i32 r = 0; r < rows; r++)
+            levels[l]->quantize_blocks(q + r * n_run, d + r * n_run / block, sums + r * n_run / 16,
+                                       x + r * w->n_in, w->n_in, block);
+        levels[l]->blocks(l ? got : want, 24, w, 0, w->n_out, q, d, sums, rows);
+    }
+    test_guard_free(q);
+    test_guard_free(d);
+    test_guard_free(sums);
+}
+
 static void check_dense(const DlmKernels *k) {
-    static const i32 widths[] = {1, 8, 16, 17, 32, 64, 96, 100, 256, 512};
+    static const i32 widths[] = {1, 8, 16, 17, 32, 64, 96, 100, 256, 288, 512};
     static f32 want[19 * 24], got[19 * 24];
-    static i8 q[19 * 512];
-    static f32 d[19 * 16];
-    static i16 sums[19 * 32];
     for (size_t t = 0; t < COUNT_OF(DLM_TYPES); t++)
         for (size_t w = 0; w < COUNT_OF(widths); w++)
             for (i32 rows = 1; rows <= 19; rows += rows < 9 ? 1 : 5) {
                 const DlmTypeInfo *info = &DLM_TYPES[t];
-                i32 n_in = widths[w], n_out = 19, block = (i32)info->block;
-                if (quant_is_ternary(info->type) || n_in % block) continue;
+                i32 n_in = widths[w], n_out = 19;
+                if (quant_is_ternary(info->type) || n_in % (i32)info->block) continue;
                 DlmMat m = random_matrix(info, n_out, n_in);
                 f32 *x = guarded_f32(rows * n_in, rows % 2);
                 memset(got, 0x7f, sizeof got);
                 if (m.kind == DLM_MAT_BLOCKS) {
-                    for (i32 r = 0; r < rows; r++)
-                        ref_quantize_blocks(q + r * n_in, d + r * n_in / block,
-                                            sums + r * n_in / 16, x + r * n_in, n_in, block);
-                    KERN_REF.blocks(want, 24, &m, 0, n_out, q, d, sums, rows);
-                    k->blocks(got, 24, &m, 0, n_out, q, d, sums, rows);
+                    check_blocks(k, &m, x, want, got, rows);
                 } else {
                     KERN_REF.dense(want, 24, &m, 0, n_out, x, n_in, rows);
                     k->dense(got, 24, &m, 0, n_out, x, n_in, rows);
@@ -214,21 +226,27 @@ static void check_dense(const DlmKernels *k) {
             }
 }
 
+/* Values, scales and sums; of the order within a run, that nothing is lost. */
 static void check_quantize_blocks(const DlmKernels *k) {
     for (i32 block = 32; block <= 256; block += 224)
-        for (int how = 0; how < 6; how++) {
-            i32 n = 512;
-            f32 *x = guarded_f32(n, how), d_want[16], d_got[16];
-            i8 q_want[512], q_got[512];
-            i16 s_want[32], s_got[32];
-            KERN_REF.quantize_blocks(q_want, d_want, s_want, x, n, block);
-            k->quantize_blocks(q_got, d_got, s_got, x, n, block);
-            CHECK_MSG(memcmp(q_want, q_got, 512) == 0 &&
-                          memcmp(s_want, s_got, sizeof s_want) == 0 &&
-                          same_floats(d_want, d_got, n / block),
-                      "%s quantize_blocks of %d, input %d", k->name, block, how);
-            test_guard_free(x);
-        }
+        for (i32 n = block; n <= 512; n += block)
+            for (int how = 0; how < 6; how++) {
+                f32 *x = guarded_f32(n, how), d_want[16], d_got[16];
+                i8 q_want[512], q_got[512];
+                i16 s_want[32], s_got[32];
+                i32 n_run = kern_padded(n), counts[2][256] = {{0}};
+                KERN_REF.quantize_blocks(q_want, d_want, s_want, x, n, block);
+                k->quantize_blocks(q_got, d_got, s_got, x, n, block);
+                for (i32 run = 0; run < n_run; run += KERN_RUN) {
+                    for (i32 i = run; i < run + KERN_RUN; i++)
+                        counts[0][q_want[i] + 128]++, counts[1][q_got[i] + 128]++;
+                    CHECK(memcmp(counts[0], counts[1], sizeof counts[0]) == 0);
+                }
+                CHECK_MSG(memcmp(s_want, s_got, (size_t)(n_run / 16) * sizeof *s_want) == 0 &&
+                              same_floats(d_want, d_got, n_run / block),
+                          "%s quantize_blocks of %d, n=%d, input %d", k->name, block, n, how);
+                test_guard_free(x);
+            }
 }
 
 /* A tiled matrix of random codes 0..code_max; scale_block 0: one scale. */
@@ -334,11 +352,13 @@ static void bench(const DlmKernels *k) {
     }
     cpu_mat_free(NULL, &m);
     static const DlmType types[] = {DLM_Q8_0, DLM_Q4_0, DLM_Q4_K, DLM_Q6_K};
+    static const i32 block_rows[] = {1, 2, 4, 8, 32};
     static f32 d[IN / 32 * ROWS];
     static i16 sums[IN / 16 * ROWS];
     for (size_t t = 0; t < COUNT_OF(types); t++) {
         DlmMat w = random_matrix(quant_info(types[t]), OUT, IN);
-        for (i32 r = 1; r <= 32; r *= 8) {
+        for (size_t i = 0; i < COUNT_OF(block_rows); i++) {
+            i32 r = block_rows[i];
             f64 best = 1e30;
             for (int i = 0; i < 5; i++) {
                 f64 from = os_now_ms();
