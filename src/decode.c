@@ -651,8 +651,13 @@ static bool decode_cut_at_stop_(Decode *d) {
 
 static bool decode_put_token_(Decode *d, i32 token, Err *e) {
     Buf piece = {0};
-    bool ok = tok_bytes(d->m->tok, token, false, &piece);
-    if (ok) tok_utf8_put(&d->utf8, buf_view(&piece), &d->text);
+    const Tok *tok = d->m->tok;
+    bool ok = tok_bytes(tok, token, false, &piece);
+    Str bytes = buf_view(&piece);
+    /* Behind a special token a text of its own begins, with the blank that encoding would put there. */
+    if (d->n_out == 1 && tok_is_special(tok, d->tokens[d->n_prompt - 1]))
+        bytes = tok_without_blank(tok, bytes);
+    if (ok) tok_utf8_put(&d->utf8, bytes, &d->text);
     buf_free(&piece);
     if (ok && !d->text.failed) return true;
     return err_set(e, ERR_MEMORY, "out of memory for the answer's text");
