@@ -135,6 +135,25 @@ static void test_find(void) {
     CHECK_OK(tl_find(&none, "file", &t, &e), e);
 }
 
+/* Every preset cuts its shape into whole tiles. */
+static void test_presets(void) {
+    const TlKernel *presets[2] = {TL1_PRESETS_, TL2_PRESETS_};
+    const size_t n[2] = {COUNT_OF(TL1_PRESETS_), COUNT_OF(TL2_PRESETS_)};
+    TlConfig none = {.n = 0};
+    for (int type = 0; type < 2; type++)
+        for (size_t i = 0; i < n[type]; i++) {
+            const TlKernel *k = &presets[type][i];
+            Err e = {0};
+            DlmTensor t = {.name = "t",
+                           .type = type ? DLM_TL2 : DLM_TL1,
+                           .n_in = k->k,
+                           .n_out = k->m,
+                           .n_bytes = (u64)k->m * (u64)k->k / 4 + DLM_I2S_TAIL};
+            CHECK_OK(tl_find(&none, "file", &t, &e), e);
+            CHECK_MEM(&t.tl, &k->tiling, sizeof t.tl);
+        }
+}
+
 static void test_parse(void) {
     static const struct {
         const char *text, *wrong;
@@ -175,6 +194,7 @@ static void test_parse(void) {
 int main(void) {
     test_layouts();
     test_find();
+    test_presets();
     test_parse();
     return test_end();
 }
