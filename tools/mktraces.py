@@ -181,8 +181,8 @@ def even(n, steps):
 
 
 def fast_dllm_v2(model, prompt, block, sub, threshold, **_):
-    """Blocks that see themselves and what is before; logits row i predicts i + 1; a finished block's
-    forward gives the next block its first token."""
+    """Blocks that see themselves and what is before; logits row i predicts i + 1; a finished
+    block's forward gives the next block its first token."""
     run = Run(model, prompt)
     sees = lambda i, j: i // block >= j // block
 
@@ -203,6 +203,41 @@ def fast_dllm_v2(model, prompt, block, sub, threshold, **_):
         if len(run.x) >= len(prompt) + MAX_TOKENS:
             return run
         first()
+
+
+def fast_dllm_v2_dual(model, prompt, block, sub, threshold, **_):
+    """The same with its block cache: once the block has been run, a sub-block whose first token is
+    known is run alone, against what the cache holds of the rest of the block."""
+    run, kv = Run(model, prompt), model.cache(len(prompt) + MAX_TOKENS + 2 * block)
+
+    def forward(begin, end):
+        cells, n = list(range(begin, end)), len(kv[0][0])
+        sees = [[j < (i // block + 1) * block for j in range(n)] for i in cells]
+        return model.forward(run.x[begin:end], cells, sees, kv, cells)
+
+    def first(logits):
+        guess = run.guess({len(run.x): logits[-1]})
+        run.x.append(model.mask)
+        run.reveal(guess, guess)
+
+    start = len(run.x) // block * block
+    if start:
+        logits = forward(0, start)
+        if start == len(run.x):
+            first(logits)
+    while True:
+        run.add_masks(-len(run.x) % block)
+        start, end, whole = len(run.x) - block, len(run.x), False
+        for at in range(start, end, sub):
+            while todo := sorted(run.masked & set(range(at, at + sub))):
+                begin = at if whole and at not in run.masked else start
+                logits = forward(begin, at + sub if begin == at and whole else end)
+                whole = True
+                guess = run.guess({pos: logits[pos - 1 - begin] for pos in todo})
+                run.reveal(guess, run.above_or_best(probs(guess), threshold))
+        if len(run.x) >= len(prompt) + MAX_TOKENS:
+            return run
+        first(forward(start, end))
 
 
 def unified(model, prompt, block, threshold, **_):
@@ -262,8 +297,8 @@ def llada(model, prompt, block, steps, threshold, rule, **_):
 
 
 def llada_block(model, prompt, block, threshold, **_):
-    """Fast-dLLM's dual cache: a block's first forward runs everything, and reveals; the later ones run
-    the block alone, against what the first left of the rest."""
+    """Fast-dLLM's dual cache: a block's first forward runs everything, and reveals; the later ones
+    run the block alone, against what the first left of the rest."""
     run = Run(model, prompt)
     run.add_masks(MAX_TOKENS)
     n, kv = len(run.x), model.cache(len(run.x))
@@ -279,8 +314,8 @@ def llada_block(model, prompt, block, threshold, **_):
 
 
 def dream(model, prompt, steps, rule, **_):
-    """All see all; logits row i predicts i + 1; time runs from 1 to eps, and a step from t to s reveals
-    the share 1 - s/t of the masks."""
+    """All see all; logits row i predicts i + 1; time runs from 1 to eps, and a step from t to s
+    reveals the share 1 - s/t of the masks."""
     run, eps = Run(model, prompt), 1e-3
     run.add_masks(MAX_TOKENS)
     times = torch.linspace(1, eps, steps + 1)
@@ -302,8 +337,8 @@ def dream(model, prompt, steps, rule, **_):
 
 
 def dream_block(model, prompt, block, threshold, **_):
-    """The same model in blocks (Fast-dLLM): a full forward fills the cache and gives the block's first
-    token; the others come from forwards of the block alone."""
+    """The same model in blocks (Fast-dLLM): a full forward fills the cache and gives the block's
+    first token; the others come from forwards of the block alone."""
     run = Run(model, prompt)
     run.add_masks(MAX_TOKENS)
     n, kv = len(run.x), model.cache(len(run.x))
@@ -322,8 +357,8 @@ def dream_block(model, prompt, block, threshold, **_):
 
 
 def wedlm(model, prompt, block, threshold, **_):
-    """A causal model; a window whose revealed tokens are run first and its masks last, each at its own
-    position; no shift. What is revealed and follows the prompt without a gap leaves the window."""
+    """A causal model; a window whose revealed tokens are run first and its masks last, each at its
+    own position; no shift. What is revealed and follows the prompt without a gap leaves it."""
     run, price = Run(model, prompt), 0.02
     run.add_masks(MAX_TOKENS)
     while run.masked:
@@ -342,6 +377,11 @@ def wedlm(model, prompt, block, threshold, **_):
 
 SETS = [
     (fast_dllm_v2, "fast-dllm-v2", dict(rule="threshold", block=16, sub=4, threshold=0.3)),
+    (
+        fast_dllm_v2_dual,
+        "fast-dllm-v2",
+        dict(rule="threshold", block=16, sub=4, threshold=0.3, cache="dual"),
+    ),
     (unified, "unified", dict(rule="threshold", block=12, threshold=0.3)),
     (sdar, "sdar", dict(rule="low_confidence_dynamic", block=4, steps=4, threshold=0.3)),
     (sdar, "sdar", dict(rule="low_confidence_dynamic", block=16, steps=5, threshold=0.35)),
@@ -360,11 +400,11 @@ SETS = [
 ]
 
 
-def make_set(model, number, loop, convention, options):
+def make_set(model, loop, convention, options):
     o = dict(block=0, sub=0, steps=0, threshold=0, cache="none") | options
     if not o["sub"]:
         o["sub"] = o["block"]
-    rng, cases, width = np.random.default_rng(number), [], []
+    rng, cases, width = np.random.default_rng(SEED), [], []
     while len(cases) < PROMPTS:
         prompt = [int(t) for t in rng.integers(0, min(model.stops), rng.integers(3, 25))]
         run = loop(model, prompt, **o)
@@ -373,7 +413,8 @@ def make_set(model, number, loop, convention, options):
         cases.append({"ids": prompt, "trace": run.trace, "near": run.near})
         width += [len(step) for step in run.trace]
     tied = sum(c["near"] >= 0 for c in cases)
-    print(f"{convention} {o}: {len(width)} steps, {sum(width) / len(width):.2f} a step, {tied} near")
+    mean = sum(width) / len(width)
+    print(f"{convention} {o}: {len(width)} steps, {mean:.2f} a step, {tied} near")
     name = f"{convention} {o['rule']}"
     return {"name": name, "convention": convention} | o | {"max_tokens": MAX_TOKENS, "cases": cases}
 
@@ -388,7 +429,7 @@ def main():
         "versions": {"torch": torch.__version__, "numpy": np.__version__},
         "model": sys.argv[1],
         "seed": SEED,
-        "sets": [make_set(model, i, *s) for i, s in enumerate(SETS)],
+        "sets": [make_set(model, *s) for s in SETS],
     }
     with open(sys.argv[2], "w", encoding="utf-8") as f:
         json.dump(out, f, separators=(",", ":"))
