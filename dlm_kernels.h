@@ -322,6 +322,11 @@ typedef struct {
     void (*rms_norm)(float *y, const float *x, const float *gain, int32_t n, float eps);
     /* gate[i] = act(gate[i]) * up[i] */
     void (*gate)(float *gate, const float *up, int32_t n, DlmAct act);
+    /* y[i] += x[i] */
+    void (*add)(float *y, const float *x, int32_t n);
+    /* rotates the heads of one row, as DlmOps.rope; turn: [n_rot/2][2] of its position */
+    void (*rope)(float *x, int32_t n_head, int32_t head_dim, int32_t n_rot, const float *turn,
+                 DlmRope kind);
     void (*to_f16)(uint16_t *h, const float *x, int32_t n);
     /* Attention of n_q <= DLM_ATTEND_Q queries to one head's cells, query i to [lo, hi[i]):
      * out[i][head_dim] = sum over c of softmax_c(q[i] . k_c * scale) v_c. k, v: cell 0 of the head, F16

@@ -385,35 +385,64 @@ static void cpu_linear(void *self, const DlmLinear *jobs, i32 n_jobs, const f32 
     if (same < n_jobs) cpu_linear(self, jobs + same, n_jobs - same, x, n_rows);
 }
 
+/* Elements one by one, in chunks: act < 0 adds x to y, else y is a gate and x what it lets through. */
+#define CPU_CHUNK 1024
+typedef struct {
+    const DlmKernels *k;
+    f32 *y;
+    const f32 *x;
+    i64 n;
+    int act;
+} ElementsJob;
+
+static void cpu_elements_chunks_(void *arg, i32 begin, i32 end, i32 thread) {
+    ElementsJob *j = arg;
+    (void)thread;
+    for (i64 i = begin; i < end; i++) {
+        i64 at = i * CPU_CHUNK;
+        i32 n = (i32)MIN_OF(CPU_CHUNK, j->n - at);
+        if (j->act < 0)
+            j->k->add(j->y + at, j->x + at, n);
+        else
+            j->k->gate(j->y + at, j->x + at, n, (DlmAct)j->act);
+    }
+}
+
+static void cpu_elements_(Cpu *c, f32 *y, const f32 *x, i64 n, int act, i64 cost) {
+    ElementsJob j = {c->k, y, x, n, act};
+    pool_for(c->pool, (i32)((n + CPU_CHUNK - 1) / CPU_CHUNK), cpu_grain_(cost * CPU_CHUNK),
+             cpu_elements_chunks_, &j);
+}
+
 static void cpu_add(void *self, f32 *y, const f32 *x, i64 n) {
-    (void)self;
-    for (i64 i = 0; i < n; i++) y[i] += x[i];
+    cpu_elements_(self, y, x, n, -1, 2);
 }
 
 static void cpu_gate(void *self, f32 *gate, const f32 *up, i64 n, DlmAct act) {
-    Cpu *c = self;
-    const i64 chunk = 1 << 20;
-    for (i64 i = 0; i < n; i += chunk) c->k->gate(gate + i, up + i, (i32)MIN_OF(chunk, n - i), act);
+    cpu_elements_(self, gate, up, n, act, act == DLM_ACT_RELU2 ? 2 : 16);
 }
 
-/* Su et al. 2021, eq. 34: each pair turns by pos * inv_freq. */
+typedef struct {
+    Cpu *c;
+    f32 *x;
+    const DlmRow *rows;
+    i32 n_head, head_dim, n_rot;
+    const f32 *turns;
+    DlmRope kind;
+} RopeJob;
+
+static void cpu_rope_rows_(void *arg, i32 begin, i32 end, i32 thread) {
+    RopeJob *j = arg;
+    (void)thread;
+    for (i32 r = begin; r < end; r++)
+        j->c->k->rope(j->x + (i64)r * j->n_head * j->head_dim, j->n_head, j->head_dim, j->n_rot,
+                      j->turns + (i64)j->rows[r].pos * j->n_rot, j->kind);
+}
+
 static void cpu_rope(void *self, f32 *x, const DlmRow *rows, i32 n_rows, i32 n_head, i32 head_dim,
                      i32 n_rot, const f32 *turns, DlmRope kind) {
-    (void)self;
-    i32 half = n_rot / 2, step = kind == DLM_ROPE_NORM ? 2 : 1,
-        apart = kind == DLM_ROPE_NORM ? 1 : half;
-    for (i32 r = 0; r < n_rows; r++) {
-        const f32 *turn = turns + (i64)rows[r].pos * n_rot;
-        for (i32 h = 0; h < n_head; h++) {
-            f32 *v = x + ((i64)r * n_head + h) * head_dim;
-            for (i32 i = 0; i < half; i++) {
-                f32 a = v[i * step], b = v[i * step + apart], cos = turn[2 * i],
-                    sin = turn[2 * i + 1];
-                v[i * step] = a * cos - b * sin;
-                v[i * step + apart] = b * cos + a * sin;
-            }
-        }
-    }
+    RopeJob j = {self, x, rows, n_head, head_dim, n_rot, turns, kind};
+    pool_for(j.c->pool, n_rows, cpu_grain_(2 * (i64)n_head * n_rot), cpu_rope_rows_, &j);
 }
 
 /* ---- attention ---- */

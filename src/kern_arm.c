@@ -150,6 +150,12 @@ static void neon_gate(f32 *gate, const f32 *up, i32 n, DlmAct act) {
     ref_gate(gate + i, up + i, n - i, act);
 }
 
+static void neon_add(f32 *y, const f32 *x, i32 n) {
+    i32 i = 0;
+    for (; i + 4 <= n; i += 4) vst1q_f32(y + i, vaddq_f32(vld1q_f32(y + i), vld1q_f32(x + i)));
+    ref_add(y + i, x + i, n - i);
+}
+
 static void neon_to_f16(u16 *h, const f32 *x, i32 n) {
     i32 i = 0;
     for (; i + 4 <= n; i += 4)
@@ -711,8 +717,8 @@ TILE_TERNARY(i8mm)
     {                                                                                      \
         .name = level_name, .quantize_row = neon_quantize_row, .ternary = ternary_fn,      \
         .quantize_blocks = neon_quantize_blocks, .blocks = blocks_fn, .dense = neon_dense, \
-        .rms_norm = neon_rms_norm, .gate = neon_gate, .to_f16 = neon_to_f16,               \
-        .attend = neon_attend, .top1 = neon_top1, .exps = neon_exps                        \
+        .rms_norm = neon_rms_norm, .gate = neon_gate, .add = neon_add, .rope = ref_rope,   \
+        .to_f16 = neon_to_f16, .attend = neon_attend, .top1 = neon_top1, .exps = neon_exps \
     }
 static const DlmKernels KERN_NEON = ARM_LEVEL("neon", neon_ternary, neon_blocks);
 #ifdef ARM_EXTENSIONS

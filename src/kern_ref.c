@@ -343,6 +343,27 @@ static void ref_gate(f32 *gate, const f32 *up, i32 n, DlmAct act) {
     }
 }
 
+static void ref_add(f32 *y, const f32 *x, i32 n) {
+    for (i32 i = 0; i < n; i++) y[i] += x[i];
+}
+
+/* Su et al. 2021, eq. 34: each pair turns by pos * inv_freq. From pair `first` on. */
+static void ref_rope_from_(f32 *x, i32 n_head, i32 head_dim, i32 n_rot, const f32 *turn,
+                           DlmRope kind, i32 first) {
+    i32 half = n_rot / 2, step = kind == DLM_ROPE_NORM ? 2 : 1,
+        apart = kind == DLM_ROPE_NORM ? 1 : half;
+    for (i32 h = 0; h < n_head; h++, x += head_dim)
+        for (i32 i = first; i < half; i++) {
+            f32 a = x[i * step], b = x[i * step + apart], cos = turn[2 * i], sin = turn[2 * i + 1];
+            x[i * step] = a * cos - b * sin;
+            x[i * step + apart] = b * cos + a * sin;
+        }
+}
+
+static void ref_rope(f32 *x, i32 n_head, i32 head_dim, i32 n_rot, const f32 *turn, DlmRope kind) {
+    ref_rope_from_(x, n_head, head_dim, n_rot, turn, kind, 0);
+}
+
 static void ref_to_f16(u16 *h, const f32 *x, i32 n) {
     for (i32 i = 0; i < n; i++) h[i] = f32_to_f16(x[i]);
 }
@@ -410,9 +431,21 @@ static i64 ref_peak(i64 n) {
 }
 
 static const DlmKernels KERN_REF = {
-    "ref",     ref_quantize_row, ref_ternary, ref_quantize_blocks, ref_blocks,
-    ref_dense, ref_rms_norm,     ref_gate,    ref_to_f16,          ref_attend,
-    ref_top1,  ref_exps,         ref_peak,
+    .name = "ref",
+    .quantize_row = ref_quantize_row,
+    .ternary = ref_ternary,
+    .quantize_blocks = ref_quantize_blocks,
+    .blocks = ref_blocks,
+    .dense = ref_dense,
+    .rms_norm = ref_rms_norm,
+    .gate = ref_gate,
+    .add = ref_add,
+    .rope = ref_rope,
+    .to_f16 = ref_to_f16,
+    .attend = ref_attend,
+    .top1 = ref_top1,
+    .exps = ref_exps,
+    .peak = ref_peak,
 };
 
 #endif

@@ -157,6 +157,44 @@ AVX2_FN static void avx2_gate(f32 *gate, const f32 *up, i32 n, DlmAct act) {
     ref_gate(gate + i, up + i, n - i, act);
 }
 
+AVX2_FN static void avx2_add(f32 *y, const f32 *x, i32 n) {
+    i32 i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(y + i, _mm256_add_ps(_mm256_loadu_ps(y + i), _mm256_loadu_ps(x + i)));
+    ref_add(y + i, x + i, n - i);
+}
+
+/* Pairs that lie side by side, 4 at a time, or n_rot / 2 apart, 8 at a time. */
+AVX2_FN static void avx2_rope(f32 *x, i32 n_head, i32 head_dim, i32 n_rot, const f32 *turn,
+                              DlmRope kind) {
+    i32 half = n_rot / 2, i = 0;
+    for (; kind == DLM_ROPE_NORM && i + 4 <= half; i += 4) {
+        __m256 t = _mm256_loadu_ps(turn + 2 * i), cos = _mm256_moveldup_ps(t),
+               sin = _mm256_movehdup_ps(t);
+        for (i32 h = 0; h < n_head; h++) {
+            f32 *at = x + h * head_dim + 2 * i;
+            __m256 v = _mm256_loadu_ps(at), swapped = _mm256_permute_ps(v, 0xb1);
+            _mm256_storeu_ps(at,
+                             _mm256_addsub_ps(_mm256_mul_ps(v, cos), _mm256_mul_ps(swapped, sin)));
+        }
+    }
+    for (; kind != DLM_ROPE_NORM && i + 8 <= half; i += 8) {
+        __m256 t0 = _mm256_loadu_ps(turn + 2 * i), t1 = _mm256_loadu_ps(turn + 2 * i + 8);
+        __m256d c = _mm256_castps_pd(_mm256_shuffle_ps(t0, t1, 0x88)),
+                s = _mm256_castps_pd(_mm256_shuffle_ps(t0, t1, 0xdd));
+        __m256 cos = _mm256_castpd_ps(_mm256_permute4x64_pd(c, 0xd8)),
+               sin = _mm256_castpd_ps(_mm256_permute4x64_pd(s, 0xd8));
+        for (i32 h = 0; h < n_head; h++) {
+            f32 *at = x + h * head_dim + i;
+            __m256 a = _mm256_loadu_ps(at), b = _mm256_loadu_ps(at + half);
+            _mm256_storeu_ps(at, _mm256_sub_ps(_mm256_mul_ps(a, cos), _mm256_mul_ps(b, sin)));
+            _mm256_storeu_ps(at + half,
+                             _mm256_add_ps(_mm256_mul_ps(b, cos), _mm256_mul_ps(a, sin)));
+        }
+    }
+    ref_rope_from_(x, n_head, head_dim, n_rot, turn, kind, i);
+}
+
 AVX2_FN static void avx2_to_f16(u16 *h, const f32 *x, i32 n) {
     i32 i = 0;
     for (; i + 8 <= n; i += 8)
@@ -1564,6 +1602,8 @@ AVX512_FN static i64 avx512_peak(i64 n) {
                                      .dense = avx2_dense,                     \
                                      .rms_norm = avx2_rms_norm,               \
                                      .gate = avx2_gate,                       \
+                                     .add = avx2_add,                         \
+                                     .rope = avx2_rope,                       \
                                      .to_f16 = avx2_to_f16,                   \
                                      .top1 = avx2_top1,                       \
                                      .exps = avx2_exps,                       \

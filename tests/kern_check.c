@@ -67,6 +67,11 @@ static void check_rows(const DlmKernels *k) {
                 CHECK_MSG(same_floats(want, got, n), "%s gate %d n=%d input %d", k->name, act, n,
                           how);
             }
+            memcpy(want, x, (size_t)n * sizeof *x);
+            memcpy(got, x, (size_t)n * sizeof *x);
+            KERN_REF.add(want, gain, n);
+            k->add(got, gain, n);
+            CHECK_MSG(same_floats(want, got, n), "%s add n=%d input %d", k->name, n, how);
             i32 best_want = KERN_REF.top1(x, n, &inv_want), best_got = k->top1(x, n, &inv_got);
             CHECK_MSG(best_want == best_got && same_floats(&inv_want, &inv_got, 1),
                       "%s top1 n=%d input %d: %d %d", k->name, n, how, best_want, best_got);
@@ -78,6 +83,24 @@ static void check_rows(const DlmKernels *k) {
             test_guard_free(x);
             test_guard_free(gain);
         }
+}
+
+static void check_rope(const DlmKernels *k) {
+    static const i32 n_rots[] = {2, 6, 8, 14, 16, 18, 32, 64, 96, 128};
+    for (size_t i = 0; i < COUNT_OF(n_rots); i++)
+        for (int kind = DLM_ROPE_NORM; kind <= DLM_ROPE_NEOX; kind++)
+            for (i32 rest = 0; rest <= 8; rest += 8) {
+                i32 n_rot = n_rots[i], dim = n_rot + rest, n = 3 * dim;
+                f32 *want = guarded_f32(n, 0), *got = guarded_f32(n, 0), *t = guarded_f32(n_rot, 0);
+                memcpy(got, want, (size_t)n * sizeof *got);
+                KERN_REF.rope(want, 3, dim, n_rot, t, (DlmRope)kind);
+                k->rope(got, 3, dim, n_rot, t, (DlmRope)kind);
+                CHECK_MSG(same_floats(want, got, n), "%s rope %d of %d, kind %d", k->name, n_rot,
+                          dim, kind);
+                test_guard_free(want);
+                test_guard_free(got);
+                test_guard_free(t);
+            }
 }
 
 static void check_nans(const DlmKernels *k) {
@@ -389,6 +412,7 @@ int main(int argc, char **argv) {
         printf("kern_check: level %s\n", k->name);
         check_rows(k);
         check_nans(k);
+        check_rope(k);
         check_attend(k);
         check_dense(k);
         check_quantize_blocks(k);
