@@ -5,8 +5,8 @@
  * Promises:  reads and writes only the row asked for; never allocates; the same bits on every
  *            machine.
  *
- * Block layouts: dlm_kernels.h. Rounding in the encoders follows ggml's reference quantizers, so
- * that a file written here equals one written there. */
+ * Block layouts: dlm_kernels.h. The encoders of the simple types round as ggml's do, so that a file
+ * written here equals one written there; those of the K types have a search of their own. */
 #ifndef DLM_QUANT_C
 #define DLM_QUANT_C
 

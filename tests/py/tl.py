@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""tl.py - TL1 and TL2 against a packing of their own, written from the published layout with reshapes.
+"""tl.py - the layouts that files do not record: TL1 and TL2 against a packing of their own, written from
+the published layout with reshapes; every layout of I2_S through dlm convert.
 
 Random ternary matrices are packed for every preset and for other configurations, and have to come back
 through tests/quant_driver.c; the trained checkpoint, packed so, has to answer as it does in I2_S; and
 every configuration that a file cannot have been made with has to be refused.
 """
 
+import copy
 import os
 import struct
 import subprocess
@@ -132,24 +134,31 @@ def refusals(count, folder):
         count.check("cannot have made" in why, f"{kind} cut short: {why}")
 
 
-def model(kind, bm, bk, bmm):
-    """The trained checkpoint; and the rows of kernel_config.ini for its shapes."""
+def checkpoint_in(layout):
+    """The trained checkpoint in I2_S, as an unwritten file."""
     args = SimpleNamespace(
-        type="i2_s", i2s_layout="seq", embed_type="f16", scale="block", arch="bitnet-b1.58"
+        type="i2_s", i2s_layout=layout, embed_type="f16", scale="block", arch="bitnet-b1.58"
     )
-    checkpoint, g, rows = mkgguf.Checkpoint(SHARED), mkgguf.Gguf(), set()
+    checkpoint, g = mkgguf.Checkpoint(SHARED), mkgguf.Gguf()
     mkgguf.put_model(g, "tl", checkpoint.config, args.arch, 0)
-    mkgguf.put_diffusion(g, checkpoint.config["bd_size"], checkpoint.generation["small_block_length"], 0.9)
+    mkgguf.put_diffusion(
+        g, checkpoint.config["bd_size"], checkpoint.generation["small_block_length"], 0.9
+    )
     mkgguf.put_tokenizer(g, checkpoint)
     mkgguf.put_tensors(g, checkpoint, args)
+    return g
+
+
+def model(g, kind, bm, bk, bmm):
+    """The bytes of g, which is in sequential I2_S, in another type; and the rows of kernel_config.ini."""
+    rows = set()
     for t in g.tensors:
         if t.kind != 36:
             continue
-        k, m = t.ne
+        (k, m), t.kind = t.ne, 38 if kind == "TL1" else 39
         packed = np.frombuffer(t.data, np.uint8, m * k // 4)
         codes = (packed[:, None] >> np.array([0, 2, 4, 6], np.uint8) & 3).reshape(m, k)
         (scale,) = struct.unpack_from("<f", t.data, m * k // 4)
-        t.kind = 38 if kind == "TL1" else 39
         t.data = tensor_bytes(kind, codes, scale, bm, bk, bmm)
         rows.add((m, k, bm, bk, bmm))
     return g.pack(), sorted(rows)
@@ -161,8 +170,9 @@ def answers(count, folder):
 
     want = ask(os.path.join(ROOT, "build", "models", "tiny-i2_s.gguf"))
     count.check(want.returncode == 0 and want.stdout.strip(), want.stderr)
+    sequential = checkpoint_in("seq")
     for kind, tiling in (("TL1", (128, 64, 32)), ("TL2", (128, 96, 32))):
-        data, rows = model(kind, *tiling)
+        data, rows = model(copy.deepcopy(sequential), kind, *tiling)
         path, config = f"{folder}/{kind}.gguf", write_config(f"{folder}/{kind}.ini", *rows)
         with open(path, "wb") as f:
             f.write(data)
@@ -180,6 +190,19 @@ def answers(count, folder):
         count.check(missing.returncode == 1 and "missing.ini" in missing.stderr, missing.stderr)
 
 
+def layouts(count, folder):
+    made = [f"{folder}/{layout}-made.gguf" for layout in ("128", "64", "row4")]
+    for path in made:
+        layout = os.path.basename(path).split("-")[0]
+        with open(f"{folder}/{layout}.gguf", "wb") as f:
+            f.write(checkpoint_in(layout).pack())
+        done = dlm("convert", f"{folder}/{layout}.gguf", "-o", path, "--type", "i2_s", "--i2s-layout", layout)
+        count.check(done.returncode == 0, f"{layout}: {done.stderr}")
+    for path in made[1:]:
+        done = dlm("diff", made[0], path)
+        count.check(done.returncode == 0, f"{path}: {done.stdout} {done.stderr}")
+
+
 def main():
     count = Count()
     quant_types()
@@ -187,6 +210,7 @@ def main():
         matrices(count, folder)
         refusals(count, folder)
         answers(count, folder)
+        layouts(count, folder)
     count.end()
 
 
