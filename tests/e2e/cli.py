@@ -479,6 +479,24 @@ def test_info():
     t.check(kv == [kv[0], kv[0], 2 * kv[0], 2 * kv[0]], f"info --kv-type: {kv}")
     flag = json.loads(run("info", "--json", "--mask-token-id", "7").stdout)
     t.check(flag["diffusion"]["mask_token"]["source"] == "flag", flag["diffusion"])
+    golden = os.path.join(ROOT, "tests", "golden")
+    sdar = json.loads(run("info", "--json", f"{golden}/family-sdar.gguf").stdout)["diffusion"]
+    t.check(
+        sdar["rule"] == {"value": "low_confidence_dynamic", "source": "family"}
+        and sdar["shift_logits"] == {"value": False, "source": "family"},
+        sdar,
+    )
+    flag = json.loads(run("info", "--json", "--convention", "wedlm").stdout)["diffusion"]
+    t.check(
+        flag["order"] == {"value": "revealed_first", "source": "flag"}
+        and flag["align"]["value"] == "prompt_end",
+        flag,
+    )
+    llada = ["-q", "-m", f"{golden}/family-llada.gguf", "--raw", "-p", "abc", "-n", "8"]
+    fill = [json.loads(run(*llada, "--suffix", text, "--json").stdout) for text in ("xyz", "def")]
+    t.check(all(o["decode"]["rule"] == "low_confidence" for o in fill), fill)
+    one_line("a suffix under block attention", run("-q", "-p", "x", "--suffix", "y"), 2, "suffix")
+    one_line("a convention", run("-q", "-p", "x", "--convention", "klingon"), 2, "fast-dllm-v2")
     t.check(sum(x["weights"] for x in o["tensors"]) == o["weights"], "the groups do not add up")
     for group in o["tensors"]:
         if "ternary" in group:
