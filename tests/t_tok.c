@@ -566,7 +566,7 @@ static void any_bytes_come_back(const Tok *t) {
         TokIds ids = {0};
         CHECK_OK(tok_encode(t, (Str){text, n}, round % 2 ? trusted : NULL, &ids, &e), e);
         decode_all(t, &ids, true, &back);
-        CHECK_STR(buf_view(&back), ((Str){text, n}));
+        CHECK_STR(tok_without_blank(t, buf_view(&back)), ((Str){text, n}));
         tok_ids_free(&ids);
     }
     buf_free(&back);
@@ -574,7 +574,7 @@ static void any_bytes_come_back(const Tok *t) {
 
 /* Any of these is out of the question for an algorithm that is not n log n: the time is not
  * measured finely. */
-static void long_texts_take_seconds(const Tok *t) {
+static void long_texts_take_seconds(const Tok *t, bool prose) {
     static const struct {
         const char *what, *repeat;
         size_t n;
@@ -593,7 +593,7 @@ static void long_texts_take_seconds(const Tok *t) {
         {"quotes", "'", 1u << 20},
         {"ideographs", "\xE6\x97\xA5\xE6\x9C\xAC", 1u << 20},
     };
-    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+    for (size_t i = !prose; i < COUNT_OF(cases); i++) {
         Err e = {0};
         TokIds ids = {0};
         Buf back = {0};
@@ -607,7 +607,7 @@ static void long_texts_take_seconds(const Tok *t) {
         printf("  %zu KiB of %s: %zu tokens, %.0f ms\n", n >> 10, cases[i].what, ids.n, ms);
         CHECK_MSG(ms < 30000, "%s took %.0f ms", cases[i].what, ms);
         decode_all(t, &ids, true, &back);
-        CHECK(str_eq(buf_view(&back), (Str){text, n}));
+        CHECK(str_eq(tok_without_blank(t, buf_view(&back)), (Str){text, n}));
         buf_free(&back);
         tok_ids_free(&ids);
         mem_free(text);
@@ -615,7 +615,7 @@ static void long_texts_take_seconds(const Tok *t) {
 }
 
 static void vocabularies_of_real_size(void) {
-    static const char *const names[] = {"qwen2", "llama-bpe", "gpt-2"};
+    static const char *const names[] = {"qwen2", "llama-spm", "llama-bpe", "gpt-2"};
     for (size_t i = 0; i < COUNT_OF(names); i++) {
         Vocab v;
         f64 start = os_now_ms();
@@ -623,7 +623,7 @@ static void vocabularies_of_real_size(void) {
         printf("  %s: %u tokens opened in %.0f ms\n", names[i], v.t.n_vocab, os_now_ms() - start);
         v.t.nfc = false; /* else some come back as their normal form */
         any_bytes_come_back(&v.t);
-        if (i == 0) long_texts_take_seconds(&v.t);
+        if (i < 2) long_texts_take_seconds(&v.t, i == 0);
         vocab_close(&v);
     }
 }
