@@ -20,6 +20,7 @@ help() {
 ./build.sh [release]         ./dlm: one static binary, the demo model inside (DLM_DEMO=0 leaves it out)
 ./build.sh --target ARCH     the same for another machine, aarch64 or riscv64: ./dlm-ARCH
 ./build.sh run ARGS...       builds ./dlm when it is out of date, then runs it
+./build.sh cuda [ARCH...]    ./dlm-cuda: the same for NVIDIA's GPUs; ARCH: of these alone, such as 90a
 ./build.sh debug             build/dlm-debug: host libc, AddressSanitizer and UBSan
 ./build.sh test [NAME...]    all tests, or the named ones; ends with `N passed, N failed`
 ./build.sh check             lint, tests at every CPU level of this machine, sanitizers, fuzzing (long)
@@ -191,6 +192,57 @@ debug() {
         run gcc $CFLAGS $TLS -O1 -g $SANITIZE dlm.c -o build/dlm-debug $TLS_LIB -lpthread -lm
 }
 
+# ---- dlm-cuda: dynamic, for NVIDIA's runtime cannot live in a static program ----
+
+# From Turing on; later GPUs compile the last one's PTX.
+CUDA_ARCHS='75 80 86 89 90'
+CUDA_HOST='-fPIC,-fno-exceptions,-fno-threadsafe-statics,-fno-rtti' # without them the C++ library is needed
+
+find_nvcc() { # sets NVCC, CUDA
+    NVCC=$(command -v nvcc || echo "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc")
+    [ -x "$NVCC" ] || return 1
+    CUDA=$(dirname "$(dirname "$(readlink -f "$NVCC")")")
+}
+
+cuda_object() { # cuda_object OUT FLAGS ARCH...
+    out=$1 flags="-std=c++17 -fmad=false -DDLM_CUDA -Xcompiler $CUDA_HOST $2"
+    shift 2
+    for arch in "$@"; do flags="$flags -gencode arch=compute_$arch,code=sm_$arch"; done
+    [ "$*" != "$CUDA_ARCHS" ] || flags="$flags -gencode arch=compute_$arch,code=compute_$arch"
+    mkdir -p "$(dirname "$out")"
+    stale "$out" dlm_cuda.cu dlm_kernels.h || [ "$(cat "$out.flags" 2>/dev/null)" != "$flags" ] || return 0
+    run "$NVCC" -t "$CPUS" $flags -c dlm_cuda.cu -o "$out"
+    echo "$flags" >"$out.flags"
+}
+
+cuda_program() { # cuda_program OUT OBJECT C-FLAGS
+    want_host
+    want g++ g++ g++
+    tls mbedtls-host gcc
+    ! stale "$1" $SOURCES "$2" ||
+        run gcc $CFLAGS $TLS $3 -DDLM_CUDA dlm.c "$2" -o "$1" $TLS_LIB -L"$CUDA/lib64" -lcudart_static \
+            -ldl -lpthread -lrt -lm -Wl,--gc-sections
+}
+
+cuda() { # cuda [ARCH...]
+    find_nvcc || die "dlm-cuda needs nvcc, which is not here: install NVIDIA's CUDA Toolkit 13, or set CUDA_HOME to where it is"
+    [ $# != 0 ] || set -- $CUDA_ARCHS
+    cuda_object build/cuda/dlm_cuda.o -O3 "$@"
+    cuda_program dlm-cuda build/cuda/dlm_cuda.o "-O2 -s $(demo_flag)"
+    ls -l dlm-cuda
+}
+
+# The same source on an emulated GPU, for the tests: OBJECT.
+cuda_emulated() {
+    want g++ g++ g++
+    get
+    mkdir -p "$(dirname "$1")"
+    ! stale "$1" dlm_cuda.cu dlm_kernels.h tests/cuda_emu.h ||
+        run g++ -std=c++17 -O2 -g -DDLM_CUDA -ffp-contract=off -fno-strict-aliasing -fno-exceptions -fno-rtti \
+            -fno-threadsafe-statics -Wall -Wextra -Wno-unused-function -Wno-unknown-pragmas -x c++ \
+            -c dlm_cuda.cu -o "$1"
+}
+
 # ---- the rest of the verbs ----
 
 # shellcheck source=tests/run.sh
@@ -234,8 +286,8 @@ test | check | cross)
     run_$verb "$@"
     finish
     ;;
-debug | fuzz | compdb | size) $verb "$@" ;;
-clean) run rm -rf build dlm compile_commands.json ;;
+cuda | debug | fuzz | compdb | size) $verb "$@" ;;
+clean) run rm -rf build dlm dlm-cuda compile_commands.json ;;
 help | -h | --help) help ;;
 *)
     help >&2

@@ -235,7 +235,7 @@ static void check_matrices(bool quick) {
                                random_matrix(info->type, n_in, 20, scaled),
                                random_matrix(info->type, n_in, 64, scaled)};
                 for (size_t r = 0; r < COUNT_OF(rows); r++)
-                    if (!quick || (r + i + t) % 4 == 0)
+                    if (!quick || (r + i + t) % 6 == 0)
                         check_linear(m, 1 + (i32)r % 3, rows[r], r % 2);
                 check_embed(&m[0]);
                 for (int j = 0; j < 3; j++) free_matrix(&m[j]);
@@ -521,7 +521,7 @@ static void check_golden(bool quick) {
         u32 cases = json_get(&d, 0, "cases");
         i32 n = 0, close = 0;
         for (u32 c = json_first(&d, cases), left = json_count(&d, cases);
-             left > 0 && (!quick || n < 2); left--, c = json_next(&d, c), n++) {
+             left > 0 && (!quick || n < 1); left--, c = json_next(&d, c), n++) {
             f64 worst = logits_difference(g, &d, c, false);
             close += worst <= LOGIT_TOLERANCE;
             CHECK_MSG(worst <= TIE_TOLERANCE, "golden case %d differs by %g", n, worst);
@@ -554,21 +554,36 @@ static void check_memory(i32 n) {
     engine_close(g);
 }
 
+static void done(const char *what) { /* says how long a part took */
+    static f64 from;
+    f64 now = os_now_ms();
+    if (from > 0) printf("cuda_check: %s: %.1f s\n", what, (now - from) / 1e3);
+    from = now;
+}
+
 int main(int argc, char **argv) {
     bool quick = false;
     for (int i = 1; i < argc; i++) quick = quick || strcmp(argv[i], "--quick") == 0;
+    done("");
     if (!open_both()) return test_end();
     reserve();
     check_rows();
     check_choice();
+    done("rows");
     check_matrices(quick);
+    done("matrices");
     check_attend(quick);
+    done("attention");
     gpu.close(&gpu);
     kern_close_cpu(&cpu);
     pool_close(pool);
     check_golden(quick);
-    check_answers(MODEL_PATH, quick ? 3 : 24, quick ? 24 : 96);
-    check_slots(quick ? 2 : 8, quick ? 8 : 40);
-    check_memory(quick ? 4 : 1000);
+    done("golden logits");
+    check_answers(MODEL_PATH, quick ? 2 : 24, quick ? 8 : 96);
+    done("answers");
+    check_slots(quick ? 2 : 8, quick ? 4 : 40);
+    done("slots");
+    if (!quick) check_memory(1000);
+    done("memory");
     return test_end();
 }

@@ -250,21 +250,22 @@ struct EmuMma {
     u32 a[4], b[2];
 };
 
-static int emu_s8(u32 word, int i) {
-    return (i8)(word >> 8 * i);
-}
-
-/* n_k: 16-byte parts of the inputs */
-static void emu_mma_s8(EmuMma *const *m, int n_k) {
+/* n_k: 16-byte parts of the inputs. The operands are laid out plainly first, so that the compiler makes
+ * vectors of the sums. */
+__attribute__((optimize("O3"))) static void emu_mma_s8(EmuMma *const *m, int n_k) {
+    i8 a[16][32] = {}, b[8][32] = {};
     for (int lane = 0; lane < 32; lane++)
-        for (int j = 0; j < 4; j++) {
-            int g = lane / 4, row = 2 * (lane % 4) + j % 2;
-            i32 *d = (i32 *)m[lane]->d + j;
-            for (int t = 0; t < 4; t++)
-                for (int k = 0; k < n_k; k++)
-                    for (int i = 0; i < 4; i++)
-                        *d += emu_s8(m[4 * g + t]->a[2 * k + j / 2], i) *
-                              emu_s8(m[4 * row + t]->b[k], i);
+        for (int k = 0; k < n_k; k++) {
+            int g = lane / 4, at = 4 * (lane % 4) + 16 * k;
+            memcpy(&a[g][at], &m[lane]->a[2 * k], 4);
+            memcpy(&a[g + 8][at], &m[lane]->a[2 * k + 1], 4);
+            memcpy(&b[g][at], &m[lane]->b[k], 4);
+        }
+    for (int o = 0; o < 16; o++)
+        for (int r = 0; r < 8; r++) {
+            i32 sum = 0;
+            for (int i = 0; i < 32; i++) sum += a[o][i] * b[r][i];
+            ((i32 *)m[4 * (o % 8) + r / 2]->d)[o / 8 * 2 + r % 2] += sum;
         }
 }
 
@@ -311,15 +312,19 @@ template <bool BF16> static float emu_half(u32 word, int i) {
 
 template <bool BF16> static void emu_mma_f16(void *args[32]) {
     EmuMma **m = (EmuMma **)args;
+    float a[16][16], b[8][16];
     for (int lane = 0; lane < 32; lane++)
-        for (int j = 0; j < 4; j++) {
-            int g = lane / 4, row = 2 * (lane % 4) + j % 2;
-            float *d = (float *)m[lane]->d + j;
-            for (int t = 0; t < 4; t++)
-                for (int k = 0; k < 2; k++)
-                    for (int i = 0; i < 2; i++)
-                        *d += emu_half<BF16>(m[4 * g + t]->a[2 * k + j / 2], i) *
-                              emu_half<BF16>(m[4 * row + t]->b[k], i);
+        for (int k = 0; k < 2; k++)
+            for (int i = 0; i < 2; i++) {
+                int g = lane / 4, at = 2 * (lane % 4) + 8 * k + i;
+                a[g][at] = emu_half<BF16>(m[lane]->a[2 * k], i);
+                a[g + 8][at] = emu_half<BF16>(m[lane]->a[2 * k + 1], i);
+                b[g][at] = emu_half<BF16>(m[lane]->b[k], i);
+            }
+    for (int o = 0; o < 16; o++)
+        for (int r = 0; r < 8; r++) {
+            float *d = (float *)m[4 * (o % 8) + r / 2]->d + o / 8 * 2 + r % 2;
+            for (int i = 0; i < 16; i++) *d += a[o][i] * b[r][i];
         }
 }
 

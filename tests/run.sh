@@ -105,6 +105,26 @@ prepare() { # what every test stands on
     models
 }
 
+# The CUDA backend: on an emulated GPU; and, where nvcc is, compiled for every GPU and run without one, or
+# with the one that is here.
+cuda_tests() {
+    cuda_emulated build/cuda/emulated.o
+    stale build/cuda/emulated_check $SOURCES tests/test.h tests/t_golden.c tests/cuda_check.c build/cuda/emulated.o &&
+        run gcc $CFLAGS -O1 -g -DDLM_CUDA tests/cuda_check.c build/cuda/emulated.o -o build/cuda/emulated_check \
+            -lpthread -lm
+    ! chosen tests/cuda_check || try "emulated cuda_check" build/cuda/emulated_check --quick
+    stale build/cuda/dlm-emulated $SOURCES build/cuda/emulated.o &&
+        run gcc $CFLAGS -O1 -DDLM_CUDA dlm.c build/cuda/emulated.o -o build/cuda/dlm-emulated -lpthread -lm
+    ! chosen tests/cuda || try "emulated cuda" sh tests/cuda.sh build/cuda/dlm-emulated emulated
+    if ! find_nvcc; then
+        say "nvcc is not here: dlm-cuda was neither compiled nor tested"
+        return
+    fi
+    cuda_object build/cuda/quick.o '-Ofc max' $CUDA_ARCHS
+    cuda_program build/cuda/dlm-quick build/cuda/quick.o -O1
+    ! chosen tests/cuda || try cuda sh tests/cuda.sh build/cuda/dlm-quick
+}
+
 run_test() { # run_test [NAME...]
     only=$*
     prepare
@@ -112,6 +132,7 @@ run_test() { # run_test [NAME...]
     units test
     ! chosen tools/mkgguf.py || try mkgguf "$PYTHON" tools/mkgguf.py --selftest
     ! chosen tests/static.sh || try static sh tests/static.sh
+    case " $only " in '  ' | *' cuda '* | *' cuda_check '*) cuda_tests ;; esac
     scripts e2e ./dlm "$LONG_SCRIPTS"
     [ -z "$only" ] || [ $((passed + failed)) != 0 ] || die "no test is called $only"
 }
