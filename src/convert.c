@@ -192,17 +192,30 @@ static void convert_wrong_(ConvertJob_ *job, i32 thread, i64 row, const char *wr
 static void convert_ternary_row_(ConvertJob_ *job, i64 row, i32 thread, f32 *values, u8 *codes,
                                  u8 *dst) {
     const PlanItem *it = job->it;
-    const char *wrong = NULL;
     convert_codes_row_(job, row, values, codes);
     convert_count_(codes, it->n_in, job->thread[thread].counts);
     if (it->type == DLM_I2_S) {
         quant_i2s_codes(codes, it->n_in, dst);
         return;
     }
+    if (quant_is_ternary(it->type)) {
+        quant_codes_to_row(it->type, codes, it->n_in, job->block_scale, dst);
+        return;
+    }
     const f32 value[4] = {-job->block_scale, 0, job->block_scale, 0};
     for (i64 i = 0; i < it->n_in; i++) values[i] = value[codes[i] & 3];
-    wrong = quant_row(it->type, values, it->n_in, dst);
+    const char *wrong = quant_row(it->type, values, it->n_in, dst);
     if (wrong) convert_wrong_(job, thread, row, wrong);
+}
+
+/* A row of 16-bit numbers that stay what they are: no exponent of ones is a NaN or an infinity. */
+static void convert_same_row_(ConvertJob_ *job, i64 row, i32 thread, u8 *dst) {
+    const PlanItem *it = job->it;
+    const u8 *p = it->src + 2 * plan_source_row(it, row) * it->n_in;
+    u16 ones = it->type == DLM_F16 ? 0x7c00 : 0x7f80, bad = 0;
+    for (i64 i = 0; i < it->n_in; i++) bad |= (load_u16(p + 2 * i) & ones) == ones;
+    memcpy(dst, p, 2 * (size_t)it->n_in);
+    if (bad) convert_wrong_(job, thread, row, "a weight is NaN or infinite");
 }
 
 /* Rows [begin, end) of the chunk. */
@@ -215,6 +228,10 @@ static void convert_rows_(void *arg, i32 begin, i32 end, i32 thread) {
         u8 *dst = job->c->chunk + (u64)(row - job->row0) * job->row_bytes;
         if (plan_is_ternary(it)) {
             convert_ternary_row_(job, row, thread, values, codes, dst);
+            continue;
+        }
+        if (it->type == it->src_type && it->n_out > 1 && quant_info(it->type)->bytes == 2) {
+            convert_same_row_(job, row, thread, dst);
             continue;
         }
         plan_values_row(it, row, values);

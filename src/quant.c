@@ -650,34 +650,72 @@ static u8 tq1_byte_(const u8 *codes, int stride, int n_trits) {
                 243); /* ceil(v * 256 / 3^5): decoding by multiplication then is exact */
 }
 
-static bool tq1_encode_(const f32 *x, u8 *p) {
+static void tq1_pack_(const u8 *c /* [256] */, u16 d, u8 *p) {
     DlmBlockTQ1_0 *b = (DlmBlockTQ1_0 *)p;
-    u8 c[DLM_QK_T];
-    bool ok = ternary_codes_of_(x, DLM_QK_T, c, &b->d);
     for (int m = 0; m < 32; m++) b->qs[m] = tq1_byte_(c + m, 32, 5);
     for (int m = 0; m < 16; m++) b->qs[32 + m] = tq1_byte_(c + 160 + m, 16, 5);
     for (int j = 0; j < 4; j++) b->qh[j] = tq1_byte_(c + 240 + j, 4, 4);
+    b->d = d;
+}
+
+static void tq2_pack_(const u8 *c /* [256] */, u16 d, u8 *p) {
+    DlmBlockTQ2_0 *b = (DlmBlockTQ2_0 *)p;
+    for (int i = 0; i < 64; i += 8) { /* eight bytes at once: a field never carries into the next */
+        const u8 *group = c + i / 32 * 128 + i % 32;
+        u64 eight = load_u64(group) | load_u64(group + 32) << 2 | load_u64(group + 64) << 4 |
+                    load_u64(group + 96) << 6;
+        memcpy(b->qs + i, &eight, sizeof eight);
+    }
+    b->d = d;
+}
+
+static void q2_pack_(const u8 *c /* [64] */, u16 d, u8 *p) {
+    DlmBlockQ2_0 *b = (DlmBlockQ2_0 *)p;
+    for (int i = 0; i < 16; i++)
+        b->qs[i] = (u8)(c[4 * i] | c[4 * i + 1] << 2 | c[4 * i + 2] << 4 | c[4 * i + 3] << 6);
+    b->d = d;
+}
+
+static bool tq1_encode_(const f32 *x, u8 *p) {
+    u8 codes[DLM_QK_T];
+    u16 d;
+    bool ok = ternary_codes_of_(x, DLM_QK_T, codes, &d);
+    tq1_pack_(codes, d, p);
     return ok;
 }
 
 static bool tq2_encode_(const f32 *x, u8 *p) {
-    DlmBlockTQ2_0 *b = (DlmBlockTQ2_0 *)p;
-    u8 c[DLM_QK_T];
-    bool ok = ternary_codes_of_(x, DLM_QK_T, c, &b->d);
-    for (int i = 0; i < 64; i++) {
-        const u8 *group = c + i / 32 * 128 + i % 32;
-        b->qs[i] = (u8)(group[0] | group[32] << 2 | group[64] << 4 | group[96] << 6);
-    }
+    u8 codes[DLM_QK_T];
+    u16 d;
+    bool ok = ternary_codes_of_(x, DLM_QK_T, codes, &d);
+    tq2_pack_(codes, d, p);
     return ok;
 }
 
 static bool q2_encode_(const f32 *x, u8 *p) {
-    DlmBlockQ2_0 *b = (DlmBlockQ2_0 *)p;
-    u8 c[DLM_QK2_0];
-    bool ok = ternary_codes_of_(x, DLM_QK2_0, c, &b->d);
-    for (int i = 0; i < 16; i++)
-        b->qs[i] = (u8)(c[4 * i] | c[4 * i + 1] << 2 | c[4 * i + 2] << 4 | c[4 * i + 3] << 6);
+    u8 codes[DLM_QK2_0];
+    u16 d;
+    bool ok = ternary_codes_of_(x, DLM_QK2_0, codes, &d);
+    q2_pack_(codes, d, p);
     return ok;
+}
+
+/* A row of codes (0, 1, 2; n of them, whole blocks) with one scale as TQ1_0, TQ2_0 or Q2_0: the bytes that
+ * quant_row makes of the values. A block of zeros has scale 0. */
+static void quant_codes_to_row(DlmType type, const u8 *codes, i64 n, f32 scale, u8 *dst) {
+    const DlmTypeInfo *info = quant_info(type);
+    const u64 zeros = 0x0101010101010101u;
+    u16 d = f32_to_f16(scale);
+    ASSERT(type == DLM_TQ1_0 || type == DLM_TQ2_0 || type == DLM_Q2_0);
+    for (; n > 0; n -= info->block, codes += info->block, dst += info->bytes) {
+        u32 i = 0;
+        while (i < info->block && load_u64(codes + i) == zeros) i += 8;
+        u16 own = i == info->block ? 0 : d;
+        if (type == DLM_TQ2_0)
+            tq2_pack_(codes, own, dst);
+        else
+            (type == DLM_TQ1_0 ? tq1_pack_ : q2_pack_)(codes, own, dst);
+    }
 }
 
 /* ---- encoders of the K types: 256 weights in runs of 16 or 32, each with an integer scale ----
