@@ -709,6 +709,88 @@ AVX2_FN static void avx2_dense(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo
     }
 }
 
+/* AVX-512: 4 outputs by 4 rows, 8 by 2 or 16 by 1, folded at once as scores are. */
+AVX512_FN INLINE __m512 avx512_load_weights_(DlmMatKind kind, const u8 *p, __mmask16 mask) {
+    if (kind == DLM_MAT_F32) return _mm512_maskz_loadu_ps(mask, p);
+    __m256i half = _mm256_maskz_loadu_epi16(mask, p);
+    if (kind == DLM_MAT_F16) return _mm512_cvtph_ps(half);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+AVX512_FN INLINE void avx512_dense_rows_(DlmMatKind kind, f32 *y, i64 y_stride, const DlmMat *w,
+                                         i32 o, i32 n_out, const f32 *x, i64 x_stride, int n_rows) {
+    const int n_c = 16 / n_rows, size = kind == DLM_MAT_F32 ? 4 : 2;
+    const i32 n_in = w->n_in, whole = n_in / 16 * 16;
+    const u8 *row[16];
+    __m512 acc[16], v[4];
+    UNROLL
+    for (int j = 0; j < n_c; j++)
+        row[j] = (const u8 *)w->data + (i64)(o + MIN_OF(j, n_out - 1)) * n_in * size;
+    UNROLL
+    for (int j = 0; j < 16; j++) acc[j] = _mm512_setzero_ps();
+    for (i32 i = 0; i < whole; i += 16) {
+        UNROLL
+        for (int m = 0; m < n_rows; m++) v[m] = _mm512_loadu_ps(x + m * x_stride + i);
+        UNROLL
+        for (int j = 0; j < n_c; j++) {
+            __m512 weights = avx512_load_weights_(kind, row[j] + (i64)i * size, 0xffff);
+            UNROLL
+            for (int m = 0; m < n_rows; m++)
+                acc[m * n_c + j] = _mm512_fmadd_ps(weights, v[m], acc[m * n_c + j]);
+        }
+    }
+    const __mmask16 tail = (__mmask16)((1u << (n_in - whole)) - 1);
+    UNROLL
+    for (int j = 0; tail && j < 16; j++) /* the other lanes stay as they are */
+        acc[j] = _mm512_mask3_fmadd_ps(
+            avx512_load_weights_(kind, row[j % n_c] + (i64)whole * size, tail),
+            _mm512_maskz_loadu_ps(tail, x + j / n_c * x_stride + whole), acc[j], tail);
+    f32 out[16];
+    _mm512_storeu_ps(out, avx512_fold16_(acc));
+    const __mmask16 mask = avx512_mask_(n_out);
+    UNROLL
+    for (int m = 0; m < n_rows; m++)
+        _mm512_mask_storeu_ps(y + m * y_stride + o, mask,
+                              _mm512_maskz_loadu_ps(mask, out + m * n_c));
+}
+
+AVX512_FN INLINE void avx512_dense_kind_(DlmMatKind kind, f32 *y, i64 y_stride, const DlmMat *w,
+                                         i32 out_lo, i32 out_hi, const f32 *x, i64 x_stride,
+                                         i32 n_rows) {
+    for (i32 first = out_lo; first < out_hi; first += 16) /* whose weights all rows share */
+        for (i32 m = 0, step; m < n_rows; m += step) {
+            i32 end = MIN_OF(first + 16, out_hi), left = n_rows - m;
+            const f32 *xm = x + m * x_stride;
+            f32 *ym = y + m * y_stride;
+            step = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+            for (i32 o = first, n_c = 16 / step; o < end; o += n_c) {
+                i32 n = MIN_OF(n_c, end - o);
+                if (step == 4)
+                    avx512_dense_rows_(kind, ym, y_stride, w, o, n, xm, x_stride, 4);
+                else if (step == 2)
+                    avx512_dense_rows_(kind, ym, y_stride, w, o, n, xm, x_stride, 2);
+                else
+                    avx512_dense_rows_(kind, ym, y_stride, w, o, n, xm, x_stride, 1);
+            }
+        }
+}
+
+AVX512_FN static void avx512_dense(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi,
+                                   const f32 *x, i64 x_stride, i32 n_rows) {
+    switch (w->kind) {
+    case DLM_MAT_F32:
+        avx512_dense_kind_(DLM_MAT_F32, y, y_stride, w, out_lo, out_hi, x, x_stride, n_rows);
+        return;
+    case DLM_MAT_F16:
+        avx512_dense_kind_(DLM_MAT_F16, y, y_stride, w, out_lo, out_hi, x, x_stride, n_rows);
+        return;
+    case DLM_MAT_BF16:
+        avx512_dense_kind_(DLM_MAT_BF16, y, y_stride, w, out_lo, out_hi, x, x_stride, n_rows);
+        return;
+    default: ASSERT(!"an integer matrix reached the dense kernel");
+    }
+}
+
 /* ---- scaled blocks: activations ---- */
 
 AVX2_FN INLINE __m256i avx2_load_(const void *p) {
@@ -1599,7 +1681,6 @@ AVX512_FN static i64 avx512_peak(i64 n) {
 #define X86_LEVEL(level, ...)                                                 \
     static const DlmKernels level = {.quantize_row = avx2_quantize_row,       \
                                      .quantize_blocks = avx2_quantize_blocks, \
-                                     .dense = avx2_dense,                     \
                                      .rms_norm = avx2_rms_norm,               \
                                      .gate = avx2_gate,                       \
                                      .add = avx2_add,                         \
@@ -1609,11 +1690,11 @@ AVX512_FN static i64 avx512_peak(i64 n) {
                                      .exps = avx2_exps,                       \
                                      __VA_ARGS__};
 X86_LEVEL(KERN_AVX2, .name = "avx2", .ternary = avx2_ternary, .blocks = avx2_blocks,
-          .attend = avx2_attend, .peak = avx2_peak)
+          .dense = avx2_dense, .attend = avx2_attend, .peak = avx2_peak)
 X86_LEVEL(KERN_AVXVNNI, .name = "avxvnni", .ternary = avxvnni_ternary, .blocks = avx2_blocks,
-          .attend = avx2_attend, .peak = avxvnni_peak)
+          .dense = avx2_dense, .attend = avx2_attend, .peak = avxvnni_peak)
 X86_LEVEL(KERN_AVX512, .name = "avx512", .ternary = avx512_ternary, .blocks = avx512_blocks,
-          .attend = avx512_attend, .peak = avx512_peak)
+          .dense = avx512_dense, .attend = avx512_attend, .peak = avx512_peak)
 
 /* The levels that this machine can run, best first; NULL past the last. */
 static const DlmKernels *kern_x86_level(int i) {
