@@ -104,17 +104,23 @@ static void check_pieces(Case *c, u32 draft) {
     }
 }
 
-static Engine *open_family(const char *name, i32 n_ctx) {
-    char path[128];
+/* path: room for the file's name, which the options point to. */
+static EngineOptions family_options(char path[128], const char *name, i32 n_ctx) {
     EngineOptions o = engine_options_default();
-    Engine *g = NULL;
-    Err e = {0};
-    snprintf(path, sizeof path, "tests/golden/family-%s.gguf", name);
+    snprintf(path, 128, "tests/golden/family-%s.gguf", name);
     o.path = path;
     o.n_ctx = n_ctx;
     o.n_threads = 1;
     o.kv_type = DLM_F32;
     o.block_size_max = ROWS_MAX; /* rows of logits */
+    return o;
+}
+
+static Engine *open_family(const char *name, i32 n_ctx) {
+    char path[128];
+    EngineOptions o = family_options(path, name, n_ctx);
+    Engine *g = NULL;
+    Err e = {0};
     CHECK_OK(engine_open(&g, &o, &e), e);
     return g;
 }
@@ -162,6 +168,25 @@ static void check_ar(const JsonDoc *d, u32 ar, const char *name) {
     engine_close(g);
 }
 
+#ifdef DLM_TEST_ALLOC
+static bool open_and_close(void *name, Err *e) {
+    char path[128];
+    EngineOptions o = family_options(path, name, 0);
+    Engine *g = NULL;
+    bool ok = engine_open(&g, &o, e);
+    engine_close(g);
+    return ok;
+}
+
+/* The models with the most parts: the n-th allocation of opening one is refused, for all n. */
+static void check_allocations(void) {
+    char names[][24] = {"smollm2-subln-every", "ministral3", "phi3", "qwen3"};
+    base_log_level = LOG_QUIET;
+    for (size_t i = 0; i < COUNT_OF(names); i++)
+        CHECK(test_alloc_failures(open_and_close, names[i]) > 50);
+}
+#endif
+
 int main(void) {
     JsonDoc d = {0};
     Err e = {0};
@@ -182,5 +207,8 @@ int main(void) {
     }
     json_free(&d);
     test_file_free(text);
+#ifdef DLM_TEST_ALLOC
+    check_allocations();
+#endif
     return test_end();
 }
