@@ -13,7 +13,6 @@
 
 typedef struct {
     const JsonDoc *d;
-    const char *name; /* of the family, for messages */
     Engine *engine;
     Str mode;
     i32 n;              /* tokens */
@@ -126,7 +125,7 @@ static Engine *open_family(const char *name, i32 n_ctx) {
 }
 
 static void check_case(const JsonDoc *d, u32 at, const char *name) {
-    Case c = {.d = d, .name = name};
+    Case c = {.d = d};
     i64 n_ctx = 0;
     i32 rows[ROWS_MAX];
     json_str(d, json_get(d, at, "mode"), &c.mode);
