@@ -44,10 +44,10 @@ typedef int64_t i64;
 #include <cuda_runtime.h>
 
 #define SHARED(type, name) __shared__ type name
-#define LAUNCH(c, kernel, grid, n_threads, ...) \
-    do { \
+#define LAUNCH(c, kernel, grid, n_threads, ...)                   \
+    do {                                                          \
         kernel<<<grid, n_threads, 0, (c)->stream>>>(__VA_ARGS__); \
-        check_(cudaPeekAtLastError(), #kernel); \
+        check_(cudaPeekAtLastError(), #kernel);                   \
     } while (0)
 
 /* d += a b: 16 outputs x 32 inputs by 32 inputs x 8 rows. Turing has the instruction in quarters. */
@@ -122,10 +122,10 @@ static __device__ __forceinline__ void load_transposed(u32 d[4], const u16 *row)
 /* 16 bytes from device to shared memory. They are there once copies_wait and a barrier have passed. */
 static __device__ __forceinline__ void copy_16(void *shared, const void *global) {
 #if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                     (u32)__cvta_generic_to_shared(shared)),
-                 "l"(__cvta_generic_to_global(global))
-                 : "memory");
+    asm volatile(
+        "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((u32)__cvta_generic_to_shared(shared)),
+        "l"(__cvta_generic_to_global(global))
+        : "memory");
 #else
     *(uint4 *)shared = *(const uint4 *)global;
 #endif
@@ -225,11 +225,11 @@ static __device__ float block_max(float v, float *shared) {
 
 /* Rows quantized to 8 bits for ternary weights, as kern_ref's quantize_row does. */
 struct Int8Rows {
-    i8 *q;        /* [rows][stride] */
-    float *inv;   /* [rows] 1 / scale */
-    i32 *sum;     /* [rows] of all q */
-    i32 *sums;    /* [rows][stride / 64] of 64 q each */
-    i32 stride;   /* n_in rounded up to CHUNK */
+    i8 *q;      /* [rows][stride] */
+    float *inv; /* [rows] 1 / scale */
+    i32 *sum;   /* [rows] of all q */
+    i32 *sums;  /* [rows][stride / 64] of 64 q each */
+    i32 stride; /* n_in rounded up to CHUNK */
 };
 
 /* Four values from i on; a row's end is filled with zeros. Rows whose length divides by 4 are read in
@@ -279,7 +279,8 @@ __global__ void __launch_bounds__(ROW_THREADS)
                 v[k] = BEFORE == BEFORE_ADD ? v[k] + w[k] : activate(v[k], act) * w[k];
             store_4(a, i, n, v);
         }
-        for (int k = 0; k < 4; k++) squares = fmaf(v[k], v[k], squares), max = fmaxf(max, fabsf(v[k]));
+        for (int k = 0; k < 4; k++)
+            squares = fmaf(v[k], v[k], squares), max = fmaxf(max, fabsf(v[k]));
     }
     if (gain) {
         float r = 1.0f / sqrtf(block_sum(squares, shared.sums) / (float)n + eps);
@@ -325,9 +326,9 @@ __global__ void __launch_bounds__(ROW_THREADS)
  * the four words of a 16 are spread: element 16 s + 4 t + i lies at 16 t + 4 s + i, so that 16 bytes of
  * lane t are its part of four products of 16 inputs. */
 struct BlockRows {
-    i8 *q;     /* [rows][stride] */
-    float *d;  /* [rows][stride / block] */
-    i16 *sums; /* [rows][stride / 16] */
+    i8 *q;      /* [rows][stride] */
+    float *d;   /* [rows][stride / block] */
+    i16 *sums;  /* [rows][stride / 16] */
     i32 stride; /* n_in rounded up to 256 */
 };
 
@@ -336,8 +337,7 @@ static __host__ __device__ __forceinline__ i32 spread(i32 i) { /* an element's p
 }
 
 /* A warp takes 256 inputs, a lane 8 of them. */
-template <int BLOCK>
-__global__ void quantize_blocks(BlockRows out, const float *x, i32 n) {
+template <int BLOCK> __global__ void quantize_blocks(BlockRows out, const float *x, i32 n) {
     i64 row = blockIdx.y;
     i32 lane = threadIdx.x, from = blockIdx.x * 256 + 8 * lane;
     x += row * n;
@@ -385,7 +385,8 @@ __global__ void __launch_bounds__(ROW_THREADS) split_rows(HalfRows out, const fl
         for (i32 i = threadIdx.x; i < n; i += ROW_THREADS) max = fmaxf(max, fabsf(x[i]));
         max = block_max(max, shared.maxima);
         i32 exponent = (i32)(__float_as_uint(max) >> 23) - 127; /* max is in [2^e, 2^(e+1)) */
-        if (max > 1e-30f && exponent < 127) scale = __uint_as_float((u32)(127 + 13 - exponent) << 23);
+        if (max > 1e-30f && exponent < 127)
+            scale = __uint_as_float((u32)(127 + 13 - exponent) << 23);
     }
     for (i32 i = threadIdx.x; i < out.stride; i += ROW_THREADS) {
         float rest = i < n ? x[i] * scale : 0;
@@ -520,15 +521,19 @@ static __device__ __forceinline__ void ternary_end_block(TernarySums<NT, SCALED>
     if (!SCALED || in % job.scale_block != 0 || in > n_in) return;
     i32 g = threadIdx.x % WARP / 4, t = threadIdx.x % 4, block = in / job.scale_block - 1,
         n_blocks = n_in / job.scale_block, n_runs = job.scale_block / 64;
+#pragma unroll
     for (int nt = 0; nt < NT; nt++)
+#pragma unroll
         for (int j = 0; j < 4; j++) {
             const i32 *run = rows.sums + (i64)(row + 8 * nt + 2 * t + j % 2) * (rows.stride / 64) +
                              (i64)block * n_runs;
             i32 sum = 0;
             for (int k = 0; k < n_runs; k++) sum += run[k];
+#pragma unroll
             for (int u = 0; u < 2; u++) {
                 if (16 * (group + u) >= job.n_out) continue;
-                float scale = job.scales[((i64)(group + u) * n_blocks + block) * 16 + g + j / 2 * 8];
+                float scale =
+                    job.scales[((i64)(group + u) * n_blocks + block) * 16 + g + j / 2 * 8];
                 s.blocks[u][SCALED ? nt : 0][j] += (float)(s.acc[u][nt][j] - sum) * scale;
                 s.acc[u][nt][j] = 0;
             }
@@ -560,8 +565,8 @@ static __device__ __forceinline__ void ternary_put(const TernarySums<NT, SCALED>
 }
 
 /* The two tiles of a unit of 32 outputs; of an odd last one twice the same. */
-static __device__ __forceinline__ void ternary_tiles(const uint4 *tile[2], const Job &job, i32 group,
-                                                     i32 n_chunks) {
+static __device__ __forceinline__ void ternary_tiles(const uint4 *tile[2], const Job &job,
+                                                     i32 group, i32 n_chunks) {
     i32 last = (job.n_out - 1) / 16;
     for (int u = 0; u < 2; u++)
         tile[u] = (const uint4 *)(job.w + (i64)(group + u < last ? group + u : last) * n_chunks *
@@ -572,15 +577,13 @@ static __device__ __forceinline__ void ternary_tiles(const uint4 *tile[2], const
 #define STREAM_WARPS 8
 #define STREAM_AHEAD 4 /* tiles that a warp has under way: what hides the memory's latency */
 
-template <int NT> struct StreamShared {
-    i32 sums[STREAM_WARPS / 2][8 * NT][33];
-};
+template <int NT> struct StreamShared { i32 sums[STREAM_WARPS / 2][8 * NT][33]; };
 
 /* Up to 8 NT rows: the weights stream past once. A unit is 32 outputs; `split` warps share its inputs
  * and add up their integers, which is exact in any order. With a scale per block one warp goes through
  * all, in the CPU's order. */
 template <int NT, bool SCALED>
-__global__ void __launch_bounds__(STREAM_WARPS * WARP)
+__global__ void __launch_bounds__(STREAM_WARPS *WARP)
     ternary_stream(Jobs jobs, Int8Rows rows, i32 n_rows, i32 split) {
     SHARED(StreamShared<NT>, shared);
     i32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
@@ -625,11 +628,15 @@ __global__ void __launch_bounds__(STREAM_WARPS * WARP)
     for (i32 i = threadIdx.x; i < STREAM_WARPS / split * 8 * NT * 33; i += STREAM_WARPS * WARP)
         sums[i] = 0;
     __syncthreads();
+#pragma unroll
     for (int u = 0; u < 2; u++)
+#pragma unroll
         for (int nt = 0; nt < NT; nt++)
+#pragma unroll
             for (int j = 0; j < 4; j++)
-                atomicAdd(&shared.sums[warp / split][8 * nt + 2 * t + j % 2][16 * u + g + j / 2 * 8],
-                          s.acc[u][nt][j]);
+                atomicAdd(
+                    &shared.sums[warp / split][8 * nt + 2 * t + j % 2][16 * u + g + j / 2 * 8],
+                    s.acc[u][nt][j]);
     __syncthreads();
     i32 o = 32 * unit + lane;
     for (i32 m = part; active && o < job.n_out && m < n_rows; m += split)
@@ -656,12 +663,14 @@ __global__ void __launch_bounds__(256) ternary_tiled(Jobs jobs, Int8Rows rows, i
     const uint4 *tile[2];
     ternary_tiles(tile, job, group, n_chunks);
     auto copy_chunk = [&](i32 chunk) { /* row r, piece k: lanes write 16 bytes after 16 bytes */
-        for (i32 i = threadIdx.x; i < TILED_ROWS * 8; i += 256) {
-            i32 half = i / (TILED_ROWS * 4), r = i / 4 % TILED_ROWS, k = i % 4;
-            copy_16(&shared.q[chunk % 2][half][r][16 * k],
-                    rows.q + (i64)(row + r) * rows.stride + chunk * CHUNK + 64 * half + 16 * k);
-        }
-        copies_commit();
+                                       for (i32 i = threadIdx.x; i < TILED_ROWS * 8; i += 256) {
+                                           i32 half = i / (TILED_ROWS * 4), r = i / 4 % TILED_ROWS,
+                                               k = i % 4;
+                                           copy_16(&shared.q[chunk % 2][half][r][16 * k],
+                                                   rows.q + (i64)(row + r) * rows.stride +
+                                                       chunk * CHUNK + 64 * half + 16 * k);
+                                       }
+                                       copies_commit();
     };
     uint4 w[2] = {tile[0][0], tile[1][0]};
     copy_chunk(0);
@@ -680,8 +689,8 @@ __global__ void __launch_bounds__(256) ternary_tiled(Jobs jobs, Int8Rows rows, i
             ternary_half<8, SCALED>(s, now, p, [&](int nt) {
                 return *(const uint4 *)&shared.q[chunk % 2][p][warp_row + 8 * nt + g][16 * t];
             });
-            ternary_end_block<8, SCALED>(s, job, rows, jobs.n_in, chunk * CHUNK + 64 * (p + 1), group,
-                                         row + warp_row);
+            ternary_end_block<8, SCALED>(s, job, rows, jobs.n_in, chunk * CHUNK + 64 * (p + 1),
+                                         group, row + warp_row);
         }
         __syncthreads();
     }
@@ -713,15 +722,13 @@ static __host__ __device__ __forceinline__ i64 block_mat_bytes(i64 n_out, i64 n_
 
 #define BLOCK_WARPS 8
 
-template <int LANES> struct BlockShared {
-    float sums[BLOCK_WARPS][LANES == 1 ? 1 : 2][WARP][4];
-};
+template <int LANES> struct BlockShared { float sums[BLOCK_WARPS][LANES == 1 ? 1 : 2][WARP][4]; };
 
 /* 16 outputs by 8 NT rows a warp. LANES is 1 for blocks of 256, which add in rising order; and 8 for
  * blocks of 32, where block b adds to sum b % 8: four warps have two of these sums each, and they are
  * folded as kern_ref does. */
 template <int NT, int LANES>
-__global__ void __launch_bounds__(BLOCK_WARPS * WARP)
+__global__ void __launch_bounds__(BLOCK_WARPS *WARP)
     blocks_linear(Jobs jobs, BlockRows rows, i32 n_rows, bool minima) {
     enum { SUMS = LANES == 1 ? 1 : 2, SPLIT = LANES == 1 ? 1 : 4, BLOCK = LANES == 1 ? 256 : 32 };
     SHARED(BlockShared<LANES>, shared);
@@ -759,12 +766,14 @@ __global__ void __launch_bounds__(BLOCK_WARPS * WARP)
                     int f = SUMS == 1 ? 0 : k / 2;
                     dot[f][nt][j] += (i8)(scales[j / 2] >> 8 * k) * d[j];
                     if (minima)
-                        low[f][nt][j] += (i32)(mins[j / 2] >> 8 * k & 255) *
-                                         (i16)((k < 2 ? sums[j % 2].x : sums[j % 2].y) >> 16 * (k % 2));
+                        low[f][nt][j] +=
+                            (i32)(mins[j / 2] >> 8 * k & 255) *
+                            (i16)((k < 2 ? sums[j % 2].x : sums[j % 2].y) >> 16 * (k % 2));
                 }
             }
         }
         if (LANES == 1 && run % 4 != 3) continue;
+#pragma unroll
         for (int f = 0; f < SUMS; f++) { /* a block ends */
             i64 block = LANES == 1 ? run / 4 : 2 * run + f;
 #pragma unroll
@@ -779,24 +788,30 @@ __global__ void __launch_bounds__(BLOCK_WARPS * WARP)
                 }
         }
     }
+#pragma unroll
     for (int nt = 0; nt < NT; nt++) {
         float v[4] = {total[0][nt][0], total[0][nt][1], total[0][nt][2], total[0][nt][3]};
         if (LANES == 8) { /* warp w has sums 2 w and 2 w + 1 of 8 */
             __syncthreads();
+#pragma unroll
             for (int f = 0; f < SUMS; f++)
+#pragma unroll
                 for (int j = 0; j < 4; j++) shared.sums[warp][f][lane][j] = total[f][nt][j];
             __syncthreads();
             i32 first = warp / SPLIT * SPLIT;
+#pragma unroll
             for (int j = 0; j < 4; j++) {
                 float s[2][SPLIT];
+#pragma unroll
                 for (int f = 0; f < SUMS; f++)
-                    for (int k = 0; k < SPLIT; k++)
-                        s[f][k] = shared.sums[first + k][f][lane][j];
+#pragma unroll
+                    for (int k = 0; k < SPLIT; k++) s[f][k] = shared.sums[first + k][f][lane][j];
                 if (LANES == 8) /* 0..3 += 4..7, then 0, 1 += 2, 3, then 0 += 1 */
                     v[j] = ((s[0][0] + s[0][SPLIT / 2]) + (s[0][SPLIT / 4] + s[0][SPLIT - 1])) +
                            ((s[1][0] + s[1][SPLIT / 2]) + (s[1][SPLIT / 4] + s[1][SPLIT - 1]));
             }
         }
+#pragma unroll
         for (int j = 0; j < 4; j++) {
             i32 m = row + 8 * nt + 2 * t + j % 2;
             if (active && warp % SPLIT == 0 && out[j / 2] < job.n_out && m < n_rows)
@@ -811,14 +826,12 @@ __global__ void __launch_bounds__(BLOCK_WARPS * WARP)
 
 #define DENSE_WARPS 8
 
-template <int NT> struct DenseShared {
-    float sums[DENSE_WARPS][8 * NT][17];
-};
+template <int NT> struct DenseShared { float sums[DENSE_WARPS][8 * NT][17]; };
 
 /* 16 outputs by 8 NT rows a block of threads, whose warps share the inputs; their sums are added in a
  * fixed order. */
 template <int NT, bool BF16>
-__global__ void __launch_bounds__(DENSE_WARPS * WARP)
+__global__ void __launch_bounds__(DENSE_WARPS *WARP)
     dense_linear(Jobs jobs, HalfRows rows, i32 n_rows) {
     SHARED(DenseShared<NT>, shared);
     i32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
@@ -840,7 +853,9 @@ __global__ void __launch_bounds__(DENSE_WARPS * WARP)
                 mma_f16<BF16>(acc[nt], low.z, high.z, low.w, high.w, b.z, b.w);
             }
     }
+#pragma unroll
     for (int nt = 0; nt < NT; nt++)
+#pragma unroll
         for (int j = 0; j < 4; j++)
             shared.sums[warp][8 * nt + 2 * t + j % 2][g + j / 2 * 8] = acc[nt][j];
     __syncthreads();
@@ -915,8 +930,7 @@ __global__ void gather_rows(float *y, const float *x, const DlmRow *rows, i32 n)
     if (i < n && to >= 0) y[to * n + i] = x[row * n + i];
 }
 
-template <int BEFORE>
-__global__ void add_or_gate(float *y, const float *x, i64 n, i32 act) {
+template <int BEFORE> __global__ void add_or_gate(float *y, const float *x, i64 n, i32 act) {
     i64 i = (i64)blockIdx.x * ROW_THREADS + threadIdx.x;
     if (i < n) y[i] = BEFORE == BEFORE_ADD ? y[i] + x[i] : activate(y[i], act) * x[i];
 }
@@ -970,7 +984,8 @@ __global__ void turn_and_store(Turn q, Turn k, Store store, const DlmRow *rows) 
         head -= n_q;
         if (k.x) turn_head(k, k.x + (r * n_k + head) * k.head_dim, row.pos);
         if (store.n_head)
-            store_head(store, store.k_cells, store.k + (r * n_k + head) * store.head_dim, row, head);
+            store_head(store, store.k_cells, store.k + (r * n_k + head) * store.head_dim, row,
+                       head);
     } else {
         head -= n_q + n_k;
         store_head(store, store.v_cells, store.v + (r * store.n_head + head) * store.head_dim, row,
@@ -982,13 +997,14 @@ __global__ void turn_and_store(Turn q, Turn k, Store store, const DlmRow *rows) 
 
 struct Attend {
     float *out;
-    const float *q; /* [n_rows][n_head][head_dim] */
+    const float *q;    /* [n_rows][n_head][head_dim] */
     const void *k, *v; /* of the layer in slot 0 */
     i64 slot_stride;
     i32 n_head, n_head_kv, head_dim;
     bool f16;
     float scale;
-    float *part; /* [tiles][heads kv][splits][ATTEND_QUERIES][head_dim + 2], when there are splits */
+    float
+        *part; /* [tiles][heads kv][splits][ATTEND_QUERIES][head_dim + 2], when there are splits */
     i32 n_split;
 };
 
@@ -1039,15 +1055,16 @@ struct AttendTile { /* rows [first, first + n), all of one slot; the cells that 
     i32 first, n, slot, lo, hi;
 };
 
-template <int D> struct AttendShared { /* the paddings keep the lanes of a load in different banks */
+template <int D>
+struct AttendShared { /* the paddings keep the lanes of a load in different banks */
     alignas(16) u16 k[ATTEND_CELLS][D + 32];
     alignas(16) u16 v[ATTEND_CELLS][D + 8];
 };
 
 /* Cells [from, from + 64) of one head; beyond `end`, and beyond the head's own length, zeros. */
 template <int D, int PITCH>
-static __device__ __forceinline__ void load_cells(u16 (*to)[PITCH], const u16 *from_head, i64 stride,
-                                                  i32 from, i32 end, i32 dim) {
+static __device__ __forceinline__ void load_cells(u16 (*to)[PITCH], const u16 *from_head,
+                                                  i64 stride, i32 from, i32 end, i32 dim) {
     for (i32 i = threadIdx.x; i < ATTEND_CELLS * D / 8; i += 128) {
         i32 c = i / (D / 8), at = i % (D / 8) * 8;
         if (from + c < end && at < dim)
@@ -1136,6 +1153,7 @@ __global__ void __launch_bounds__(128)
                 more[j / 2] = fmaxf(more[j / 2], p[n][j]);
             }
         float shrink[2];
+#pragma unroll
         for (int h = 0; h < 2; h++) { /* the four lanes of a query agree on the maximum */
             more[h] = fmaxf(more[h], __shfl_xor_sync(ALL_LANES, more[h], 1));
             more[h] = fmaxf(more[h], __shfl_xor_sync(ALL_LANES, more[h], 2));
@@ -1167,29 +1185,36 @@ __global__ void __launch_bounds__(128)
             u32 ph[4], pl[4];
 #pragma unroll
             for (int r = 0; r < 4; r++)
-                split_pair(&ph[r], &pl[r], p[2 * c + r / 2][r % 2 * 2], p[2 * c + r / 2][r % 2 * 2 + 1]);
+                split_pair(&ph[r], &pl[r], p[2 * c + r / 2][r % 2 * 2],
+                           p[2 * c + r / 2][r % 2 * 2 + 1]);
 #pragma unroll
             for (int n = 0; n < D / 16; n++) {
                 u32 b[4];
-                load_transposed(b, &shared.v[16 * c + lane / 8 % 2 * 8 + lane % 8][16 * n + lane / 16 * 8]);
+                load_transposed(
+                    b, &shared.v[16 * c + lane / 8 % 2 * 8 + lane % 8][16 * n + lane / 16 * 8]);
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
-                    mma_f16<false>(out[2 * n + h], pl[0], pl[1], pl[2], pl[3], b[2 * h], b[2 * h + 1]);
-                    mma_f16<false>(out[2 * n + h], ph[0], ph[1], ph[2], ph[3], b[2 * h], b[2 * h + 1]);
+                    mma_f16<false>(out[2 * n + h], pl[0], pl[1], pl[2], pl[3], b[2 * h],
+                                   b[2 * h + 1]);
+                    mma_f16<false>(out[2 * n + h], ph[0], ph[1], ph[2], ph[3], b[2 * h],
+                                   b[2 * h + 1]);
                 }
             }
         }
         __syncthreads(); /* the values have been read */
     }
     i64 block = ((i64)blockIdx.x * a.n_head_kv + head_kv) * a.n_split + blockIdx.z;
+#pragma unroll
     for (int h = 0; h < 2; h++) {
         sum[h] += __shfl_xor_sync(ALL_LANES, sum[h], 1);
         sum[h] += __shfl_xor_sync(ALL_LANES, sum[h], 2);
         if (query[h] >= n_queries) continue;
         bool whole = a.n_split == 1;
-        float *to = whole ? a.out + (x[h] - a.q)
-                          : a.part + (block * ATTEND_QUERIES + query[h]) * (dim + 2);
+        float *to =
+            whole ? a.out + (x[h] - a.q) : a.part + (block * ATTEND_QUERIES + query[h]) * (dim + 2);
+#pragma unroll
         for (int n = 0; n < D / 8; n++)
+#pragma unroll
             for (int j = 0; j < 2; j++)
                 if (8 * n + 2 * t + j < dim)
                     to[8 * n + 2 * t + j] = whole ? out[n][2 * h + j] / sum[h] : out[n][2 * h + j];
@@ -1209,8 +1234,9 @@ __global__ void attend_join(Attend a, const AttendTile *tiles) {
     for (i32 s = 0; s < a.n_split; s++) max = fmaxf(max, part[s * apart + dim]);
     for (i32 s = 0; s < a.n_split; s++)
         sum += part[s * apart + dim + 1] * exp2f(part[s * apart + dim] - max);
-    float *to = a.out + ((i64)(tile.first + query / group) * a.n_head + blockIdx.y * group +
-                         query % group) * dim;
+    float *to =
+        a.out +
+        ((i64)(tile.first + query / group) * a.n_head + blockIdx.y * group + query % group) * dim;
     for (i32 i = threadIdx.x; i < dim; i += WARP) {
         float v = 0;
         for (i32 s = 0; s < a.n_split; s++)
@@ -1245,7 +1271,8 @@ __global__ void __launch_bounds__(ROW_THREADS)
     __syncthreads();
     for (i32 i = threadIdx.x; i < n; i += ROW_THREADS) choose(&best, &id, row[i], i);
     for (int lane = WARP / 2; lane > 0; lane /= 2)
-        choose(&best, &id, __shfl_xor_sync(ALL_LANES, best, lane), __shfl_xor_sync(ALL_LANES, id, lane));
+        choose(&best, &id, __shfl_xor_sync(ALL_LANES, best, lane),
+               __shfl_xor_sync(ALL_LANES, id, lane));
     if (threadIdx.x % WARP == 0)
         shared.best[threadIdx.x / WARP] = best, shared.ids[threadIdx.x / WARP] = id;
     __syncthreads();
@@ -1288,8 +1315,8 @@ template <bool FLOATS> __global__ void __launch_bounds__(256) peak_mma(i32 *to, 
 
 /* ---- the backend ---- */
 
-#define PASSES_MAX 64  /* shapes of which a recording is kept */
-#define TILED_FROM 65  /* rows from which the tiled kernel takes over */
+#define PASSES_MAX 64 /* shapes of which a recording is kept */
+#define TILED_FROM 65 /* rows from which the tiled kernel takes over */
 #define STAGE_BYTES ((u64)32 << 20)
 
 /* The rows of a pass on the device, and the tiles that attention makes of them. */
@@ -1342,7 +1369,7 @@ struct Cuda {
     Pending pending;
     const float *int8_of; /* the buffer whose rows int8 holds, and their number and length */
     i32 int8_rows, int8_n;
-    const float *last;  /* what the last linear operation made: [last_rows][last_n] */
+    const float *last; /* what the last linear operation made: [last_rows][last_n] */
     i32 last_rows, last_n;
     Choice *choices, *host_choices; /* [n_rows_max], of the logits in `last` */
     i32 n_choices, choices_banned;  /* how many are there already */
@@ -1392,10 +1419,11 @@ static void settle_(Cuda *c) {
     c->pending.kind = PENDING_NONE;
     Store nothing = {};
     if (p.kind == PENDING_ADD)
-        LAUNCH(c, add_or_gate<BEFORE_ADD>, blocks_of_(p.n, ROW_THREADS), ROW_THREADS, p.y, p.x, p.n, 0);
+        LAUNCH(c, add_or_gate<BEFORE_ADD>, blocks_of_(p.n, ROW_THREADS), ROW_THREADS, p.y, p.x, p.n,
+               0);
     if (p.kind == PENDING_GATE)
-        LAUNCH(c, add_or_gate<BEFORE_GATE>, blocks_of_(p.n, ROW_THREADS), ROW_THREADS, p.y, p.x, p.n,
-               p.act);
+        LAUNCH(c, add_or_gate<BEFORE_GATE>, blocks_of_(p.n, ROW_THREADS), ROW_THREADS, p.y, p.x,
+               p.n, p.act);
     for (i32 i = 0; p.kind == PENDING_TURN && i < p.n_turns; i++)
         launch_turns_(c, p.turns[i], Turn(), nothing, p.rows, p.n_rows);
 }
@@ -1409,7 +1437,8 @@ static void writes_(Cuda *c, const void *y) {
 
 static void forget_passes_(Cuda *c) { /* they hold addresses */
     for (i32 i = 0; i < PASSES_MAX; i++) {
-        if (c->passes[i].graph) check_(cudaGraphExecDestroy(c->passes[i].graph), "forgetting a pass");
+        if (c->passes[i].graph)
+            check_(cudaGraphExecDestroy(c->passes[i].graph), "forgetting a pass");
         c->passes[i] = Pass();
     }
 }
@@ -1454,8 +1483,9 @@ static const char *refused_(Cuda *c, const char *what, u64 n_bytes) {
     size_t free = 0, total = 0;
     if (cudaMemGetInfo(&free, &total) != cudaSuccess) cudaGetLastError();
     snprintf(c->error, sizeof c->error,
-             "out of memory on the GPU for %s: %.1f MiB were refused, %.1f of %.1f MiB are free", what,
-             (double)n_bytes / 1048576.0, (double)free / 1048576.0, (double)total / 1048576.0);
+             "out of memory on the GPU for %s: %.1f MiB were refused, %.1f of %.1f MiB are free",
+             what, (double)n_bytes / 1048576.0, (double)free / 1048576.0,
+             (double)total / 1048576.0);
     return c->error;
 }
 
@@ -1490,7 +1520,8 @@ static const char *cuda_reserve(void *self, i32 n_rows_max, i32 n_in_max, i32 n_
     }
     scratch_(c, &c->part, 2 * c->n_sm, ATTEND_QUERIES * (128 + 2) * 4, &refused);
     scratch_(c, &c->choices, rows, sizeof(Choice), &refused);
-    if (!refused && cudaMallocHost((void **)&c->host_choices, (u64)rows * sizeof(Choice)) != cudaSuccess)
+    if (!refused &&
+        cudaMallocHost((void **)&c->host_choices, (u64)rows * sizeof(Choice)) != cudaSuccess)
         refused = (u64)rows * sizeof(Choice), cudaGetLastError();
     u64 set = (u64)rows * (sizeof(DlmRow) + sizeof(AttendTile));
     for (int i = 0; i < 2; i++) {
@@ -1560,7 +1591,8 @@ static bool load_ternary_(Cuda *c, u8 *to, const DlmMat *cpu) {
     u8 *from = (u8 *)device_alloc_((u64)n);
     if (!from) return false;
     cuda_upload(c, from, cpu->data, (u64)n);
-    LAUNCH(c, ternary_repack, blocks_of_(n_to, ROW_THREADS), ROW_THREADS, to, from, cpu->n_in, n_to);
+    LAUNCH(c, ternary_repack, blocks_of_(n_to, ROW_THREADS), ROW_THREADS, to, from, cpu->n_in,
+           n_to);
     cuda_sync(c);
     check_(cudaFree(from), "freeing memory");
     return true;
@@ -1612,8 +1644,17 @@ static bool load_blocks_(Cuda *c, u8 *to, const DlmMat *cpu) {
     const DlmTypeInfo *info = type_info_(cpu->type);
     i64 stride = round_up(cpu->n_in, 256), n_out = round_up(cpu->n_out, 16);
     i64 rows = round_up((i64)(STAGE_BYTES / (u64)stride) + 1, 16);
-    Unpack u = {c, (const u8 *)cpu->data, cpu->type, (i32)info->block, (i32)info->bytes,
-                cpu->n_in / (i32)info->block, stride, 0, cpu->n_out, NULL, rows < n_out ? rows : n_out};
+    Unpack u = {c,
+                (const u8 *)cpu->data,
+                cpu->type,
+                (i32)info->block,
+                (i32)info->bytes,
+                cpu->n_in / (i32)info->block,
+                stride,
+                0,
+                cpu->n_out,
+                NULL,
+                rows < n_out ? rows : n_out};
     u64 n_stage = (u64)block_mat_bytes(u.rows, stride, info->block);
     u.stage = (u8 *)malloc(n_stage);
     BlockMat m = block_mat(to, cpu->n_out, stride), s = block_mat(u.stage, u.rows, stride);
@@ -1746,15 +1787,16 @@ static Pass *find_pass_(Cuda *c, i32 n_rows, i32 n_logits) {
 }
 
 /* The first pass of a shape runs as it is called, the second is recorded, later ones are replayed. */
-static bool cuda_begin(void *self, const DlmRow *rows, const DlmRow *near, i32 n_rows, i32 n_logits) {
+static bool cuda_begin(void *self, const DlmRow *rows, const DlmRow *near, i32 n_rows,
+                       i32 n_logits) {
     Cuda *c = (Cuda *)self;
     const DlmRow *from[2] = {rows, near == rows ? NULL : near};
     settle_(c);
     for (int i = 0; i < 2; i++) {
         RowSet *s = &c->sets[i];
         s->from = from[i];
-        if (from[i] && (s->n != n_rows ||
-                        memcmp(s->host_rows, from[i], (size_t)n_rows * sizeof *rows) != 0))
+        if (from[i] &&
+            (s->n != n_rows || memcmp(s->host_rows, from[i], (size_t)n_rows * sizeof *rows) != 0))
             upload_rows_(c, s, from[i], n_rows);
         if (!from[i]) s->n = s->n_tiles = 0;
     }
@@ -1797,7 +1839,13 @@ static void cuda_embed(void *self, float *y, const DlmMat *w, const DlmRow *rows
     Cuda *c = (Cuda *)self;
     settle_(c);
     writes_(c, y);
-    EmbedMat m = {(const u8 *)w->data, w->scales, w->scale, w->kind, w->n_in, w->n_out, w->scale_block,
+    EmbedMat m = {(const u8 *)w->data,
+                  w->scales,
+                  w->scale,
+                  w->kind,
+                  w->n_in,
+                  w->n_out,
+                  w->scale_block,
                   (i32)type_info_(w->type)->block};
     dim3 grid(blocks_of_(w->n_in, ROW_THREADS), (u32)n_rows);
     LAUNCH(c, embed_rows, grid, ROW_THREADS, y, m, rows_(c, rows, n_rows)->rows);
@@ -1816,8 +1864,8 @@ static void launch_norm_(Cuda *c, float *y, const float *x, const float *gain, i
                                    Int8Rows) = {norm_rows<BEFORE_NONE>, norm_rows<BEFORE_ADD>,
                                                 norm_rows<BEFORE_GATE>};
     Pending p = c->pending;
-    bool takes = p.y == x && p.n == (i64)n_rows * n &&
-                 (p.kind == PENDING_ADD || p.kind == PENDING_GATE);
+    bool takes =
+        p.y == x && p.n == (i64)n_rows * n && (p.kind == PENDING_ADD || p.kind == PENDING_GATE);
     if (takes)
         c->pending.kind = PENDING_NONE;
     else
@@ -1829,8 +1877,8 @@ static void launch_norm_(Cuda *c, float *y, const float *x, const float *gain, i
 }
 
 /* A norm's result is likely to be multiplied by ternary weights: it is quantized on the way. */
-static void cuda_rms_norm(void *self, float *y, const float *x, const float *gain, i32 n_rows, i32 n,
-                          float eps) {
+static void cuda_rms_norm(void *self, float *y, const float *x, const float *gain, i32 n_rows,
+                          i32 n, float eps) {
     Cuda *c = (Cuda *)self;
     Int8Rows out = {};
     bool quantizes = (c->needs & NEEDS_INT8) && n_rows <= c->n_rows_max && n <= c->n_in_max;
@@ -1841,11 +1889,11 @@ static void cuda_rms_norm(void *self, float *y, const float *x, const float *gai
 }
 
 static void linear_ternary_(Cuda *c, const Jobs &jobs, i32 n_rows, bool scaled) {
-    static void (*const stream[][2])(Jobs, Int8Rows, i32, i32) = {
-        {ternary_stream<1, false>, ternary_stream<1, true>},
-        {ternary_stream<2, false>, ternary_stream<2, true>},
-        {ternary_stream<4, false>, ternary_stream<4, true>},
-        {ternary_stream<8, false>, ternary_stream<8, true>}};
+    static void (*const stream[][2])(Jobs, Int8Rows, i32,
+                                     i32) = {{ternary_stream<1, false>, ternary_stream<1, true>},
+                                             {ternary_stream<2, false>, ternary_stream<2, true>},
+                                             {ternary_stream<4, false>, ternary_stream<4, true>},
+                                             {ternary_stream<8, false>, ternary_stream<8, true>}};
     Int8Rows rows = int8_for_(c, jobs.n_in);
     if (n_rows >= TILED_FROM) {
         dim3 grid(blocks_of_(n_rows, TILED_ROWS), (u32)jobs.n_units);
@@ -1857,8 +1905,8 @@ static void linear_ternary_(Cuda *c, const Jobs &jobs, i32 n_rows, bool scaled) 
     while (!scaled && split < STREAM_WARPS && jobs.n_units * split < 16 * c->n_sm) split *= 2;
     while (8 << size < n_rows) size++;
     void (*kernel)(Jobs, Int8Rows, i32, i32) = stream[size][scaled];
-    LAUNCH(c, kernel, blocks_of_(jobs.n_units, STREAM_WARPS / split), STREAM_WARPS * WARP, jobs, rows,
-           n_rows, split);
+    LAUNCH(c, kernel, blocks_of_(jobs.n_units, STREAM_WARPS / split), STREAM_WARPS * WARP, jobs,
+           rows, n_rows, split);
 }
 
 /* These blocks have minima; the others are symmetric. */
@@ -1874,7 +1922,8 @@ static void linear_blocks_(Cuda *c, const Jobs &jobs, DlmType type, const float 
     BlockRows rows = c->blocks;
     rows.stride = (i32)round_up(jobs.n_in, 256);
     dim3 quantize((u32)rows.stride / 256, (u32)n_rows);
-    void (*quantizer)(BlockRows, const float *, i32) = large ? quantize_blocks<256> : quantize_blocks<32>;
+    void (*quantizer)(BlockRows, const float *, i32) =
+        large ? quantize_blocks<256> : quantize_blocks<32>;
     LAUNCH(c, quantizer, quantize, WARP, rows, x, jobs.n_in);
     dim3 grid(blocks_of_(n_rows, many ? 32 : 8), blocks_of_(jobs.n_units, large ? BLOCK_WARPS : 2));
     void (*kernel)(Jobs, BlockRows, i32, bool) = kernels[many][large];
@@ -1882,8 +1931,9 @@ static void linear_blocks_(Cuda *c, const Jobs &jobs, DlmType type, const float 
 }
 
 static void linear_halves_(Cuda *c, const Jobs &jobs, bool bf16, const float *x, i32 n_rows) {
-    static void (*const kernels[][2])(Jobs, HalfRows, i32) = {
-        {dense_linear<1, false>, dense_linear<1, true>}, {dense_linear<4, false>, dense_linear<4, true>}};
+    static void (*const kernels[][2])(Jobs, HalfRows,
+                                      i32) = {{dense_linear<1, false>, dense_linear<1, true>},
+                                              {dense_linear<4, false>, dense_linear<4, true>}};
     HalfRows rows = c->halves;
     rows.stride = (i32)round_up(jobs.n_in, 32);
     void (*splitter)(HalfRows, const float *, i32) = bf16 ? split_rows<true> : split_rows<false>;
@@ -1913,8 +1963,8 @@ static void cuda_linear(void *self, const DlmLinear *jobs, i32 n_jobs, const flo
     all.n_in = w->n_in;
     for (; all.n < n_jobs && all.n < JOBS_MAX && alike_(w, jobs[all.n].w); all.n++) {
         const DlmLinear *j = &jobs[all.n];
-        Job job = {(const u8 *)j->w->data, j->y, j->bias, j->w->scales, j->w->scale,
-                   j->w->scale_block, j->w->n_out, all.n_units};
+        Job job = {(const u8 *)j->w->data, j->y,        j->bias,    j->w->scales, j->w->scale,
+                   j->w->scale_block,      j->w->n_out, all.n_units};
         all.job[all.n] = job;
         all.n_units += (i32)blocks_of_(job.n_out, unit_of_(w, n_rows));
     }
@@ -1955,19 +2005,24 @@ static void cuda_gate(void *self, float *gate, const float *up, i64 n, DlmAct ac
     wait_for_next_((Cuda *)self, PENDING_GATE, gate, up, n, act);
 }
 
-static void cuda_rope(void *self, float *x, const DlmRow *rows, i32 n_rows, i32 n_head, i32 head_dim,
-                      i32 n_rot, const float *turns, DlmRope kind) {
+static void cuda_rope(void *self, float *x, const DlmRow *rows, i32 n_rows, i32 n_head,
+                      i32 head_dim, i32 n_rot, const float *turns, DlmRope kind) {
     Cuda *c = (Cuda *)self;
     const DlmRow *on_device = rows_(c, rows, n_rows)->rows;
     Pending *p = &c->pending;
-    bool joins = p->kind == PENDING_TURN && p->n_turns == 1 && p->rows == on_device &&
-                 p->turns[0].x != x;
+    bool joins =
+        p->kind == PENDING_TURN && p->n_turns == 1 && p->rows == on_device && p->turns[0].x != x;
     if (!joins) {
         wait_for_next_(c, PENDING_TURN, x, NULL, 0, 0);
         p->rows = on_device, p->n_rows = n_rows;
     }
     writes_(c, x);
-    Turn turn = {x, turns, n_head, head_dim, n_rot, kind == DLM_ROPE_NORM ? 2 : 1,
+    Turn turn = {x,
+                 turns,
+                 n_head,
+                 head_dim,
+                 n_rot,
+                 kind == DLM_ROPE_NORM ? 2 : 1,
                  kind == DLM_ROPE_NORM ? 1 : n_rot / 2};
     p->turns[p->n_turns++] = turn;
 }
@@ -1986,7 +2041,8 @@ static void cuda_kv_store(void *self, DlmKv *kv, i32 layer, const float *k, cons
     Store s = {};
     s.k_cells = cells_of_(kv, kv->k, layer, &s.slot_stride);
     s.v_cells = cells_of_(kv, kv->v, layer, &s.slot_stride);
-    s.k = k, s.v = v, s.n_head = kv->n_head_kv, s.head_dim = kv->head_dim, s.f16 = kv->type == DLM_F16;
+    s.k = k, s.v = v, s.n_head = kv->n_head_kv, s.head_dim = kv->head_dim,
+    s.f16 = kv->type == DLM_F16;
     Pending p = c->pending;
     bool takes = p.kind == PENDING_TURN && p.rows == on_device;
     Turn q = Turn(), key = Turn();
@@ -2029,7 +2085,8 @@ static void cuda_attend(void *self, float *out, const float *q, const DlmKv *kv,
         for (int i = 0; i < 2; i++)
             if (c->sets[i].n) {
                 cuda_sync(c);
-                upload_rows_(c, &c->sets[i], s == &c->sets[i] ? rows : c->sets[i].from, c->sets[i].n);
+                upload_rows_(c, &c->sets[i], s == &c->sets[i] ? rows : c->sets[i].from,
+                             c->sets[i].n);
             }
     }
     static void (*const kernels[])(Attend, const DlmRow *, const AttendTile *) = {
@@ -2047,7 +2104,8 @@ static void cuda_attend(void *self, float *out, const float *q, const DlmKv *kv,
     if (a.n_split > 1) LAUNCH(c, attend_join, queries, WARP, a, s->tiles);
 }
 
-static void cuda_gather(void *self, float *y, const float *x, const DlmRow *rows, i32 n_rows, i32 n) {
+static void cuda_gather(void *self, float *y, const float *x, const DlmRow *rows, i32 n_rows,
+                        i32 n) {
     Cuda *c = (Cuda *)self;
     settle_(c);
     writes_(c, y);
@@ -2069,7 +2127,8 @@ static void cuda_top1(void *self, float *logits, i32 n_rows, i32 n, i32 banned, 
     }
     if (c->n_choices == 0 || c->choices_banned != banned) {
         settle_(c);
-        LAUNCH(c, top1_rows, (u32)c->last_rows, ROW_THREADS, c->choices, (float *)c->last, n, banned);
+        LAUNCH(c, top1_rows, (u32)c->last_rows, ROW_THREADS, c->choices, (float *)c->last, n,
+               banned);
         cuda_download(c, c->host_choices, c->choices, (u64)c->last_rows * sizeof(Choice));
         c->n_choices = c->last_rows, c->choices_banned = banned;
     }
@@ -2090,7 +2149,8 @@ static float ms_between_(Cuda *c, cudaEvent_t from, cudaEvent_t to) {
 
 #define CEILING_TRIES 20
 
-static const char *cuda_ceilings(void *self, double *copy_gbs, double *int8_gmacs, double *f16_gmacs) {
+static const char *cuda_ceilings(void *self, double *copy_gbs, double *int8_gmacs,
+                                 double *f16_gmacs) {
     Cuda *c = (Cuda *)self;
     u64 n = cuda_memory_free(c) / 4;
     if (n > (u64)1 << 30) n = (u64)1 << 30;
@@ -2128,9 +2188,9 @@ static void cuda_close(DlmOps *ops) {
     Cuda *c = (Cuda *)ops->self;
     cuda_sync(c);
     forget_passes_(c);
-    void *scratch[] = {c->int8.q,   c->int8.inv,   c->int8.sum,      c->int8.sums,
-                       c->blocks.q, c->blocks.d,   c->blocks.sums,   c->halves.planes,
-                       c->part,     c->choices,    c->halves.factor, c->sets[0].rows,
+    void *scratch[] = {c->int8.q,      c->int8.inv, c->int8.sum,      c->int8.sums,
+                       c->blocks.q,    c->blocks.d, c->blocks.sums,   c->halves.planes,
+                       c->part,        c->choices,  c->halves.factor, c->sets[0].rows,
                        c->sets[1].rows};
     for (size_t i = 0; i < sizeof scratch / sizeof *scratch; i++) cuda_free(c, scratch[i]);
     for (int i = 0; i < 2; i++) {
@@ -2146,7 +2206,8 @@ static void cuda_close(DlmOps *ops) {
 extern "C" const char *dlm_cuda_devices(DlmCudaDevice *devices, int n_max, int *n) {
     *n = 0;
     cudaError_t e = cudaGetDeviceCount(n);
-    if (e == cudaErrorInsufficientDriver) return "no NVIDIA driver that this program can use is here";
+    if (e == cudaErrorInsufficientDriver)
+        return "no NVIDIA driver that this program can use is here";
     if (e != cudaSuccess) return cudaGetErrorString(e);
     for (int i = 0; i < *n && i < n_max; i++) {
         cudaDeviceProp p;
@@ -2170,8 +2231,9 @@ extern "C" const char *dlm_cuda_open(DlmOps *ops, const DlmCudaHost *host) {
     const char *why = dlm_cuda_devices(&d, 1, &n);
     if (why) return why;
     if (10 * d.major + d.minor < 75) {
-        snprintf(too_old, sizeof too_old, "%s is of compute capability %d.%d; 7.5 or later is needed",
-                 d.name, d.major, d.minor);
+        snprintf(too_old, sizeof too_old,
+                 "%s is of compute capability %d.%d; 7.5 or later is needed", d.name, d.major,
+                 d.minor);
         return too_old;
     }
     Cuda *c = (Cuda *)calloc(1, sizeof *c);
@@ -2194,7 +2256,8 @@ extern "C" const char *dlm_cuda_open(DlmOps *ops, const DlmCudaHost *host) {
     all.attend = cuda_attend, all.gather = cuda_gather, all.top1 = cuda_top1;
     all.exps = host->cpu->exps; /* in host memory */
     all.begin = cuda_begin, all.end = cuda_end, all.sync = cuda_sync;
-    all.memory_free = cuda_memory_free, all.mat_bytes = cuda_mat_bytes, all.ceilings = cuda_ceilings;
+    all.memory_free = cuda_memory_free, all.mat_bytes = cuda_mat_bytes,
+    all.ceilings = cuda_ceilings;
     *ops = all;
     return NULL;
 }
