@@ -102,7 +102,7 @@ SENTENCES = " ?[^(\\s|.,!?…。，、।۔،)]+"
 LETTERS = ("A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝ\u1f5f-"
            "\u1f7dᾀ-ᾴᾶ-ᾼ\u1fbeῂ-ῄῆ-ῌῐ-\u1fd3ῖ-\u1fdbῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\u2126ℨ\u212a-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭ"
            "Ꚁ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃")
-DIGITS = pre.Digits(individual_digits=True)
+DIGITS = split(r"\p{N}")  # its own Digits class is that of a newer Unicode
 
 SPLITS = {
     "gpt-2": [split(GPT2)],
@@ -131,6 +131,14 @@ SPLITS = {
 }
 ROWS = {"mpt": "gpt-2", "starcoder": "smollm", "refact": "smollm"}
 NFC = {"qwen2", "mpt"}
+# What Unicode 10 to 16 added to normalization: the package has the tables of Unicode 9, dlm those of 16.
+# Left out where the package normalizes; compare_nfc has what Python knows of it.
+NEWER = """7FD 897-89F 8CA-8D3 9FE C3C D3B-D3C EBA 1715 1ABF-1ACE 1DF6-1DFA A82C 105C9 105E4 10D24-10D27
+    10D69-10D6D 10EAB-10EAC 10EFD-10EFF 10F46-10F50 10F82-10F85 11070 1133B 11383 11385 1138E 11391 113C5
+    113C7-113C8 113CE-113D0 1145E 11839-1183A 11938 1193D-1193E 11943 119E0 11A34 11A47 11A99 11D42 11D44-11D45
+    11D97 11F41-11F42 16121-16128 1612F 16D68-16D6A 16FF0-16FF1 1E08F 1E130-1E136 1E2AE 1E2EC-1E2EF 1E4EC-1E4EF
+    1E5EE-1E5EF"""
+NEWER = {c: None for r in NEWER.split() for c in range(int(r.split("-")[0], 16), int(r.split("-")[-1], 16) + 1)}
 
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED = 1, 2, 3, 4, 5
@@ -366,6 +374,8 @@ def compare(name, path, keys, references, rng, n_texts, all_points):
     same = different = 0
     for trusted in (0, 1) if references is not sentencepiece_reference else (0,):
         texts = random_texts + (every_code_point() if all_points and not trusted else [])
+        if keys["pre"] in NFC:
+            texts = [t.translate(NEWER) for t in texts]
         if keys["model"] == "llama":
             texts = [t.replace("\0", "") for t in texts]  # ends a text of the sentencepiece package
         wants = [" ".join(map(str, ids)) for ids in references(keys, trusted)(texts)]
