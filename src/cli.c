@@ -1365,17 +1365,35 @@ static bool cli_engine_open_(CliEngine *x, const Cli *c, Err *e) {
     return true;
 }
 
+/* A GPU's driver makes threads, opens devices and talks to them, at any time: beside it there is no
+ * sandbox. False when that is not good enough. */
+static bool cli_sandbox_mode_(const Cli *c, SandboxMode *mode, Err *e) {
+    *mode = (SandboxMode)c->sandbox;
+#ifdef DLM_CUDA
+    DlmCudaDevice gpu;
+    int n = 0;
+    if (c->engine.device == ENGINE_DEVICE_CPU || *mode == SANDBOX_OFF) return true;
+    if (dlm_cuda_devices(&gpu, 1, &n)) return true; /* there is none to talk to */
+    if (*mode == SANDBOX_STRICT)
+        return err_set(e, ERR_USAGE,
+                       "--sandbox strict leaves no way to the GPU; add --device cpu, or leave it out");
+    log_line(LOG_DEBUG, "there is no sandbox beside a GPU's driver; --device cpu has one");
+    *mode = SANDBOX_OFF;
+#else
+    (void)e;
+#endif
+    return true;
+}
+
 /* The engine of run and chat, in a sandbox that knows no network and no file but the model. What is
  * written is opened before. */
 static bool cli_engine_open_alone_(CliEngine *x, const Cli *c, Err *e) {
     const SandboxPath paths[] = {
         {c->engine.path, false}, {c->engine.tl_config, false}, {c->template_file, false}};
-    const SandboxOptions options = {.mode = (SandboxMode)c->sandbox,
-                                    .kind = SANDBOX_RUN,
-                                    .paths = paths,
-                                    .n_paths = COUNT_OF(paths)};
+    SandboxOptions options = {.kind = SANDBOX_RUN, .paths = paths, .n_paths = COUNT_OF(paths)};
     Sandbox box;
     *x = (CliEngine){.trace_fd = -1};
+    if (!cli_sandbox_mode_(c, &options.mode, e)) return false;
     int trace = c->trace ? os_create_file(c->trace, e) : -1;
     if (c->trace && trace < 0) return false;
     if (!sandbox_enter(&box, &options, e) || !cli_engine_open_(x, c, e) || !sandbox_seal(&box, e)) {
@@ -2511,11 +2529,8 @@ static bool cli_confine_(const Cli *c, Sandbox *box, Err *e) {
                                  {c->template_file, false}, {o->key_file, true},
                                  {o->tls.cert, true},       {o->tls.key, true},
                                  {o->tls.client_ca, true}};
-    const SandboxOptions options = {.mode = (SandboxMode)c->sandbox,
-                                    .kind = SANDBOX_SERVE,
-                                    .paths = paths,
-                                    .n_paths = COUNT_OF(paths)};
-    return sandbox_enter(box, &options, e);
+    SandboxOptions options = {.kind = SANDBOX_SERVE, .paths = paths, .n_paths = COUNT_OF(paths)};
+    return cli_sandbox_mode_(c, &options.mode, e) && sandbox_enter(box, &options, e);
 }
 
 static void cli_announce_(const Cli *c, const Server *s, const ApiModel *m, const Sandbox *box) {
