@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -47,6 +48,7 @@ class Browser:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             encoding="utf-8",
+            start_new_session=True,
         )
         for line in self.process.stderr:
             found = re.search(r"DevTools listening on (ws://\S+)", line)
@@ -151,7 +153,7 @@ class Browser:
 
     def close(self):
         self.opened.__exit__(None, None, None)
-        self.process.terminate()
+        os.killpg(self.process.pid, signal.SIGTERM)  # what was started is a script around it
         self.process.wait(10)
         self.process.stderr.close()
         self.profile.cleanup()
