@@ -5,7 +5,7 @@
  * weights and of scaled blocks must be equal bit for bit, choices and copies too; what sums floats in
  * another order than the CPU stays within a tolerance that is stated where it is checked.
  *
- *     cuda_check [--quick] [--bench]                    in the project's root */
+ *     cuda_check [--quick | --bench]                    in the project's root */
 #define main golden_main
 #include "t_golden.c"
 #undef main
@@ -554,6 +554,104 @@ static void check_memory(i32 n) {
     engine_close(g);
 }
 
+/* ---- how fast, beside ceilings measured in the same run ---- */
+
+enum { BENCH_EMBD = 2560, BENCH_FF = 6912, BENCH_KV = 640, BENCH_ROWS_MOST = 1024 };
+
+/* The norms and products of one pass of the 2B shape, without attention and output. */
+typedef struct {
+    Matrix q, k, v, o, gate, up, down;
+} BenchLayer;
+
+typedef struct {
+    BenchLayer *layers;
+    i32 n_layers;
+    f32 *x, *h, *wide, *wide2, *gain;
+} BenchPass;
+
+static void bench_pass(const BenchPass *p, i32 n) {
+    for (i32 l = 0; l < p->n_layers; l++) {
+        BenchLayer *w = &p->layers[l];
+        f32 *k = p->wide + (i64)n * BENCH_EMBD, *v = k + (i64)n * BENCH_KV;
+        const DlmLinear qkv[3] = {
+            {&w->q.gpu, NULL, p->wide}, {&w->k.gpu, NULL, k}, {&w->v.gpu, NULL, v}};
+        const DlmLinear o = {&w->o.gpu, NULL, p->h}, down = {&w->down.gpu, NULL, p->h};
+        const DlmLinear both[2] = {{&w->gate.gpu, NULL, p->wide}, {&w->up.gpu, NULL, p->wide2}};
+        gpu.rms_norm(gpu.self, p->h, p->x, p->gain, n, BENCH_EMBD, 1e-5f);
+        gpu.linear(gpu.self, qkv, 3, p->h, n);
+        gpu.rms_norm(gpu.self, p->wide2, p->wide, p->gain, n, BENCH_EMBD, 1e-5f);
+        gpu.linear(gpu.self, &o, 1, p->wide2, n);
+        gpu.rms_norm(gpu.self, p->h, p->x, p->gain, n, BENCH_EMBD, 1e-5f);
+        gpu.linear(gpu.self, both, 2, p->h, n);
+        gpu.gate(gpu.self, p->wide, p->wide2, (i64)n * BENCH_FF, DLM_ACT_RELU2);
+        gpu.rms_norm(gpu.self, p->wide2, p->wide, p->gain, n, BENCH_FF, 1e-5f);
+        gpu.linear(gpu.self, &down, 1, p->wide2, n);
+    }
+}
+
+/* Replays of a recorded pass, as the engine's are. */
+static f64 bench_ms(const BenchPass *p, i32 n) {
+    static DlmRow rows[BENCH_ROWS_MOST];
+    f64 best = 1e30;
+    for (int i = 0; i < 12; i++) {
+        f64 from = os_now_ms();
+        if (!gpu.begin(gpu.self, rows, rows, n, 0)) {
+            bench_pass(p, n);
+            gpu.end(gpu.self);
+        }
+        gpu.sync(gpu.self);
+        if (i >= 2) best = MIN_OF(best, os_now_ms() - from);
+    }
+    return best;
+}
+
+static void bench(i32 n_layers) {
+    static const i32 rows[] = {1, 2, 4, 8, 16, 32, 64, 65, 128, 256, 512, 1024};
+    f64 copy, int8, f16;
+    must(gpu.ceilings(gpu.self, &copy, &int8, &f16), "ceilings");
+    printf(
+        "ceilings: copy %.1f GB/s (read and written), int8 %.0f and f16 %.0f G multiply-adds/s\n\n",
+        copy, int8, f16);
+    BenchPass p = {.n_layers = n_layers,
+                   .layers = mem_alloc_n((u64)n_layers, sizeof(BenchLayer), NULL)};
+    ASSERT(p.layers);
+    u64 bytes = 0, macs = 0;
+    for (i32 l = 0; l < n_layers; l++) {
+        BenchLayer *w = &p.layers[l];
+        const struct {
+            Matrix *m;
+            i32 n_in, n_out;
+        } shapes[] = {{&w->q, BENCH_EMBD, BENCH_EMBD},  {&w->k, BENCH_EMBD, BENCH_KV},
+                      {&w->v, BENCH_EMBD, BENCH_KV},    {&w->o, BENCH_EMBD, BENCH_EMBD},
+                      {&w->gate, BENCH_EMBD, BENCH_FF}, {&w->up, BENCH_EMBD, BENCH_FF},
+                      {&w->down, BENCH_FF, BENCH_EMBD}};
+        for (size_t i = 0; i < COUNT_OF(shapes); i++) {
+            *shapes[i].m = random_matrix(DLM_I2_S, shapes[i].n_in, shapes[i].n_out, false);
+            cpu.mat_free(cpu.self, &shapes[i].m->cpu);
+            bytes += shapes[i].m->gpu.owned_bytes;
+            macs += (u64)shapes[i].n_in * (u64)shapes[i].n_out;
+        }
+    }
+    must(cpu.reserve(cpu.self, ROWS_MAX, IN_MAX, 512), "cpu reserve");
+    must(gpu.reserve(gpu.self, BENCH_ROWS_MOST, BENCH_FF, 1024), "gpu reserve");
+    f32 *some = floats((i64)BENCH_ROWS_MOST * BENCH_FF, 1);
+    f32 **buffers[] = {&p.x, &p.h, &p.wide, &p.wide2, &p.gain};
+    for (size_t i = 0; i < COUNT_OF(buffers); i++)
+        *buffers[i] = on_gpu(some, (i64)BENCH_ROWS_MOST * BENCH_FF);
+    check_heads(&(Heads){4, 1, 128, 128, 9, 150, 1, DLM_F16,
+                         DLM_ROPE_NEOX}); /* so that passes are recorded */
+    printf(
+        "| rows | ms | GB/s of weights | of copy | G multiply-adds/s | of int8 |\n|---|---|---|---|---|---|\n");
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        f64 ms = bench_ms(&p, rows[i]), gbs = (f64)bytes / ms / 1e6,
+            g = (f64)macs * rows[i] / ms / 1e6;
+        printf("| %d | %.3f | %.1f | %.2f | %.0f | %.2f |\n", rows[i], ms, gbs, gbs / copy, g,
+               g / int8);
+    }
+    mem_free(some);
+    mem_free(p.layers);
+}
+
 static void done(const char *what) { /* says how long a part took */
     static f64 from;
     f64 now = os_now_ms();
@@ -562,10 +660,17 @@ static void done(const char *what) { /* says how long a part took */
 }
 
 int main(int argc, char **argv) {
-    bool quick = false;
-    for (int i = 1; i < argc; i++) quick = quick || strcmp(argv[i], "--quick") == 0;
+    bool quick = false, only_bench = false;
+    for (int i = 1; i < argc; i++) {
+        quick = quick || strcmp(argv[i], "--quick") == 0;
+        only_bench = only_bench || strcmp(argv[i], "--bench") == 0;
+    }
     done("");
     if (!open_both()) return test_end();
+    if (only_bench) {
+        bench(quick ? 1 : 30);
+        return test_end();
+    }
     reserve();
     check_rows();
     check_choice();
