@@ -464,14 +464,19 @@ static void convert_say_shares_(Convert *c) {
         if (!plan_is_ternary(it)) continue;
         f64 minus = 100 * (f64)it->counts[0] / n, zero = 100 * (f64)it->counts[1] / n,
             plus = 100 * (f64)it->counts[2] / n;
-        const char *why = zero < 1    ? "no zeros: these are signs, not absmean's codes"
-                          : zero > 80 ? "hardly anything but zeros: scaled by a maximum, not a mean"
-                          : zero < 15 || zero > 60 || minus - plus > 10 || plus - minus > 10
-                              ? "not what training with ternary weights gives"
-                              : NULL;
+        const char *why = NULL;
+        if (zero < 1)
+            why = "no zeros: these are signs, not absmean's codes";
+        else if (zero > 80)
+            why = "hardly anything but zeros: scaled by a maximum, not a mean";
+        else if (zero < 15 || zero > 60 || minus - plus > 10 || plus - minus > 10 ||
+                 it->error > 0.6)
+            why =
+                "not what training with ternary weights gives; was it finished, warm-up included?";
         if (why)
-            plan_say(&c->plan, true, "%s: %.1f%% are -1, %.1f%% 0, %.1f%% +1: %s", it->name, minus,
-                     zero, plus, why);
+            plan_say(&c->plan, true,
+                     "%s: %.1f%% are -1, %.1f%% 0, %.1f%% +1, rounding took %.1f%%: %s", it->name,
+                     minus, zero, plus, 100 * it->error, why);
     }
 }
 

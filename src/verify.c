@@ -321,8 +321,9 @@ static bool verify_item_(const Plan *plan, const Gguf *g, const PlanItem *it, bo
     mem_free(source);
     f64 n = (f64)(it->n_in * it->n_out) / 100;
     if (ok && plan_is_ternary(it))
-        plan_say(plan, false, "%s: %.1f%% are -1, %.1f%% 0, %.1f%% +1", it->name,
-                 (f64)it->counts[0] / n, (f64)it->counts[1] / n, (f64)it->counts[2] / n);
+        plan_say(plan, false, "%s: %.1f%% are -1, %.1f%% 0, %.1f%% +1; rounding took %.1f%%",
+                 it->name, (f64)it->counts[0] / n, (f64)it->counts[1] / n, (f64)it->counts[2] / n,
+                 100 * it->error);
     os_forget(t->data, t->n_bytes);
     if (it->form != FORM_MADE) os_forget(it->src, it->src_bytes);
     return ok;

@@ -258,6 +258,33 @@ def test_layouts(folder):
     t.check("largest difference 0." not in done, f"bitlinear: {done}")
 
 
+def test_statistics(folder):
+    """Shares of -1, 0 and +1 that training does not give are worth a warning with the numbers."""
+    source, out = os.path.join(folder, "strange"), os.path.join(folder, "strange.gguf")
+    random = numpy.random.default_rng(1)
+    for what, make, says in (
+        ("gaussian", lambda n: random.standard_normal(n), None),
+        ("signs", lambda n: random.choice([-1.0, 1.0], n), "0.0% 0, "),
+        (
+            "block maximum",
+            lambda n: random.choice([-1.0, 0.0, 1.0], n, p=[0.07, 0.86, 0.07]),
+            "zeros",
+        ),
+        ("outliers", lambda n: random.standard_cauchy(n), "rounding took"),
+    ):
+        ck.write_family(source, "bitnet-b158")
+        tensors = tensors_of_family("bitnet-b158")
+        for name, (_, shape, _) in list(tensors.items()):
+            if "proj" in name:
+                w = make(int(numpy.prod(shape))).clip(-6e4, 6e4).astype("<f2")
+                tensors[name] = ("F16", shape, w.tobytes())
+        ck.write_safetensors(os.path.join(source, "model.safetensors"), tensors)
+        said = convert(source, out, "--type", "q2_0")
+        warned = [x for x in said.splitlines() if "warning" in x and "% are -1" in x]
+        t.check(bool(warned) == bool(says), f"{what}: {said}")
+        t.check(not says or all(says in x for x in warned), f"{what}: {warned}")
+
+
 def protobuf(field, kind, data):
     return bytes([field << 3 | kind]) + (bytes([len(data)]) if kind == 2 else b"") + data
 
@@ -618,6 +645,7 @@ def main():
             test_families,
             test_record,
             test_layouts,
+            test_statistics,
             test_sentencepiece,
             test_crimes,
             test_interrupted,
