@@ -88,7 +88,9 @@ static const char *cpu_reserve(void *self, i32 n_rows_max, i32 n_in_max, i32 n_c
     Err e = {0};
     c->n_rows_max = n_rows_max;
     c->q_stride_max = kern_padded(n_in_max);
-    c->n_cell_max = (n_cell_max + 15) & ~15; /* whole cache lines: threads do not share one */
+    /* whole cache lines, an odd number of them: threads share none, and the scores of a cell do not
+     * all fall into one set of the cache */
+    c->n_cell_max = ((n_cell_max + 31) & ~31) + 16;
     c->q = mem_alloc_n((u64)n_rows_max, (u64)c->q_stride_max, &e);
     c->inv_scale = mem_alloc_n((u64)n_rows_max, sizeof(f32), &e);
     c->sum = mem_alloc_n((u64)n_rows_max, sizeof(i32), &e);
