@@ -672,19 +672,22 @@ static bool model_field_(Model *m, const ModelField *f, ModelSource *from, Err *
                    STR_ARG(word));
 }
 
+/* The row that --convention names. */
+static bool model_named_convention_(const char *name, i32 *row, Err *e) {
+    char known[160] = "";
+    for (i32 i = 0, n = 0; i < CONVENTIONS; i++, n = (i32)strlen(known)) {
+        if (strcmp(name, MODEL_CONVENTIONS[i].name) == 0) return *row = i, true;
+        snprintf(known + n, sizeof known - (size_t)n, "%s%s", i ? ", " : "",
+                 MODEL_CONVENTIONS[i].name);
+    }
+    return err_set(e, ERR_USAGE, "'%s' is not a convention of decoding; those are %s", name, known);
+}
+
 /* The record before the file's keys: a convention, as the flag or else the family names it. */
 static bool model_convention_(Model *m, const char *name, Err *e) {
     i32 row = m->family->convention;
     ModelSource from = name ? FROM_FLAG : row ? FROM_FAMILY : FROM_DEFAULT;
-    char known[160] = "";
-    for (i32 i = 0, n = 0; name && i < CONVENTIONS; i++, n = (i32)strlen(known))
-        snprintf(known + n, sizeof known - (size_t)n, "%s%s", i ? ", " : "",
-                 MODEL_CONVENTIONS[i].name);
-    for (row = name ? 0 : row; name && row < CONVENTIONS; row++)
-        if (strcmp(name, MODEL_CONVENTIONS[row].name) == 0) break;
-    if (row == CONVENTIONS)
-        return err_set(e, ERR_USAGE, "'%s' is not a convention of decoding; those are %s", name,
-                       known);
+    if (name && !model_named_convention_(name, &row, e)) return false;
     m->decode = MODEL_CONVENTIONS[row].record;
     for (i32 i = 0; i < RECORD_FIELDS; i++) m->decode.from[i] = from;
     return true;

@@ -195,13 +195,13 @@ static f64 tempo_cost_(const Tempo *t, size_t way, i32 n_streams) {
            (s->tokens * n_streams);
 }
 
-/* What a block is expected to cost before any was seen: its denoising forwards, those over the whole
- * block that open each sub-block, and the commit. */
+/* What a block is expected to cost before any was seen: its denoising forwards, of which those that
+ * open a sub-block run the whole block, and the rows of the commit, which ride along. */
 static TempoSeen tempo_guess_(const TempoWay *way, i32 block, i32 sub) {
     f64 looks = block / (way->wide ? TEMPO_GUESS_WIDE : TEMPO_GUESS);
     f64 whole = way->dual ? MIN_OF(looks, (f64)block / sub) : looks;
     return (TempoSeen){.tokens = block,
-                       .forwards = looks + 1,
+                       .forwards = looks,
                        .rows = (whole + 1) * block + (looks - whole) * sub};
 }
 
