@@ -740,11 +740,13 @@ AVX512_FN INLINE void avx512_dense_rows_(DlmMatKind kind, f32 *y, i64 y_stride, 
         }
     }
     const __mmask16 tail = (__mmask16)((1u << (n_in - whole)) - 1);
-    UNROLL
-    for (int j = 0; tail && j < 16; j++) /* the other lanes stay as they are */
-        acc[j] = _mm512_mask3_fmadd_ps(
-            avx512_load_weights_(kind, row[j % n_c] + (i64)whole * size, tail),
-            _mm512_maskz_loadu_ps(tail, x + j / n_c * x_stride + whole), acc[j], tail);
+    if (tail) { /* the other lanes stay as they are */
+        UNROLL
+        for (int j = 0; j < 16; j++)
+            acc[j] = _mm512_mask3_fmadd_ps(
+                avx512_load_weights_(kind, row[j % n_c] + (i64)whole * size, tail),
+                _mm512_maskz_loadu_ps(tail, x + j / n_c * x_stride + whole), acc[j], tail);
+    }
     f32 out[16];
     _mm512_storeu_ps(out, avx512_fold16_(acc));
     const __mmask16 mask = avx512_mask_(n_out);
