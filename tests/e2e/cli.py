@@ -537,7 +537,7 @@ def options():
 def test_help():
     topics = ("modes", "rules", "formats", "sampling", "exit-codes", "env", "sandbox", "health")
     verbs = ("run", "chat", "serve", "health", "cert", "info", "bench", "tokenize", "detokenize")
-    verbs += ("version", "help", "completion")
+    verbs += ("convert", "diff", "version", "help", "completion")
     for name in (None, *topics, *verbs):
         done = run("help", *([name] if name else []))
         text = done.stdout.decode()
