@@ -1558,6 +1558,10 @@ AVX512_FN INLINE void avx512_columns_(TileAcc *acc, const u8 *tiles, i32 n_tiles
     const __m512i mask = _mm512_set1_epi8(3);
     const i64 next = (i64)n_tiles * DLM_TILE_BYTES;
     const int n_chains = n_rows * n_columns > 8 ? 1 : 2;
+    /* of a pair's columns, the second begins where the first ends: what comes after their ends are
+     * the beginnings of the next pair's, a column further on */
+    const i64 ahead = TILE_AHEAD / n_columns, past = n_columns == 2 ? next : 0;
+    const i32 turn = n_tiles - (i32)(ahead / DLM_TILE_BYTES);
     __m512i part[8][2][2];
     UNROLL
     for (int m = 0; m < n_rows; m++)
@@ -1567,7 +1571,8 @@ AVX512_FN INLINE void avx512_columns_(TileAcc *acc, const u8 *tiles, i32 n_tiles
         UNROLL
         for (int g = 0; g < n_columns; g++) {
             w[g] = _mm512_load_si512(tiles + g * next);
-            _mm_prefetch((const char *)tiles + g * next + TILE_AHEAD, _MM_HINT_T0);
+            _mm_prefetch((const char *)tiles + g * next + (t < turn ? ahead : ahead + past),
+                         _MM_HINT_T0);
         }
         UNROLL
         for (int l = 0; l < 4; l++) {
