@@ -640,8 +640,8 @@ static void bench(i32 n_layers) {
         *buffers[i] = on_gpu(some, (i64)BENCH_ROWS_MOST * BENCH_FF);
     check_heads(&(Heads){4, 1, 128, 128, 9, 150, 1, DLM_F16,
                          DLM_ROPE_NEOX}); /* so that passes are recorded */
-    printf(
-        "| rows | ms | GB/s of weights | of copy | G multiply-adds/s | of int8 |\n|---|---|---|---|---|---|\n");
+    printf("| rows | ms | GB/s of weights | of copy | G multiply-adds/s | of int8 |\n"
+           "|---|---|---|---|---|---|\n");
     for (size_t i = 0; i < COUNT_OF(rows); i++) {
         f64 ms = bench_ms(&p, rows[i]), gbs = (f64)bytes / ms / 1e6,
             g = (f64)macs * rows[i] / ms / 1e6;
