@@ -781,7 +781,8 @@ static void decode_next_block_(Decode *d, i32 begin) {
     decode_reveal_(d, begin, d->best[0], d->best_prob[0]);
 }
 
-static void decode_after_denoise_(Decode *d) {
+/* Where the active block has nothing left to reveal: on to its commit, the next block or the end. */
+static void decode_leave_block_(Decode *d) {
     bool open = d->window ? !d->finish : decode_has_masks_(d, d->block_begin, d->block_end);
     if (d->window) decode_slide_(d);
     if (open) return;
@@ -908,7 +909,7 @@ static bool decode_absorb(Decode *d, f32 *logits, const DecodeEvents *ev, Err *e
     }
     if (phase == PHASE_PREFILL) d->n_from_prefill = d->n_reveals;
     if (!decode_advance_(d, ev, e)) return false;
-    if (phase == PHASE_DENOISE) decode_after_denoise_(d);
+    if (d->phase == PHASE_DENOISE) decode_leave_block_(d); /* a commit can fill a block of one */
     if (d->finish && (d->p.early_stop || ar)) d->phase = PHASE_DONE;
     decode_send_(d, ev, d->phase == PHASE_DONE);
     return true;

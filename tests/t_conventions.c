@@ -250,6 +250,32 @@ static void check_suffix(const char *model) {
     CHECK_ERR(e, ERR_USAGE, "fast-dllm-v2");
 }
 
+/* ---- a block of one, whose token the commit before it gives ---- */
+
+static void check_lone_tokens(const char *model) {
+    const i32 prompt[] = {3, 5, 8, 2};
+    Engine *g = open_engine(model, "fast-dllm-v2", 0, 1);
+    DecodeResult ar, blocks;
+    Err e = {0};
+    DecodeParams p = decode_params_default();
+    p.max_tokens = 40, p.early_stop = false, p.mode = DECODE_AR;
+    if (!g || !CHECK_OK(engine_generate(g, 0, prompt, 4, &p, NULL, &ar, &e), e)) return;
+    p.mode = DECODE_ITERATIVE, p.block_size = 1;
+    CHECK_OK(engine_generate(g, 0, prompt, 4, &p, NULL, &blocks, &e), e);
+    CHECK_INT(blocks.ids.n, ar.ids.n);
+    CHECK_MEM(blocks.ids.p, ar.ids.p, ar.ids.n * sizeof(i32));
+    CHECK_INT(blocks.n_forwards_denoise, 0);
+    decode_result_free(&ar);
+    decode_result_free(&blocks);
+    i32 n_ctx = g->graph_options.n_ctx; /* the last block has room for one token */
+    p.max_tokens = INT32_MAX, p.block_size = p.sub_block_size = 7;
+    CHECK_INT(n_ctx % p.block_size, 1);
+    CHECK_OK(engine_generate(g, 0, prompt, 4, &p, NULL, &blocks, &e), e);
+    CHECK((i32)blocks.ids.n == n_ctx - 4 || strcmp(blocks.finish, "stop") == 0);
+    decode_result_free(&blocks);
+    engine_close(g);
+}
+
 /* ---- the rule itself ---- */
 
 static void check_rule(void) {
@@ -301,6 +327,7 @@ int main(void) {
         engine_close(g);
     }
     check_suffix(model);
+    check_lone_tokens(model);
     json_free(&d);
     test_file_free(text);
     return test_end();
