@@ -152,6 +152,13 @@ static size_t str_find(Str hay, Str needle, size_t from) {
     return SIZE_MAX;
 }
 
+/* s without the bytes of `set` at either end. */
+static Str str_trim(Str s, Str set) {
+    while (s.n && memchr(set.p, s.p[0], set.n)) s = str_cut(s, 1, s.n);
+    while (s.n && memchr(set.p, s.p[s.n - 1], set.n)) s.n--;
+    return s;
+}
+
 /* FNV-1a: the hash of every string table in the house. */
 static u64 str_hash(Str s) {
     u64 h = 0xcbf29ce484222325u;

@@ -97,9 +97,7 @@ static bool http_is_token_(Str s) {
 }
 
 static Str http_trim_(Str s) {
-    while (s.n && (s.p[0] == ' ' || s.p[0] == '\t')) s = str_cut(s, 1, s.n);
-    while (s.n && (s.p[s.n - 1] == ' ' || s.p[s.n - 1] == '\t')) s.n--;
-    return s;
+    return str_trim(s, STR(" \t"));
 }
 
 /* ---- refusing ---- */

@@ -38,11 +38,7 @@ static const TlKernel TL2_PRESETS_[] = {
 
 /* ---- kernel_config.ini: sections of m, k, bm, bk, bmm ---- */
 
-static Str tl_trim_(Str s) {
-    while (s.n > 0 && (s.p[0] == ' ' || s.p[0] == '\t')) s = str_cut(s, 1, s.n);
-    while (s.n > 0 && (s.p[s.n - 1] == ' ' || s.p[s.n - 1] == '\t' || s.p[s.n - 1] == '\r')) s.n--;
-    return s;
-}
+static const Str TL_BLANKS_ = {" \t\r", 3};
 
 /* Where a key's value goes; NULL for a key that does not matter here. */
 static i32 *tl_field_(TlKernel *k, Str key) {
@@ -85,9 +81,9 @@ static const char *tl_line_(TlConfig *c, Str line) {
     size_t at = MIN_OF(equals, colon);
     if (at == SIZE_MAX) return "this is no section, key or comment";
     if (c->n == 0) return "this key comes before the first section";
-    i32 *to = tl_field_(&c->kernels[c->n - 1], tl_trim_(str_cut(line, 0, at)));
+    i32 *to = tl_field_(&c->kernels[c->n - 1], str_trim(str_cut(line, 0, at), TL_BLANKS_));
     if (to && *to) return "this key comes twice in its section";
-    if (to && !tl_number_(tl_trim_(str_cut(line, at + 1, line.n)), to))
+    if (to && !tl_number_(str_trim(str_cut(line, at + 1, line.n), TL_BLANKS_), to))
         return "a number of 1 or more is wanted";
     return NULL;
 }
@@ -97,7 +93,7 @@ static bool tl_parse(TlConfig *c, Str text, const char *label, Err *e) {
     *c = (TlConfig){0};
     for (u32 number = 1; text.n > 0; number++) {
         size_t end = MIN_OF(str_find(text, STR("\n"), 0), text.n);
-        const char *wrong = tl_line_(c, tl_trim_(str_cut(text, 0, end)));
+        const char *wrong = tl_line_(c, str_trim(str_cut(text, 0, end), TL_BLANKS_));
         if (wrong) return err_set(e, ERR_MODEL, "%s, line %u: %s", label, number, wrong);
         text = str_cut(text, end + 1, text.n);
     }

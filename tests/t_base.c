@@ -17,6 +17,8 @@ static void test_slices(void) {
     CHECK_STR(str_cut(s, 6, 10), STR("diff"));
     CHECK_STR(str_cut(s, 6, SIZE_MAX), STR("diffusion"));
     CHECK_STR(str_cut(s, 10, 6), STR(""));
+    CHECK_STR(str_trim(STR("\t a b \0 "), STR(" \t")), STR("a b \0"));
+    CHECK_STR(str_trim(STR("  "), STR(" ")), STR(""));
     CHECK_STR(str_cut(s, SIZE_MAX, SIZE_MAX), STR(""));
 
     CHECK_U64(str_find(s, STR("i"), 0), 7);
