@@ -1788,7 +1788,7 @@ static const char *api_put_stream_calls_(Buf *out, const ApiReply *a, i32 index,
     if (!a->req->tools || a->req->route != API_CHAT) return api_finish_(answer->r);
     api_read_answer_(a, answer->r, &c);
     Str all = buf_view(&answer->r->text);
-    Str rest = str_cut(all, answer->n_sent, (size_t)(c.text.p - all.p) + c.text.n);
+    Str rest = str_cut(all, answer->n_sent, c.text.n);
     if (rest.n) api_send_chunk_(out, a, index, &rest, (Str){0}, NULL, (Str){"", 0});
     if (c.n) {
         buf_str(&body, STR("\"delta\":{"));

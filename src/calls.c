@@ -21,7 +21,9 @@
 
 #define CALLS_MAX 32
 #define CALLS_NODES_MAX 65536u
+#define CALLS_BLANKS_MAX 16u /* of white space before the first call; more is text */
 static const Str CALLS_BEGIN = {"<tool_call>", 11}, CALLS_END = {"</tool_call>", 12};
+static const Str CALLS_BLANKS = {" \t\r\n", 4};
 
 typedef struct {
     JsonDoc doc;
@@ -39,15 +41,17 @@ static void calls_free(Calls *c) {
     *c = (Calls){0};
 }
 
-static Str calls_trim_(Str s) {
-    while (s.n && strchr(" \t\r\n", s.p[s.n - 1])) s.n--;
-    while (s.n && strchr(" \t\r\n", s.p[0])) s = str_cut(s, 1, s.n);
-    return s;
+/* The text before a call that begins at `at`. */
+static Str calls_before_(Str s, size_t at) {
+    size_t n = at;
+    while (n && at - n < CALLS_BLANKS_MAX && memchr(CALLS_BLANKS.p, s.p[n - 1], CALLS_BLANKS.n))
+        n--;
+    return str_cut(s, 0, n);
 }
 
 static bool calls_read_one_(Call *c, Str body) {
     c->doc.nodes_max = CALLS_NODES_MAX;
-    if (!json_parse(&c->doc, calls_trim_(body), NULL)) return false;
+    if (!json_parse(&c->doc, body, NULL)) return false;
     u32 arguments = json_get(&c->doc, 0, "arguments");
     if (json_type(&c->doc, arguments) == JSON_OBJECT)
         c->arguments = c->doc.nodes[arguments].text;
@@ -62,7 +66,7 @@ static bool calls_read_(Calls *c, Str rest) {
         size_t end = str_find(rest, CALLS_END, CALLS_BEGIN.n);
         size_t after = end == SIZE_MAX ? rest.n : end + CALLS_END.n; /* the last may go unclosed */
         if (!calls_read_one_(&c->calls[c->n++], str_cut(rest, CALLS_BEGIN.n, end))) return false;
-        rest = calls_trim_(str_cut(rest, after, rest.n));
+        rest = str_trim(str_cut(rest, after, rest.n), CALLS_BLANKS);
     }
     return true;
 }
@@ -73,21 +77,23 @@ static void calls_read(Calls *c, Str answer) {
     size_t at = str_find(answer, CALLS_BEGIN, 0);
     *c = (Calls){.text = answer};
     if (at == SIZE_MAX) return;
-    if (calls_read_(c, calls_trim_(str_cut(answer, at, answer.n)))) {
-        c->text = calls_trim_(str_cut(answer, 0, at));
+    if (calls_read_(c, str_cut(answer, at, answer.n))) {
+        c->text = calls_before_(answer, at);
     } else {
         calls_free(c);
         c->text = answer;
     }
 }
 
-/* How many bytes of a text that goes on may belong to a call: they must wait. */
+/* How many bytes of a text that goes on may belong to a call, or be the white space before it: they
+ * must wait. */
 static size_t calls_held(Str text) {
     size_t at = str_find(text, CALLS_BEGIN, 0);
-    if (at != SIZE_MAX) return text.n - at;
-    for (size_t n = MIN_OF(CALLS_BEGIN.n - 1, text.n); n > 0; n--)
-        if (memcmp(text.p + text.n - n, CALLS_BEGIN.p, n) == 0) return n;
-    return 0;
+    if (at == SIZE_MAX) { /* then at what may become one */
+        at = text.n - MIN_OF(CALLS_BEGIN.n - 1, text.n);
+        while (!str_starts(CALLS_BEGIN, str_cut(text, at, text.n))) at++;
+    }
+    return text.n - calls_before_(text, at).n;
 }
 
 #endif

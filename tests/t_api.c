@@ -817,7 +817,9 @@ static void test_tool_streams(void) {
     static const struct {
         const char *answer, *text, *finish;
         i32 n;
-    } cases[] = {{"So.\n" CALL, "So.\n", "tool_calls", 1},
+    } cases[] = {{"So.\n" CALL, "So.", "tool_calls", 1},
+                 {"\n \n" CALL, "", "tool_calls", 1},
+                 {"So. \n\n", "So. \n\n", "stop", 0},
                  {CALL "\n" CALL, "", "tool_calls", 2},
                  {"a <tool_call> b", "a <tool_call> b", "stop", 0},
                  {"a <tool", "a <tool", "stop", 0}};
@@ -840,7 +842,7 @@ static void test_tool_streams(void) {
             api_put_stream_finish(&out, &a, 0, &answer);
             Str rest = buf_view(&out), data = event(&rest, NULL);
             if (str_find(data, STR("\"content\""), 0) != SIZE_MAX) {
-                buf_str(&text, str_cut(whole_text, held.n_sent, whole_text.n));
+                buf_str(&text, str_cut(whole_text, held.n_sent, strlen(cases[i].text)));
                 data = event(&rest, NULL);
             }
             CHECK_STR(buf_view(&text), str_of(cases[i].text));

@@ -17,7 +17,8 @@ static void check_read(void) {
         {ONE, "", 1, "f", "{\"a\": [1, {}], \"b\":\"\\\"\"}"},
         {"Let me see.\n" ONE "\n" TWO "\n", "Let me see.", 2, "f",
          "{\"a\": [1, {}], \"b\":\"\\\"\"}"},
-        {TWO TWO, "", 2, "g", "{}"},
+        {"\n\n" TWO TWO, "", 2, "g", "{}"},
+        {"  a                 " TWO, "  a ", 1, "g", "{}"}, /* 17 blanks: one is text */
         {"<tool_call>{\"name\":\"g\",\"arguments\":{}}", "", 1, "g", "{}"}, /* ended by the end */
         {"<tool_call>{\"name\":\"g\",\"arguments\":\"{\\\"x\\\":1}\"}</tool_call>", "", 1, "g",
          "{\"x\":1}"},
@@ -34,6 +35,7 @@ static void check_read(void) {
         "<tool_call>[]</tool_call>",
         TWO " and more text",
         TWO "<tool_call>",
+        "<tool_call> \v{\"name\":\"g\",\"arguments\":{}}</tool_call>",
         "</tool_call>" TWO "<",
     };
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
@@ -74,15 +76,26 @@ static void check_held(void) {
     } cases[] = {{"", 0},
                  {"abc", 0},
                  {"abc<", 1},
-                 {"a <tool", 5},
-                 {"a <tool_call", 10},
-                 {"a <tool_call>", 11},
+                 {"abc \n", 2},
+                 {"a                 ", 16},
+                 {"a <tool", 6},
+                 {"a <tool_call", 11},
+                 {"a <tool_call>", 12},
                  {"<tool_call>x", 12},
                  {"<tool>", 0},
                  {"<<", 1},
                  {"<tool_<tool_", 6}};
     for (size_t i = 0; i < COUNT_OF(cases); i++)
         CHECK_MSG(calls_held(str_of(cases[i].text)) == cases[i].held, "%s", cases[i].text);
+}
+
+/* A zero byte is no white space, and nothing to pass over. */
+static void check_zero(void) {
+    Str answer = STR(TWO "\0");
+    Calls c;
+    calls_read(&c, answer);
+    CHECK(c.n == 0 && str_eq(c.text, answer));
+    calls_free(&c);
 }
 
 /* The n-th allocation fails: all is text then, and nothing is kept. */
@@ -104,6 +117,7 @@ int main(void) {
     check_read();
     check_many();
     check_held();
+    check_zero();
     check_memory();
     return test_end();
 }
