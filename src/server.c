@@ -585,7 +585,7 @@ static void server_follow_(ServerCall_ *c) {
             api_put_stream_ping(&c->events, w->note.route);
         if (atomic_load(&w->server->state) == SERVER_CUTTING_)
             api_fail(&c->x, 503, "shutting_down", "the server is shutting down");
-        if (r == NET_WOKEN) more = server_take_mail_(c);
+        if (r != NET_END) more = server_take_mail_(c); /* a wake in the same moment was cleared */
         if (c->events.n && !c->gone) {
             server_flush_(c);
             written_ms = os_now_ms();
