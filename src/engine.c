@@ -60,7 +60,7 @@ typedef struct {
     Decode decode;
     DecodeEvents events; /* the caller's */
     bool busy;           /* started and not finished */
-    bool automatic;      /* the way of decoding was tempo's choice */
+    i32 way;             /* of decoding, as tempo chose it; -1: as the request said */
     u64 used;            /* Engine.clock when it was last started */
     i32 n_cached;        /* prompt tokens found in the cache */
     f64 from_ms, first_ms,
@@ -262,7 +262,7 @@ static bool engine_open_(Engine *g, const EngineOptions *o, Err *e) {
     if (!kern_open_cpu(&g->cpu, g->pool, o->cpu_level, e)) return false;
     if (!engine_plan_graph_(g, o, e) || !engine_choose_device_(g, o, e)) return false;
     if (!model_load(&g->model, &mo, &g->ops, e)) return false;
-    tempo_open(&g->tempo, &g->model, pool_threads(g->pool), o->notes);
+    tempo_open(&g->tempo, &g->model, pool_threads(g->pool), g->graph_options.n_ctx, o->notes);
     return engine_open_slots_(g, o, e);
 }
 
@@ -348,12 +348,12 @@ static bool engine_busy(const Engine *g, i32 slot) {
 /* *p with DECODE_AUTO turned into the way that is fastest here and now. */
 static DecodeParams engine_params_(Engine *g, i32 slot, const DecodeParams *p) {
     DecodeParams use = *p;
-    g->slots[slot].automatic = p->mode == DECODE_AUTO;
+    g->slots[slot].way = -1;
     if (p->mode != DECODE_AUTO) return use;
     i32 n_streams = 1;
     for (i32 i = 0; i < g->n_slots; i++) n_streams += engine_busy(g, i);
     if (tempo_prepare(&g->tempo, &g->graph, g->rows, slot)) g->slots[slot].decode.n_cached = 0;
-    tempo_choose(&g->tempo, &g->model, n_streams, &use);
+    g->slots[slot].way = tempo_choose(&g->tempo, &g->model, n_streams, &use);
     return use;
 }
 
@@ -524,7 +524,7 @@ static bool engine_finish(Engine *g, i32 slot, DecodeResult *r, Err *e) {
     r->ms_decode = os_now_ms() - s->from_ms - s->prefill_ms;
     for (i32 i = 0; i < d->n_out; i++)
         if (!tok_ids_push(&r->ids, d->tokens[d->n_prompt + i], e)) return false;
-    if (s->automatic && d->finish) tempo_note(&g->tempo, r);
+    if (s->way >= 0 && d->finish) tempo_note(&g->tempo, s->way, r);
     buf_put(&r->text, d->text.p, d->finish ? d->text.n : d->n_sent);
     return buf_ok(&r->text, "the answer", e);
 }

@@ -47,7 +47,7 @@ typedef struct {
 } TempoSeen;
 
 typedef struct {
-    i32 n_points, rows[TEMPO_POINTS]; /* rising */
+    i32 n_points, rows[TEMPO_POINTS]; /* rising, at most a slot's context */
     f64 ms[TEMPO_POINTS];             /* T(rows) */
     TempoSeen seen[COUNT_OF(TEMPO_WAYS)];
     u64 key;    /* of the machine and the model, in the notes */
@@ -64,7 +64,7 @@ static u64 tempo_hash_(u64 h, const void *p, size_t n) { /* FNV-1a */
     return h;
 }
 
-static u64 tempo_key_(const Model *m, i32 n_threads) {
+static u64 tempo_key_(const Tempo *t, const Model *m, i32 n_threads) {
     const i32 shape[] = {m->n_vocab,
                          m->n_embd,
                          m->n_layer,
@@ -78,15 +78,16 @@ static u64 tempo_key_(const Model *m, i32 n_threads) {
                          m->decode.block_size,
                          m->decode.sub_block_size};
     u64 h = tempo_hash_(14695981039346656037u, shape, sizeof shape);
+    h = tempo_hash_(h, t->rows, sizeof t->rows);
     h = tempo_hash_(h, m->name.p, m->name.n);
     return tempo_hash_(h, m->ops->name, strlen(m->ops->name));
 }
 
-/* The next number of a line of notes; false at its end or at anything else. */
+/* The next number of a line of notes, above 0; false at its end or at anything else. */
 static bool tempo_number_(const char **at, f64 *out) {
     char *end;
     *out = strtod(*at, &end);
-    bool ok = end != *at && *out >= 0 && *out < 1e12;
+    bool ok = end != *at && *out > 0 && *out < 1e12;
     *at = end;
     return ok;
 }
@@ -99,8 +100,7 @@ static void tempo_read_line_(Tempo *t, const char *line) {
     if (strncmp(line, head, (size_t)n) != 0) return;
     const char *at = line + n;
     bool ok = true;
-    for (i32 i = 0; ok && i < t->n_points; i++)
-        ok = tempo_number_(&at, &read.ms[i]) && read.ms[i] > 0;
+    for (i32 i = 0; ok && i < t->n_points; i++) ok = tempo_number_(&at, &read.ms[i]);
     for (size_t i = 0; ok && i < COUNT_OF(TEMPO_WAYS); i++)
         ok = tempo_number_(&at, &read.seen[i].tokens) &&
              tempo_number_(&at, &read.seen[i].forwards) && tempo_number_(&at, &read.seen[i].rows);
@@ -200,18 +200,20 @@ static f64 tempo_cost_(const Tempo *t, size_t way, i32 n_streams) {
 static TempoSeen tempo_guess_(const TempoWay *way, i32 block, i32 sub) {
     f64 looks = block / (way->wide ? TEMPO_GUESS_WIDE : TEMPO_GUESS);
     f64 whole = way->dual ? MIN_OF(looks, (f64)block / sub) : looks;
-    return (TempoSeen){.tokens = block,
-                       .forwards = looks,
-                       .rows = (whole + 1) * block + (looks - whole) * sub};
+    return (TempoSeen){
+        .tokens = block, .forwards = looks, .rows = (whole + 1) * block + (looks - whole) * sub};
 }
 
-/* Prepares a choice for this model; notes: a file open for reading and appending, or -1. */
-static void tempo_open(Tempo *t, const Model *m, i32 n_threads, int notes) {
+/* Prepares a choice for this model in slots of n_ctx tokens; notes: a file open for reading and
+ * appending, or -1. */
+static void tempo_open(Tempo *t, const Model *m, i32 n_threads, i32 n_ctx, int notes) {
     const i32 wanted[TEMPO_POINTS] = {1, m->decode.sub_block_size, m->decode.block_size};
-    *t = (Tempo){.chosen = -1, .notes = notes, .key = tempo_key_(m, n_threads)};
-    for (i32 i = 0; i < TEMPO_POINTS; i++)
-        if (t->n_points == 0 || wanted[i] > t->rows[t->n_points - 1])
-            t->rows[t->n_points++] = wanted[i];
+    *t = (Tempo){.chosen = -1, .notes = notes};
+    for (i32 i = 0; i < TEMPO_POINTS; i++) {
+        i32 n = MIN_OF(wanted[i], n_ctx);
+        if (t->n_points == 0 || n > t->rows[t->n_points - 1]) t->rows[t->n_points++] = n;
+    }
+    t->key = tempo_key_(t, m, n_threads);
     for (size_t i = 0; i < COUNT_OF(TEMPO_WAYS); i++)
         t->seen[i] = tempo_guess_(&TEMPO_WAYS[i], m->decode.block_size, m->decode.sub_block_size);
     tempo_read_notes_(t);
@@ -219,13 +221,14 @@ static void tempo_open(Tempo *t, const Model *m, i32 n_threads, int notes) {
 
 /* May this way serve this request? Models with shifted logits under a causal or block mask descend
  * from next-token prediction and can do one token at a time; of the others the forward is the whole
- * canvas, whatever the way. */
+ * canvas, whatever the way. A cache that the request names stays. */
 static bool tempo_allows_(const Model *m, const DecodeParams *p, const TempoWay *way) {
     const DecodeRecord *d = &m->decode;
     if (way->ar) return d->mask_id < 0 || (d->shift && d->attention != ATTEND_FULL);
     if (d->mask_id < 0) return false;
     if (way->wide && (p->sub_block_size || d->sub_block_size == d->block_size)) return false;
-    return way->dual ? p->dual_cache : !way->wide || p->dual_cache;
+    bool cached = p->dual_cache && p->cache != CACHE_NONE;
+    return way->dual ? cached : cached ? p->cache == CACHE_MODEL : !way->wide;
 }
 
 static void tempo_say_(const Tempo *t, size_t way, size_t next, i32 n_streams) {
@@ -241,9 +244,10 @@ static void tempo_say_(const Tempo *t, size_t way, size_t next, i32 n_streams) {
              1e3 / tempo_cost_(t, way, n_streams), than, curve);
 }
 
-/* Turns DECODE_AUTO in p into the fastest way; says so in one line when it is another one than
- * before. n_streams: answers made at the same time, this one included. After tempo_prepare. */
-static void tempo_choose(Tempo *t, const Model *m, i32 n_streams, DecodeParams *p) {
+/* Turns DECODE_AUTO in p into the fastest way, and returns which that is; says so in one line when it
+ * is another one than before. n_streams: answers made at the same time, this one included. After
+ * tempo_prepare. */
+static i32 tempo_choose(Tempo *t, const Model *m, i32 n_streams, DecodeParams *p) {
     size_t best = COUNT_OF(TEMPO_WAYS), next = best;
     for (size_t i = 0; i < COUNT_OF(TEMPO_WAYS); i++) {
         if (!tempo_allows_(m, p, &TEMPO_WAYS[i])) continue;
@@ -258,15 +262,15 @@ static void tempo_choose(Tempo *t, const Model *m, i32 n_streams, DecodeParams *
     t->chosen = (i32)best;
     const TempoWay *way = &TEMPO_WAYS[best];
     p->mode = way->ar ? DECODE_AR : DECODE_ITERATIVE;
-    if (way->ar) return;
-    p->dual_cache = way->dual;
+    if (!way->ar) p->dual_cache = way->dual;
     if (way->wide) p->sub_block_size = p->block_size ? p->block_size : m->decode.block_size;
+    return t->chosen;
 }
 
-/* Counts a finished answer that was made in the way that tempo_choose chose last. */
-static void tempo_note(Tempo *t, const DecodeResult *r) {
-    if (t->chosen < 0 || TEMPO_WAYS[t->chosen].ar || r->ids.n == 0) return;
-    TempoSeen *s = &t->seen[t->chosen];
+/* Counts a finished answer that was made in a way that tempo_choose chose. */
+static void tempo_note(Tempo *t, i32 way, const DecodeResult *r) {
+    if (TEMPO_WAYS[way].ar || r->ids.n == 0) return;
+    TempoSeen *s = &t->seen[way];
     s->tokens = TEMPO_FADE * s->tokens + (f64)r->ids.n;
     s->forwards = TEMPO_FADE * s->forwards + r->n_forwards_denoise + r->n_forwards_commit;
     s->rows = TEMPO_FADE * s->rows + (f64)r->n_rows;

@@ -196,7 +196,7 @@ static void check_context(void) {
         o.n_ctx = n_ctx;
         Engine *g = open_with(&o);
         TokIds ids = prompt_of(g, QUESTIONS[2]);
-        for (int mode = DECODE_AR; mode <= DECODE_ADAPTIVE; mode++) {
+        for (int mode = DECODE_AR; mode <= DECODE_AUTO; mode++) { /* auto measures, too */
             DecodeParams p = params((DecodeMode)mode, 0);
             DecodeResult r;
             Err e = {0};

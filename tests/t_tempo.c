@@ -19,7 +19,7 @@ static Model model_(bool shift, ModelAttention attention, i32 mask_id) {
 
 static Tempo curve_(const Model *m, f64 one, f64 sub, f64 block) {
     Tempo t;
-    tempo_open(&t, m, 2, -1);
+    tempo_open(&t, m, 2, 512, -1);
     CHECK_EQ_INT(t.n_points, 3);
     t.ms[0] = one, t.ms[1] = sub, t.ms[2] = block;
     return t;
@@ -41,8 +41,12 @@ static void test_times(void) {
     Model whole = m;
     whole.decode.sub_block_size = 32;
     Tempo two;
-    tempo_open(&two, &whole, 2, -1);
+    tempo_open(&two, &whole, 2, 512, -1);
     CHECK_EQ_INT(two.n_points, 2);
+    tempo_open(&two, &m, 2, 20, -1); /* a context too small for a block */
+    CHECK(two.n_points == 3 && two.rows[2] == 20);
+    tempo_open(&two, &m, 2, 2, -1);
+    CHECK(two.n_points == 2 && two.rows[1] == 2);
 }
 
 static void test_machines(void) {
@@ -74,6 +78,15 @@ static void test_wishes(void) {
     p.mode = DECODE_AUTO, p.dual_cache = false;
     tempo_choose(&t, &m, 1, &p);
     CHECK(p.mode == DECODE_ITERATIVE && !p.dual_cache);
+    for (i32 dual = 0; dual < 2; dual++)
+        for (i32 cache = CACHE_MODEL; cache <= CACHE_MASKED; cache++) { /* what is named stays */
+            p = decode_params_default();
+            p.mode = DECODE_AUTO, p.dual_cache = dual, p.cache = cache;
+            bool none = !dual || cache == CACHE_NONE;
+            tempo_choose(&t, &m, 1, &p);
+            CHECK(p.dual_cache == !none || cache == CACHE_MODEL);
+            CHECK_EQ_INT(p.cache, cache);
+        }
     /* not made for next tokens: never ar, however slow blocks are */
     m = model_(false, ATTEND_FULL, 5);
     Tempo full = curve_(&m, 1, 100, 1000);
@@ -92,10 +105,15 @@ static void test_learning(void) {
         DecodeResult r = {.n_forwards_denoise = 28, .n_forwards_commit = 1};
         r.n_rows = r.n_forwards_denoise * 8 + 5 * 24 + 32;
         r.ids.n = 32;
-        tempo_note(&t, &r);
+        tempo_note(&t, t.chosen, &r);
         answers++;
     }
     CHECK(answers >= 1 && answers < 20);
+    /* an answer counts for its own way, whatever another one chose since */
+    const TempoSeen before = t.seen[1];
+    DecodeResult one_each = {.ids.n = 32, .n_forwards_ar = 31};
+    tempo_note(&t, 0, &one_each);
+    CHECK(t.seen[1].tokens == before.tokens && t.seen[1].forwards == before.forwards);
 }
 
 static void test_notes(void) {
@@ -116,24 +134,28 @@ static void test_notes(void) {
 
     fd = os_open_notes(dir, "tempo", TEMPO_NOTES_MAX);
     Tempo again;
-    tempo_open(&again, &m, 2, fd);
+    tempo_open(&again, &m, 2, 512, fd);
     CHECK(again.ms[0] == 20 && again.ms[1] == 22 && again.ms[2] == 60);
     CHECK(again.seen[1].tokens == 640 && again.seen[1].rows == 3200);
     os_close(&fd);
 
     fd = os_open_notes(dir, "tempo", TEMPO_NOTES_MAX); /* of another machine */
-    tempo_open(&again, &m, 3, fd);
+    tempo_open(&again, &m, 3, 512, fd);
     CHECK(again.ms[0] == 0);
+    char zeros[96]; /* no counts to divide by */
+    int n_zeros = snprintf(zeros, sizeof zeros, "dlm1 %016llx 9 9 9 0 0 0 0 0 0 0 0 0 0 0 0\n",
+                           (unsigned long long)t.key);
+    CHECK(write(fd, zeros, (size_t)n_zeros) == n_zeros);
     const char bad[] = "dlm1 x\n\n\xff\xff dlm1\ndlm1 0000000000000000 1 2";
     CHECK(write(fd, bad, sizeof bad) == sizeof bad);
     os_close(&fd);
     fd = os_open_notes(dir, "tempo", TEMPO_NOTES_MAX); /* damage is passed over */
-    tempo_open(&again, &m, 2, fd);
+    tempo_open(&again, &m, 2, 512, fd);
     CHECK(again.ms[0] == 20);
     os_close(&fd);
 
     fd = os_open_notes(dir, "tempo", 10); /* too long: anew */
-    tempo_open(&again, &m, 2, fd);
+    tempo_open(&again, &m, 2, 512, fd);
     CHECK(again.ms[0] == 0);
     os_close(&fd);
     CHECK(os_open_notes("build/t_tempo/absent/deep", "tempo", 10) < 0);
