@@ -669,8 +669,8 @@ static bool decode_advance_(Decode *d, const DecodeEvents *ev, Err *e) {
         DecodeToken token = {.index = d->n_out++,
                              .token = d->tokens[pos],
                              .prob = d->probs[pos],
-                             .n_top = d->p.n_top,
                              .top = d->p.n_top ? d->tops + (i64)pos * DECODE_TOP_MAX : NULL};
+        while (token.n_top < d->p.n_top && token.top[token.n_top].token >= 0) token.n_top++;
         if (ev->token) ev->token(ev->arg, &token);
         if (tok_is_eog(d->m->tok, d->tokens[pos]))
             d->finish = "stop";
@@ -824,14 +824,15 @@ static void decode_change_row_(Decode *d, i32 *best, f32 *prob) {
     *prob = 1.0f / sum;
 }
 
-/* The likeliest tokens of d->row, whose best has probability best_prob. */
+/* The likeliest tokens of d->row, whose best has probability best_prob; those of no probability are
+ * left out, as token -1. */
 static void decode_keep_top_(Decode *d, i32 pos, i32 best, f32 best_prob) {
-    const SampleParams all = {.top_k = d->p.n_top, .top_p = 1};
+    const SampleParams all = {.top_k = d->p.n_top, .top_p = 2}; /* beyond where f32 reaches 1 */
     i32 n = sample_filter_(d->row, d->m->n_vocab, &all, d->row[best], 1.0f / best_prob, d->heap);
     for (i32 i = 0; i < d->p.n_top; i++) {
-        i32 id = i < n ? d->heap[d->m->n_vocab - 1 - i] : best;
-        d->tops[(i64)pos * DECODE_TOP_MAX + i] =
-            (DecodeTop){id, kern_expf(d->row[id] - d->row[best]) * best_prob};
+        i32 id = i < n ? d->heap[d->m->n_vocab - 1 - i] : -1;
+        f32 prob = id < 0 ? 0 : kern_expf(d->row[id] - d->row[best]) * best_prob;
+        d->tops[(i64)pos * DECODE_TOP_MAX + i] = (DecodeTop){id, prob};
     }
 }
 

@@ -373,6 +373,7 @@ static void on_token(void *arg, const DecodeToken *t) {
     CHECK_INT(t->n_top, 5);
     for (i32 i = 0; i < t->n_top; i++) {
         CHECK(i == 0 || t->top[i].prob <= t->top[i - 1].prob);
+        for (i32 k = 0; k < i; k++) CHECK(t->top[i].token != t->top[k].token);
         sum += (f64)t->top[i].prob;
     }
     CHECK(sum <= 1.0001);
@@ -394,6 +395,11 @@ static void check_changed_logits(void) {
         p.n_top = 5;
         CHECK_OK(engine_generate(g, 0, ids.p, (i32)ids.n, &p, &ev, &plain, &e), e);
         CHECK_INT(n, plain.ids.n);
+        DecodeBias certain = {.token = plain.ids.p[0], .bias = 60}; /* of probability 1 */
+        p.biases = &certain, p.n_biases = 1, p.max_tokens = 4, n = 0;
+        CHECK_OK(engine_generate(g, 0, ids.p, (i32)ids.n, &p, &ev, &r, &e), e);
+        decode_result_free(&r);
+        p.max_tokens = 100;
         DecodeBias never = {.token = plain.ids.p[1], .bias = -100};
         p.biases = &never, p.n_biases = 1, p.n_top = 0;
         CHECK_OK(engine_generate(g, 0, ids.p, (i32)ids.n, &p, NULL, &r, &e), e);
