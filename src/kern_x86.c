@@ -1486,6 +1486,10 @@ AVX2_FN static i32 avx2_sum(const i8 *q, i32 n) {
  */
 #define AVX2_FLUSH 10
 
+/* The compiler may add integers in another order, and would: all products of a tile first, which
+ * then live in memory. */
+#define IN_ORDER(sum) __asm__("" : "+x"(sum))
+
 AVX2_FN INLINE void avx2_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, const i8 *q, i64 q_stride,
                               int n_rows) {
     const __m256i mask = _mm256_set1_epi8(3), one16 = _mm256_set1_epi16(1);
@@ -1513,6 +1517,8 @@ AVX2_FN INLINE void avx2_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, const i
                     part[2 * m] = _mm256_add_epi16(part[2 * m], _mm256_maddubs_epi16(c0, a));
                     part[2 * m + 1] =
                         _mm256_add_epi16(part[2 * m + 1], _mm256_maddubs_epi16(c1, a));
+                    IN_ORDER(part[2 * m]);
+                    IN_ORDER(part[2 * m + 1]);
                 }
             }
         }
