@@ -30,6 +30,7 @@
 
 #include <stdatomic.h>
 
+#define API_TEMPLATE_VARS_MAX 32u
 #define API_NODES_MAX ((u32)1 << 18) /* JSON values of one body: 8 MiB of nodes */
 #define API_MESSAGES_MAX 4096u
 #define API_CHOICES_MAX 32 /* prompts times n of one request */
@@ -285,6 +286,7 @@ typedef struct {
     Str suffix, content;
     TokIds suffix_ids; /* of suffix */
     u32 tools;         /* a node: what the model is told that it may call; 0: nothing */
+    u32 template_vars; /* a node: an object of further variables of the chat template; 0: none */
     bool parallel_tool_calls;
     bool stream, include_usage, include_diffusion, echo, return_tokens;
     bool add_special, parse_special, with_pieces;
@@ -573,6 +575,14 @@ static bool api_read_tools_(ApiParser_ *p, ApiValue_ v) {
     return true;
 }
 
+/* What some templates ask for, as {"enable_thinking": false}. */
+static bool api_read_template_vars_(ApiParser_ *p, ApiValue_ v) {
+    if (json_type(p->d, v.node) != JSON_OBJECT || json_count(p->d, v.node) > API_TEMPLATE_VARS_MAX)
+        return api_want_(p, v, "an object of at most 32 variables of the chat template");
+    p->r->template_vars = v.node;
+    return true;
+}
+
 /* Calls that were made earlier in the conversation. */
 static bool api_read_calls_(ApiParser_ *p, ApiValue_ v) {
     return api_are_functions_(p, v, true);
@@ -740,6 +750,7 @@ static const ApiField API_FIELDS[] = {
     {"tools", IN_CHAT | IN_ANTHROPIC | IN_TEMPLATE, API_READ, .read = api_read_tools_},
     {"tool_choice", IN_CHAT | IN_ANTHROPIC, API_READ, .read = api_read_tool_choice_},
     {"function_call", IN_CHAT, API_READ, .read = api_read_tool_choice_},
+    {"chat_template_kwargs", IN_CHAT | IN_TEMPLATE, API_READ, .read = api_read_template_vars_},
     {"parallel_tool_calls", IN_CHAT, API_BOOL, API_AT(parallel_tool_calls)},
     {"tool_calls", IN_MESSAGE, API_READ, .read = api_read_calls_},
     {"response_format", IN_OPENAI, API_READ, .read = api_read_text_format_},
@@ -785,7 +796,7 @@ static const struct {
 
     {IN_MESSAGE, API_REFUSED, "function_call audio"},
     {IN_PART, API_REFUSED, "citations"},
-    {IN_CHAT, API_REFUSED, "functions audio web_search_options moderation chat_template_kwargs"},
+    {IN_CHAT, API_REFUSED, "functions audio web_search_options moderation"},
     {IN_ANTHROPIC, API_REFUSED, "container output_config mcp_servers context_management"},
     {IN_OPENAI, API_REFUSED,
      "dynatemp_range dry_multiplier xtc_probability mirostat min_keep min_tokens n_indent "
@@ -1097,6 +1108,7 @@ static bool api_render_(const ApiRequest *r, const ApiModel *m, i64 now_unix, Tm
                   .add_generation_prompt = true,
                   .now_unix = now_unix};
     if (r->tools) v.tools = (TmplData){&r->doc, r->tools};
+    if (r->template_vars) v.more = (TmplData){&r->doc, r->template_vars};
     return tmpl_render(m->chat_template, r->messages, r->n_messages, &v, out, &e) ||
            api_take_err(x, &e);
 }

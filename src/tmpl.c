@@ -3893,9 +3893,8 @@ static void tmpl_out_free(TmplOut *out) {
 /* The bytes that the template is given, about; what is in a document counts once. */
 static u64 tmpl_input_(Str source, const TmplMsg *msgs, size_t n_msgs, const TmplVars *v) {
     u64 input = source.n;
-    const JsonDoc *seen = v->tools.doc;
+    const JsonDoc *seen = v->tools.doc ? v->tools.doc : v->more.doc;
     if (seen) input += (u64)seen->n * TMPL_NODE_BYTES;
-    if (v->more.doc && v->more.doc != seen) input += (u64)v->more.doc->n * TMPL_NODE_BYTES;
     for (size_t i = 0; i < n_msgs; i++) {
         const JsonDoc *doc = msgs[i].more.doc ? msgs[i].more.doc : msgs[i].content_data.doc;
         if (doc && doc != seen) input += (u64)doc->n * TMPL_NODE_BYTES;

@@ -782,6 +782,35 @@ static void test_tool_requests(void) {
     served.chat_template = before;
 }
 
+/* Variables for the template: those of its own hold before them, and what is no object is refused. */
+static void test_template_vars(void) {
+    const Str before = served.chat_template;
+    served.chat_template =
+        STR("{{ think }}{{ bos_token }}{{ messages[0].content }}{{ tools is none }}");
+    static const ApiRoute routes[] = {API_CHAT, API_TEMPLATE};
+    for (size_t i = 0; i < COUNT_OF(routes); i++) {
+        Parsed *p = parse(routes[i], CHAT("\"chat_template_kwargs\":{\"think\":[1,{\"a\":null}],"
+                                          "\"messages\":1,\"bos_token\":\"!\",\"tools\":[]}"));
+        TmplOut text = {0};
+        Buf want = {0};
+        buf_printf(&want, "[1, {'a': None}]%.*sxTrue", STR_ARG(tok_text(&tok, tok.bos)));
+        CHECK_MSG(p->ok && api_render_(&p->r, &served, 0, &text, &p->x), "%s", p->x.err.msg);
+        CHECK_STR(buf_view(&text.text), buf_view(&want));
+        buf_free(&want);
+        tmpl_out_free(&text);
+        done(p);
+    }
+    Buf many = {0};
+    buf_str(&many, STR("{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],"
+                       "\"chat_template_kwargs\":{\"v\":0"));
+    for (u32 i = 0; i < API_TEMPLATE_VARS_MAX; i++) buf_printf(&many, ",\"v%u\":0", i);
+    buf_str(&many, STR("}}"));
+    refused(API_CHAT, many.p, "chat_template_kwargs", "at most 32");
+    refused(API_CHAT, CHAT("\"chat_template_kwargs\":[]"), "chat_template_kwargs", "an object");
+    buf_free(&many);
+    served.chat_template = before;
+}
+
 static void test_tool_answers(void) {
     const Str before = served.chat_template;
     const char *answer = "So.\n" CALL "\n" CALL;
@@ -1174,6 +1203,7 @@ int main(void) {
     test_stream_chat();
     test_stream_others();
     test_tool_requests();
+    test_template_vars();
     test_tool_answers();
     test_tool_streams();
     test_logprobs();

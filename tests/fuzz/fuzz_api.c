@@ -16,13 +16,14 @@ static const ApiModel *our_model(void) {
                 .tok = &t,
                 .n_vocab = (i32)t.n_vocab,
                 .decode = {.mask_id = 0, .block_size = 32, .sub_block_size = 8, .threshold = 0.9f}};
-    served = (ApiModel){
-        .model = &m,
-        .name = STR("m"),
-        .chat_template = STR("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"),
-        .n_ctx = 4096,
-        .block_max = 64,
-        .decode = decode_params_default()};
+    served = (ApiModel){.model = &m,
+                        .name = STR("m"),
+                        .chat_template = STR(
+                            "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ m.tool_calls }}"
+                            "\n{% endfor %}{{ tools | tojson }}{{ v }}"),
+                        .n_ctx = 4096,
+                        .block_max = 64,
+                        .decode = decode_params_default()};
     return &served;
 }
 
@@ -36,7 +37,8 @@ static void check_json(Buf *b) {
 static void check_replies(const ApiRequest *r, const ApiModel *m) {
     static const u64 random[2] = {1, 2};
     ApiReply a = api_reply(r, m, 0, random);
-    DecodeResult result = {.finish = "stop"};
+    static char call[] = "a <tool_call>{\"name\":\"f\",\"arguments\":{}}</tool_call>";
+    DecodeResult result = {.finish = "stop", .text = {.p = call, .n = sizeof call - 1}};
     ApiAnswer answers[API_CHOICES_MAX];
     Buf out = {0}, events = {0};
     for (i32 i = 0; i < api_n_choices(r); i++) answers[i] = (ApiAnswer){.r = &result};
