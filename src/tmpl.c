@@ -1292,6 +1292,7 @@ static bool tmpl_attribute_(Tmpl_ *s, const TmplVal_ *obj, const TmplVal_ *attri
     *out = *obj;
     if (attribute->kind != TMPL_STR) return tmpl_item_(s, obj, attribute, out);
     Str path = tmpl_bytes_(attribute->s);
+    if (!tmpl_work_(s, path.n)) return false;
     for (size_t i = 0, end; i <= path.n; i = end + 1) {
         end = MIN_OF(str_find(path, STR("."), i), path.n);
         TmplVal_ key = tmpl_str_(tmpl_cut_(attribute->s, i, end)), from = *out;

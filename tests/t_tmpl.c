@@ -279,6 +279,8 @@ static void test_limits(void) {
         ERR_MODEL, "runs too long");
     check_error("{{ 'aaaaaaaaaaaaaaaa' * 1000000000 }}", ERR_MEMORY, "does not fit");
     check_error("{{ range(2000000) }}", ERR_MODEL, "grows beyond");
+    check_error("{{ range(300000) | map(attribute='a' * 1000000) | list }}", ERR_MODEL,
+                "runs too long");
     check_error("{% set ns = namespace(t='aaaaaaaa') %}"
                 "{% for i in range(60) %}{% set ns.t = ns.t + ns.t %}{% endfor %}",
                 ERR_MODEL, "too");
