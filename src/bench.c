@@ -521,24 +521,39 @@ static void bench_plot_line_(const BenchResult *r, const BenchScale *s, bool bou
     buf_str(out, STR("\"/>\n"));
 }
 
+/* A text that anybody may have written, where SVG expects one. */
+static void bench_put_xml_(Buf *out, Str s) {
+    for (size_t i = 0; i < s.n; i++) {
+        u8 c = (u8)s.p[i];
+        if (c == '<' || c == '>' || c == '&')
+            buf_printf(out, "&#%d;", c);
+        else
+            buf_char(out, c < ' ' ? ' ' : s.p[i]);
+    }
+}
+
 /* Writes T(rows) and its bound as an SVG picture. */
 static void bench_plot(const Engine *g, const BenchResult *r, Buf *out) {
     f64 low = 1e300, high = 0, most = 2;
     for (i32 i = 0; i < r->n_rows; i++) {
         const BenchRow *b = &r->rows[i];
         if (b->bound_ms > 0)
-            low = MIN_OF(low, b->bound_ms), high = MAX_OF(high, b->ms), most = b->rows;
+            low = MIN_OF(low, b->bound_ms), high = MAX_OF(high, b->ms),
+            most = MAX_OF(most, b->rows);
     }
     const BenchScale s = {kern_log(most), kern_log(low), kern_log(high / low * 1.2)};
     buf_printf(out,
                "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" "
                "font-family=\"sans-serif\" font-size=\"13\">\n"
                "<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n"
-               "<text x=\"%d\" y=\"24\">%.*s: milliseconds of a forward by its rows; level %s, %d "
+               "<text x=\"%d\" y=\"24\">",
+               BENCH_PLOT_WIDTH, BENCH_PLOT_HEIGHT, BENCH_PLOT_MARGIN);
+    bench_put_xml_(out, g->model.name);
+    buf_printf(out,
+               ": milliseconds of a forward by its rows; level %s, %d "
                "threads</text>\n"
                "<text x=\"%d\" y=\"42\" fill=\"#888\">dashed: %.1f GB/s of weights, or %.0f G "
                "multiply-adds/s</text>\n",
-               BENCH_PLOT_WIDTH, BENCH_PLOT_HEIGHT, BENCH_PLOT_MARGIN, STR_ARG(g->model.name),
                g->ops.name, pool_threads(g->pool), BENCH_PLOT_MARGIN, r->read_gbs, r->peak_gmacs);
     for (i32 i = 0; i < r->n_rows; i++) {
         const BenchRow *b = &r->rows[i];
