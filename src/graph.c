@@ -101,6 +101,14 @@ static bool graph_turns_(Graph *g, f32 *turns, i32 n_ctx, f32 query_growth, Err 
     if (r->stretch == STRETCH_YARN) grow *= (log_factor + 1) / (r->yarn_log_mul * log_factor + 1);
     for (i32 i = 0; i < m->n_rot / 2; i++) {
         f32 freq = graph_frequency_(m, n_ctx, i);
+        if (!(freq * (f32)n_ctx < 1e9f)) { /* kern_sincos */
+            mem_free(host);
+            return err_set(
+                e, ERR_MODEL,
+                "%s: its rope.freq_base and scaling turn pair %d by %g a token, which no "
+                "model was trained with; convert it again",
+                m->file->label, i, (f64)freq);
+        }
         for (i32 pos = 0; pos < n_ctx; pos++) {
             f64 sin, cos;
             kern_sincos((f64)((f32)pos * freq), &sin, &cos);

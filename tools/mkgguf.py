@@ -779,6 +779,7 @@ def define_crimes():
         crime_key(f"eps-{value:g}", "attention.layer_norm_rms_epsilon", F32, value)
         crime_key(f"rope-base-{value:g}", "rope.freq_base", F32, value)
     crime_key("rope-base-0", "rope.freq_base", F32, 0.0)
+    crime_key("rope-base-tiny", "rope.freq_base", F32, 1e-30)
     crime_key("threshold-nan", "diffusion.threshold", F32, math.nan)
     for key in ("attention", "align", "rule", "first_token", "order", "cache"):
         crime_key(
