@@ -143,6 +143,12 @@ static bool engine_context_(const Engine *g, const EngineOptions *o, i32 *n_ctx,
     if (*n_ctx < 2 || *n_ctx > most)
         return err_set(e, ERR_USAGE, "context of %d tokens: this model was trained for 2 to %d",
                        *n_ctx, most);
+    most = INT32_MAX / g->model.n_head; /* rows of a forward times heads are counted in an i32 */
+    if (g->model.decode.attention == ATTEND_FULL && *n_ctx > most)
+        return err_set(e, ERR_USAGE,
+                       "context of %d tokens: under full attention all are run at once, which with "
+                       "%d heads goes up to %d",
+                       *n_ctx, g->model.n_head, most);
     return true;
 }
 
@@ -357,6 +363,14 @@ static DecodeParams engine_params_(Engine *g, i32 slot, const DecodeParams *p) {
     return use;
 }
 
+static bool engine_check_ids_(const Engine *g, const char *what, const i32 *ids, i32 n, Err *e) {
+    for (i32 i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= g->model.n_vocab)
+            return err_set(e, ERR_USAGE, "%s token %d is %d, outside the vocabulary of %d", what, i,
+                           ids[i], g->model.n_vocab);
+    return true;
+}
+
 /* Begins a request in a free slot. prompt: [n_prompt] ids; the stop strings and biases of p must
  * live until the slot is finished. events may be NULL. */
 static bool engine_start(Engine *g, i32 slot, const i32 *prompt, i32 n_prompt,
@@ -364,14 +378,9 @@ static bool engine_start(Engine *g, i32 slot, const i32 *prompt, i32 n_prompt,
     static const DecodeEvents none = {0};
     EngineSlot *s = &g->slots[slot];
     ASSERT(slot >= 0 && slot < g->n_slots && !s->busy);
-    for (i32 i = 0; i < n_prompt; i++)
-        if (prompt[i] < 0 || prompt[i] >= g->model.n_vocab)
-            return err_set(e, ERR_USAGE, "prompt token %d is %d, outside the vocabulary of %d", i,
-                           prompt[i], g->model.n_vocab);
-    for (i32 i = 0; i < p->n_suffix; i++)
-        if (p->suffix[i] < 0 || p->suffix[i] >= g->model.n_vocab)
-            return err_set(e, ERR_USAGE, "suffix token %d is %d, outside the vocabulary of %d", i,
-                           p->suffix[i], g->model.n_vocab);
+    if (!engine_check_ids_(g, "prompt", prompt, n_prompt, e) ||
+        !engine_check_ids_(g, "suffix", p->suffix, p->n_suffix, e))
+        return false;
     if (p->block_size > g->block_size_max)
         return err_set(
             e, ERR_USAGE,

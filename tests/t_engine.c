@@ -212,6 +212,19 @@ static void check_context(void) {
     }
 }
 
+/* Under full attention the rows of a forward are as many as the context has. */
+static void check_wide_context(void) {
+    static Engine g = {.model = {.n_ctx_train = MODEL_CTX_MAX, .n_head = MODEL_HEAD_MAX}};
+    EngineOptions o = engine_options_default();
+    i32 n_ctx = 0;
+    Err e = {0};
+    o.n_ctx = MODEL_CTX_MAX;
+    CHECK_OK(engine_context_(&g, &o, &n_ctx, &e), e);
+    g.model.decode.attention = ATTEND_FULL;
+    CHECK(!engine_context_(&g, &o, &n_ctx, &e));
+    CHECK_ERR(e, ERR_USAGE, "all are run at once");
+}
+
 /* ---- the cache between requests ---- */
 
 /* Long prompts that share a prefix: what is kept must not change the answer, and is reported
@@ -509,6 +522,7 @@ int main(void) {
     check_streaming();
     check_limits();
     check_context();
+    check_wide_context();
     check_reuse();
     check_slots();
     check_commits();
