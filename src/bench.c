@@ -7,9 +7,10 @@
  *
  * The question that decides how to decode: T(M), the time of a forward over M rows. Autoregression
  * pays T(1) a token. Block diffusion pays T(sub-block or block) / (tokens revealed per forward) plus
- * T(block) / block for the commit. bound_ms is the larger of two times that no program can beat:
- * reading the weights and the cache once at the measured bandwidth, and the linear layers'
- * multiply-adds at the measured peak of the CPU level's own instructions. */
+ * its commits, whose rows ride along in other forwards or make one of their own. bound_ms is the
+ * larger of two times that no program can beat: reading the weights and the cache once at the
+ * measured bandwidth, and the linear layers' multiply-adds at the measured peak of the CPU level's
+ * own instructions. */
 #ifndef DLM_BENCH_C
 #define DLM_BENCH_C
 
@@ -216,7 +217,7 @@ static void bench_curve_(Engine *g, i32 reps, BenchResult *r) {
 /* Prefill of n_prompt tokens and ar decoding of n_gen, through the engine as a user would. */
 static bool bench_generate_(Engine *g, const BenchOptions *o, BenchResult *r, Err *e) {
     f64 pp[BENCH_REPS_MAX], tg[BENCH_REPS_MAX];
-    i32 n_ctx = g->graph.kv.n_cell, n_prompt = MIN_OF(o->n_prompt, n_ctx - 2),
+    i32 n_ctx = g->graph.kv.n_cell, n_prompt = MAX_OF(MIN_OF(o->n_prompt, n_ctx - 2), 1),
         n_gen = MIN_OF(o->n_gen, n_ctx - n_prompt);
     i32 *prompt = mem_alloc_n((u64)n_ctx, sizeof *prompt, e);
     if (!prompt) return false;
@@ -227,7 +228,6 @@ static bool bench_generate_(Engine *g, const BenchOptions *o, BenchResult *r, Er
         DecodeResult a;
         p.mode = DECODE_AR;
         p.max_tokens = n_gen;
-        p.early_stop = true;
         ok = engine_generate(g, 0, prompt, n_prompt, &p, NULL, &a, e);
         pp[i] = a.ms_prefill;
         tg[i] = a.n_forwards_ar > 0 ? a.ms_decode / a.n_forwards_ar : 0;
@@ -406,6 +406,26 @@ static void bench_print_answers_(const Engine *g, const BenchResult *r, Buf *out
     buf_str(out, STR(".\n"));
 }
 
+/* How many tokens a forward must reveal for block diffusion to be faster than ar. A block's commit
+ * costs the rows that it adds to the next block's first forward, or a forward of its own. */
+static void bench_print_even_(const DecodeRecord *d, const BenchResult *r, Buf *out) {
+    f64 one = bench_ms_of_(r, 1), block = bench_ms_of_(r, d->block_size),
+        sub = bench_ms_of_(r, d->sub_block_size), joined = bench_ms_of_(r, 2 * d->block_size);
+    f64 commit = d->first == FIRST_COMMIT || joined == 0 ? block : MAX_OF(joined - block, 0);
+    f64 left = one - commit / d->block_size; /* of a token's ar time, after its share of that */
+    if (!(one > 0 && block > 0 && sub > 0)) return;
+    buf_printf(out, "\nT(%d)/T(1) = %.2f, T(%d)/T(1) = %.2f: ", d->block_size, block / one,
+               d->sub_block_size, sub / one);
+    if (left <= 0)
+        buf_str(out, STR("on this machine the commit of a block alone costs more than decoding it "
+                         "one token at a time.\n"));
+    else
+        buf_printf(out,
+                   "block diffusion is faster than ar when a forward reveals more than %.1f tokens "
+                   "(whole block each step) or %.1f (sub-blocks), the commit included.\n",
+                   block / left, sub / left);
+}
+
 static void bench_print_md_(const Engine *g, const BenchResult *r, Buf *out) {
     buf_printf(
         out,
@@ -424,23 +444,7 @@ static void bench_print_md_(const Engine *g, const BenchResult *r, Buf *out) {
         else
             buf_printf(out, "| | %.1f | | %.2f |\n", b->gmacs, b->tokens_per_s);
     }
-    const DecodeRecord *d = &g->model.decode;
-    f64 one = bench_ms_of_(r, 1), block = bench_ms_of_(r, d->block_size),
-        sub = bench_ms_of_(r, d->sub_block_size);
-    f64 left =
-        one - block / d->block_size; /* of a token's ar time, after its share of the commit */
-    if (!(one > 0 && block > 0 && sub > 0)) return;
-    buf_printf(out, "\nT(%d)/T(1) = %.2f, T(%d)/T(1) = %.2f: ", d->block_size, block / one,
-               d->sub_block_size, sub / one);
-    if (left <= 0)
-        buf_str(out, STR("on this machine the commit of a block alone costs more than decoding it "
-                         "one token at a time.\n"));
-    else
-        buf_printf(out,
-                   "block diffusion is faster than ar when a forward reveals more than %.1f tokens "
-                   "(whole block each "
-                   "step) or %.1f (sub-blocks), the commit included.\n",
-                   block / left, sub / left);
+    bench_print_even_(&g->model.decode, r, out);
 }
 
 static void bench_print_csv_(const BenchResult *r, Buf *out) {

@@ -18,6 +18,23 @@ static void check_numbers(void) {
     CHECK_INT(r.n_rows, COUNT_OF(r.rows));
 }
 
+static void check_even(void) {
+    static BenchResult r = {.read_gbs = 1, .peak_gmacs = 1};
+    DecodeRecord d = {.block_size = 8, .sub_block_size = 4};
+    static const i32 rows[] = {1, 4, 8, 16};
+    static const f64 ms[] = {10, 15, 20, 60};
+    for (size_t i = 0; i < COUNT_OF(rows); i++) bench_add_(&r, "rows", rows[i], ms[i], 1, 0);
+    Buf out = {0};
+    bench_print_even_(&d, &r, &out); /* the commit: 40 ms for 8 tokens */
+    CHECK(str_find(buf_view(&out), STR("more than 4.0 tokens (whole"), 0) != SIZE_MAX);
+    CHECK(str_find(buf_view(&out), STR("or 3.0 (sub"), 0) != SIZE_MAX);
+    d.first = FIRST_COMMIT; /* in a forward of its own: 20 ms */
+    buf_clear(&out);
+    bench_print_even_(&d, &r, &out);
+    CHECK(str_find(buf_view(&out), STR("or 2.0 (sub"), 0) != SIZE_MAX);
+    buf_free(&out);
+}
+
 /* A curve of one point has a place too, and a name from a file stays a text. */
 static void check_plot(void) {
     static Engine g = {.ops.name = "test", .model.name = STR("<script>a & b\n")};
@@ -38,6 +55,7 @@ static void check_plot(void) {
 
 int main(void) {
     check_numbers();
+    check_even();
     check_plot();
     return test_end();
 }
