@@ -1099,9 +1099,15 @@ static size_t tmpl_strippable_(Str v, const Str *set, bool front) {
     return 0;
 }
 
-static TmplStr_ tmpl_strip_side_(TmplStr_ v, const Str *set, bool front) {
-    for (size_t n; (n = tmpl_strippable_(tmpl_bytes_(v), set, front)) > 0;)
+/* When the work that is left does not suffice it is spent, which whoever asks for more is told. */
+static TmplStr_ tmpl_strip_side_(Tmpl_ *s, TmplStr_ v, const Str *set, bool front) {
+    u64 work = 8 + (set ? set->n : 0);
+    for (size_t n; (n = tmpl_strippable_(tmpl_bytes_(v), set, front)) > 0;) {
+        if (s->work_left < work) s->work_left = 0;
+        if (s->work_left == 0) break;
+        s->work_left -= work;
         v = front ? tmpl_cut_(v, n, v.n) : tmpl_cut_(v, 0, v.n - n);
+    }
     return v;
 }
 
@@ -1111,9 +1117,9 @@ static bool tmpl_strip_(Tmpl_ *s, const TmplVal_ *v, const TmplVal_ *chars, bool
     if (!tmpl_to_str_(s, v, &text) || !tmpl_arg_str_(s, chars, (TmplStr_){NULL, 0, NULL}, &given))
         return false;
     Str set = tmpl_bytes_(given);
-    if (!tmpl_work_(s, (set.n + 1) * (text.n / 16 + 1))) return false;
-    if (left) text = tmpl_strip_side_(text, set.p ? &set : NULL, true);
-    if (right) text = tmpl_strip_side_(text, set.p ? &set : NULL, false);
+    if (!tmpl_work_(s, 2 * (u64)set.n)) return false;
+    if (left) text = tmpl_strip_side_(s, text, set.p ? &set : NULL, true);
+    if (right) text = tmpl_strip_side_(s, text, set.p ? &set : NULL, false);
     *out = tmpl_str_(text);
     return true;
 }
@@ -1196,14 +1202,16 @@ static bool tmpl_fn_title_words_(Tmpl_ *s, const TmplVal_ *v, const TmplVal_ *co
 
 /* Splits at white space; at most `max` cuts when max >= 0. */
 static bool tmpl_split_spaces_(Tmpl_ *s, TmplStr_ v, i64 max, TmplList_ *list) {
-    v = tmpl_strip_side_(v, NULL, true);
+    v = tmpl_strip_side_(s, v, NULL, true);
     while (v.n) {
         size_t end = 0;
         for (size_t next = 0; end < v.n && !tmpl_space_(utf8_next(tmpl_bytes_(v), &next));
              end = next) {}
         if (max >= 0 && list->n >= max) end = v.n;
-        if (!tmpl_list_add_(s, list, tmpl_str_(tmpl_cut_(v, 0, end)))) return false;
-        v = tmpl_strip_side_(tmpl_cut_(v, end, v.n), NULL, true);
+        if (!tmpl_work_(s, 16 + (u64)end) ||
+            !tmpl_list_add_(s, list, tmpl_str_(tmpl_cut_(v, 0, end))))
+            return false;
+        v = tmpl_strip_side_(s, tmpl_cut_(v, end, v.n), NULL, true);
     }
     return true;
 }
@@ -1814,9 +1822,9 @@ static bool tmpl_fn_get_(Tmpl_ *s, const TmplVal_ *v, const TmplVal_ *const *arg
 }
 
 /* The number at the beginning of a string that int() or float() takes whole; false when it does not. */
-static bool tmpl_read_number_(TmplStr_ text, bool whole, TmplVal_ *out) {
+static bool tmpl_read_number_(Tmpl_ *s, TmplStr_ text, bool whole, TmplVal_ *out) {
     char z[64];
-    text = tmpl_strip_side_(tmpl_strip_side_(text, NULL, true), NULL, false);
+    text = tmpl_strip_side_(s, tmpl_strip_side_(s, text, NULL, true), NULL, false);
     if (text.n == 0 || text.n >= sizeof z) return false;
     for (size_t i = 0; i < text.n; i++) {
         bool digit = text.p[i] >= '0' && text.p[i] <= '9';
@@ -1843,12 +1851,12 @@ static bool tmpl_read_number_(TmplStr_ text, bool whole, TmplVal_ *out) {
 }
 
 static bool tmpl_fn_int_(Tmpl_ *s, const TmplVal_ *v, const TmplVal_ *const *arg, TmplVal_ *out) {
-    (void)s;
     const f64 top = 9223372036854774784.0; /* the largest f64 below 2^63 */
     TmplVal_ number = *v;
     *out = arg[0] ? *arg[0] : tmpl_int_(0);
     if (v->kind == TMPL_STR) {
-        if (!tmpl_read_number_(v->s, true, &number) && !tmpl_read_number_(v->s, false, &number))
+        if (!tmpl_read_number_(s, v->s, true, &number) &&
+            !tmpl_read_number_(s, v->s, false, &number))
             return true;
         number.tainted = !tmpl_all_trusted_(v->s);
     }
@@ -1860,11 +1868,10 @@ static bool tmpl_fn_int_(Tmpl_ *s, const TmplVal_ *v, const TmplVal_ *const *arg
 }
 
 static bool tmpl_fn_float_(Tmpl_ *s, const TmplVal_ *v, const TmplVal_ *const *arg, TmplVal_ *out) {
-    (void)s;
     TmplVal_ number = *v;
     *out = arg[0] ? *arg[0] : tmpl_float_(0);
     if (v->kind == TMPL_STR) {
-        if (!tmpl_read_number_(v->s, false, &number)) return true;
+        if (!tmpl_read_number_(s, v->s, false, &number)) return true;
         number.tainted = !tmpl_all_trusted_(v->s);
     }
     if (!tmpl_is_number_(&number)) return true;
@@ -2028,6 +2035,7 @@ static bool tmpl_pick_(Tmpl_ *s, const TmplVal_ *v, const TmplVal_ *attribute,
     for (u32 i = 0; i < items->n; i++) {
         TmplVal_ one = items->v[i];
         bool holds;
+        if (!tmpl_work_(s, 16)) return false;
         if (attribute && !tmpl_attribute_(s, &items->v[i], attribute, &one)) return false;
         if (!arg[0])
             holds = tmpl_true_(&one);
@@ -2580,7 +2588,7 @@ static bool tmpl_strings_(Tmpl_ *s) {
 
 static bool tmpl_number_(Tmpl_ *s) {
     TmplVal_ v;
-    if (!tmpl_read_number_(tmpl_text_(s->tok.text, true).s, s->tok.kind == TOK_INT_, &v))
+    if (!tmpl_read_number_(s, tmpl_text_(s->tok.text, true).s, s->tok.kind == TOK_INT_, &v))
         return tmpl_fail_(s, "a number that does not fit");
     return tmpl_emit_const_(s, OP_CONST_, v) && tmpl_next_(s);
 }
@@ -3164,9 +3172,9 @@ static bool tmpl_statement_(Tmpl_ *s) {
 }
 
 /* The text before a tag, cut as the tag's sign and lstrip_blocks say. */
-static Str tmpl_text_before_(const Tmpl_ *s, Str text, u8 kind, u8 sign) {
+static Str tmpl_text_before_(Tmpl_ *s, Str text, u8 kind, u8 sign) {
     size_t line = text.n;
-    if (sign == '-') return tmpl_bytes_(tmpl_strip_side_(tmpl_text_(text, true).s, NULL, false));
+    if (sign == '-') return tmpl_bytes_(tmpl_strip_side_(s, tmpl_text_(text, true).s, NULL, false));
     if (sign == '+' || kind == '{') return text;
     while (line > 0 && text.p[line - 1] != '\n') line--;
     if (line == 0 && !s->line_start) return text;

@@ -273,6 +273,20 @@ static void test_errors(void) {
 
 /* ---- limits ---- */
 
+/* What looks at much and makes little is work as well. */
+static void test_work(void) {
+    static const char *const looks[] = {"r | select('string')", "s.strip('a')",
+                                        "(' ' * 300000) | int"};
+    for (size_t i = 0; i < COUNT_OF(looks); i++) {
+        char source[200];
+        snprintf(source, sizeof source,
+                 "{%% set r = range(100000) %%}{%% set s = 'a' * 300000 %%}"
+                 "{%% for i in range(400000) %%}{%% set x = %s %%}{%% endfor %%}",
+                 looks[i]);
+        check_error(source, ERR_MODEL, "too");
+    }
+}
+
 static void test_limits(void) {
     check_error(
         "{% set r = range(100000) %}{% for a in r %}{% for b in r %}{% endfor %}{% endfor %}",
@@ -440,6 +454,7 @@ int main(int argc, char **argv) {
     test_trust_of_operations();
     test_trust_of_data();
     test_errors();
+    test_work();
     test_limits();
     test_large();
     return test_end();
