@@ -1007,15 +1007,13 @@ static bool api_read_prompt_(ApiParser_ *p) {
 /* ---- whole requests ---- */
 
 static bool api_check_blocks_(ApiParser_ *p) {
-    const DecodeParams *d = &p->r->decode;
-    const DecodeRecord *record = &p->m->model->decode;
-    i32 block = d->block_size ? d->block_size : record->block_size;
-    i32 sub = d->sub_block_size ? d->sub_block_size : MIN_OF(record->sub_block_size, block);
-    if (d->block_size > p->m->block_max)
+    const DecodeParams d = decode_resolved(&p->m->model->decode, &p->r->decode);
+    i32 block = d.block_size, sub = d.sub_block_size;
+    if (block > p->m->block_max)
         return api_bad_(p->x, "block_size", "'block_size' is %d; this server has room for %d",
                         block, p->m->block_max);
     if (sub >= 1 && block % sub == 0) return true;
-    return api_bad_(p->x, d->sub_block_size ? "sub_block_size" : "block_size",
+    return api_bad_(p->x, p->r->decode.sub_block_size ? "sub_block_size" : "block_size",
                     "a block of %d tokens does not consist of whole sub-blocks of %d", block, sub);
 }
 
@@ -1563,9 +1561,8 @@ static void api_put_openai_(Buf *out, const ApiReply *a, const ApiAnswer *answer
 }
 
 /* How the request is decoded, with the model's values where it left them open. */
-static void api_put_settings_(Buf *out, const ApiModel *m, const DecodeParams *d) {
-    const DecodeRecord *record = &m->model->decode;
-    i32 block = d->block_size ? d->block_size : record->block_size;
+static void api_put_settings_(Buf *out, const ApiModel *m, const DecodeParams *asked) {
+    const DecodeParams use = decode_resolved(&m->model->decode, asked), *d = &use;
     buf_printf(out, "{\"n_ctx\":%d,\"n_predict\":%d", m->n_ctx,
                d->max_tokens == INT32_MAX ? -1 : d->max_tokens);
     api_put_real_(out, ",\"temperature\":", (f64)d->sample.temperature);
@@ -1576,11 +1573,10 @@ static void api_put_settings_(Buf *out, const ApiModel *m, const DecodeParams *d
     api_put_real_(out, ",\"frequency_penalty\":", (f64)d->frequency_penalty);
     api_put_real_(out, ",\"repeat_penalty\":", (f64)d->repetition_penalty);
     api_put_text_(out, ",\"decode_mode\":", str_of(DECODE_MODE_NAMES[d->mode]));
-    api_put_real_(out,
-                  ",\"threshold\":", (f64)(d->threshold > 0 ? d->threshold : record->threshold));
+    api_put_real_(out, ",\"threshold\":", (f64)d->threshold);
     buf_printf(out, ",\"block_size\":%d,\"sub_block_size\":%d,\"dual_cache\":%s,\"early_stop\":%s",
-               block, d->sub_block_size ? d->sub_block_size : MIN_OF(record->sub_block_size, block),
-               d->dual_cache ? "true" : "false", d->early_stop ? "true" : "false");
+               d->block_size, d->sub_block_size, d->dual_cache ? "true" : "false",
+               d->early_stop ? "true" : "false");
     buf_str(out, STR(",\"stop\":["));
     for (i32 i = 0; i < d->n_stops; i++) {
         if (i) buf_char(out, ',');

@@ -224,6 +224,10 @@ static void test_together(void) {
     refused(API_CHAT, CHAT("\"block_size\":33"), "block_size", "sub-blocks of 8");
     refused(API_CHAT, CHAT("\"sub_block_size\":7"), "sub_block_size", "sub-blocks of 7");
     accepted(API_CHAT, CHAT("\"block_size\":4"));
+    i32 sub = model.decode.sub_block_size; /* a model whose blocks are open as a whole */
+    model.decode.sub_block_size = model.decode.block_size;
+    accepted(API_CHAT, CHAT("\"block_size\":48"));
+    model.decode.sub_block_size = sub;
     Parsed *p = parse(API_CHAT, CHAT("\"max_tokens\":9,\"max_completion_tokens\":5"));
     CHECK(p->ok && p->r.decode.max_tokens == 5);
     done(p);
