@@ -1442,6 +1442,7 @@ static bool tmpl_fn_index_(Tmpl_ *s, const TmplVal_ *v, const TmplVal_ *const *a
 static bool tmpl_fn_count_(Tmpl_ *s, const TmplVal_ *v, const TmplVal_ *const *arg, TmplVal_ *out) {
     if (!arg[0] || arg[0]->kind != TMPL_STR) return tmpl_fail_(s, "count() wants a string");
     size_t part = arg[0]->s.n, at = 0;
+    if (!part && !tmpl_work_(s, v->s.n)) return false;
     *out = tmpl_int_(part ? 0 : tmpl_str_length_(v->s) + 1);
     while (part) {
         if (!tmpl_search_(s, tmpl_bytes_(v->s), tmpl_bytes_(arg[0]->s), at, &at)) return false;
