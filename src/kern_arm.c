@@ -591,7 +591,7 @@ INLINE void neon_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, const i8 *q, i6
 TILE_ROWS(neon, TILE_FN, 1)
 TILE_ROWS(neon, TILE_FN, 2)
 static const TileLevel neon_tiles = {
-    .rows = {neon_acc1, neon_acc2}, .strips = {neon_strip1, neon_strip2}, .sum = neon_sum};
+    .rows = {neon_acc1, neon_acc2}, .finish = tile_finish, .sum = neon_sum};
 TILE_TERNARY(neon)
 
 #ifdef ARM_EXTENSIONS
@@ -641,8 +641,8 @@ TILE_ROWS(dotprod, DOTPROD_FN TILE_FN, 2)
 TILE_ROWS(dotprod, DOTPROD_FN TILE_FN, 4)
 TILE_ROWS(dotprod, DOTPROD_FN TILE_FN, 8)
 static const TileLevel dotprod_tiles = {
-    .rows = {dotprod_acc1, dotprod_acc2, dotprod_acc4, dotprod_acc8},
-    .strips = {dotprod_strip1, dotprod_strip2, dotprod_strip4, dotprod_strip8},
+    .rows = {[0] = dotprod_acc1, [1] = dotprod_acc2, [3] = dotprod_acc4, [7] = dotprod_acc8},
+    .finish = tile_finish,
     .sum = neon_sum};
 TILE_TERNARY(dotprod)
 
@@ -705,8 +705,8 @@ TILE_ROWS(i8mm, I8MM_FN TILE_FN, 2)
 TILE_ROWS(i8mm, I8MM_FN TILE_FN, 4)
 TILE_ROWS(i8mm, I8MM_FN TILE_FN, 8)
 static const TileLevel i8mm_tiles = {
-    .rows = {dotprod_acc1, i8mm_acc2, i8mm_acc4, i8mm_acc8},
-    .strips = {dotprod_strip1, i8mm_strip2, i8mm_strip4, i8mm_strip8},
+    .rows = {[0] = dotprod_acc1, [1] = i8mm_acc2, [3] = i8mm_acc4, [7] = i8mm_acc8},
+    .finish = tile_finish,
     .sum = neon_sum};
 TILE_TERNARY(i8mm)
 #endif

@@ -5,9 +5,9 @@
  * Promises:  equal to ref_ternary bit for bit when the level's tiles are: their sums are exact
  *            integers, and the float steps here are the law's, in its order.
  *
- * A level brings only its tiles: the product of one column of weight tiles (16 outputs) and 1, 2,
- * 4 or 8 rows of activations, in registers from the first input to the last, so that one unpack of
- * a weight vector serves all the rows. Tiles work on codes 0..3; what turns codes into values
+ * A level brings only its tiles: the product of one column of weight tiles (16 outputs) and up to 8
+ * rows of activations, in registers from the first input to the last, so that one unpack of a
+ * weight vector serves all the rows. Tiles work on codes 0..3; what turns codes into values
  * -1..2 is the sum of the activations: sum of (code - 1) q = sum of code q - sum of q. */
 #ifndef DLM_KERN_TILE_C
 #define DLM_KERN_TILE_C
@@ -30,12 +30,15 @@
 #define TILE_AHEAD 8192
 
 #define TILE_ROWS_MAX 8
-typedef i32 TileAcc[TILE_ROWS_MAX][DLM_TILE_OUT]; /* aligned to 64 bytes */
+typedef i32 TileSums[DLM_TILE_OUT]; /* of a row; aligned to 64 bytes */
+typedef TileSums TileAcc[TILE_ROWS_MAX];
 
 /* acc[m][o] = sum over n_tiles tiles of code * q[m], for rows of q that lie q_stride apart. */
 typedef void TileFn(TileAcc acc, const u8 *tiles, i32 n_tiles, const i8 *q, i64 q_stride);
+/* The same for two columns of tiles that lie n_tiles tiles apart. */
+typedef void TilePairFn(TileAcc acc[2], const u8 *tiles, i32 n_tiles, const i8 *q, i64 q_stride);
 
-/* What one tile makes: 16 outputs, or the n_out that remain, of the rows from q on. */
+/* What a column of tiles or two make: 16 outputs each, n_out in all, of the rows from q on. */
 typedef struct {
     i32 n_out;
     f32 *y; /* [rows][n_out], y_stride apart */
@@ -47,27 +50,29 @@ typedef struct {
     const i32 *sum;
 } TileStrip;
 
-/* The same sums and at once their outputs, for a matrix with one scale; of one column of tiles, or
- * of two that lie n_tiles tiles apart. */
-typedef void TileStripFn(const TileStrip *s, const u8 *tiles, i32 n_tiles);
-
-/* By log2 of the rows: 1, 2, 4 and 8; NULL where the level has none so tall. */
-typedef struct {
-    TileFn *rows[4];
-    TileStripFn *strips[4];
-    TileStripFn *pairs[4];          /* of two columns; all or none */
-    i32 (*sum)(const i8 *q, i32 n); /* of n activations, a multiple of 16 */
-} TileLevel;
+/* A strip of one column and many rows, more than TILE_ROWS_MAX. */
+#define TILE_MANY 32
+typedef void TileManyFn(const TileStrip *s, const u8 *tiles, i32 n_tiles, i32 n_rows);
 
 /* Outputs from sums, the column'th 16 of the strip. */
-INLINE void tile_finish_(const TileStrip *s, TileAcc acc, int n_rows, int column) {
+typedef void TileFinishFn(const TileStrip *s, const TileSums *sums, i32 n_rows, i32 column);
+
+/* By the rows, less one; NULL where the level has no tile of so many. */
+typedef struct {
+    TileFn *rows[TILE_ROWS_MAX];
+    TilePairFn *pairs[TILE_ROWS_MAX]; /* as rows, or none */
+    TileManyFn *many;                 /* not beside pairs; NULL: many rows are many strips */
+    TileFinishFn *finish;             /* tile_finish */
+    i32 (*sum)(const i8 *q, i32 n);   /* of n activations, a multiple of 16 */
+} TileLevel;
+
+INLINE void tile_finish(const TileStrip *s, const TileSums *sums, i32 n_rows, i32 column) {
     i32 n_out = MIN_OF(DLM_TILE_OUT, s->n_out - column * DLM_TILE_OUT);
-    UNROLL
-    for (int m = 0; m < n_rows; m++) {
+    for (i32 m = 0; m < n_rows; m++) {
         f32 out[DLM_TILE_OUT], scale = s->scale * s->inv_scale[m];
         f32 *y = s->y + m * s->y_stride + column * DLM_TILE_OUT;
         i32 sum = s->sum[m];
-        for (int o = 0; o < DLM_TILE_OUT; o++) out[o] = (f32)(acc[m][o] - sum) * scale;
+        for (int o = 0; o < DLM_TILE_OUT; o++) out[o] = (f32)(sums[m][o] - sum) * scale;
         if (n_out == DLM_TILE_OUT) /* a size that the compiler knows: no call */
             memcpy(y, out, sizeof out);
         else
@@ -75,8 +80,19 @@ INLINE void tile_finish_(const TileStrip *s, TileAcc acc, int n_rows, int column
     }
 }
 
+/* One scale; of one column of tiles, or of two. */
+static void tile_strip_(const TileLevel *level, i32 n_rows, const TileStrip *s, const u8 *tiles,
+                        i32 n_tiles, bool pair) {
+    _Alignas(64) TileAcc acc[2];
+    if (pair)
+        level->pairs[n_rows - 1](acc, tiles, n_tiles, s->q, s->q_stride);
+    else
+        level->rows[n_rows - 1](acc[0], tiles, n_tiles, s->q, s->q_stride);
+    for (i32 c = 0; c <= pair; c++) level->finish(s, acc[c], n_rows, c);
+}
+
 /* A scale per block of inputs: blocks add in floats, in rising order. scales: [n_blocks][16] */
-static void tile_strip_blocks_(const TileLevel *level, int size, const TileStrip *s,
+static void tile_strip_blocks_(const TileLevel *level, i32 n_rows, const TileStrip *s,
                                const DlmMat *w, const u8 *tiles, const f32 *scales) {
     _Alignas(64) TileAcc acc;
     f32 out[TILE_ROWS_MAX][DLM_TILE_OUT] = {{0}};
@@ -84,23 +100,23 @@ static void tile_strip_blocks_(const TileLevel *level, int size, const TileStrip
     for (i32 b = 0; b < w->n_in / block;
          b++, scales += DLM_TILE_OUT, tiles += (i64)per_block * DLM_TILE_BYTES) {
         const i8 *q = s->q + (i64)b * block;
-        level->rows[size](acc, tiles, per_block, q, s->q_stride);
-        for (i32 m = 0; m < 1 << size; m++) {
+        level->rows[n_rows - 1](acc, tiles, per_block, q, s->q_stride);
+        for (i32 m = 0; m < n_rows; m++) {
             i32 sum = level->sum(q + m * s->q_stride, block);
             for (int o = 0; o < DLM_TILE_OUT; o++) out[m][o] += (f32)(acc[m][o] - sum) * scales[o];
         }
     }
-    for (i32 m = 0; m < 1 << size; m++) {
+    for (i32 m = 0; m < n_rows; m++) {
         for (int o = 0; o < DLM_TILE_OUT; o++) out[m][o] *= s->inv_scale[m];
         memcpy(s->y + m * s->y_stride, out[m], (size_t)s->n_out * sizeof *out[m]);
     }
 }
 
-/* The tallest tile of the level that n_rows rows fill: log2 of its rows. */
-static int tile_size_(const TileLevel *level, i32 n_rows) {
-    int size = COUNT_OF(level->rows) - 1;
-    while (!level->rows[size] || 1 << size > n_rows) size--;
-    return size;
+/* The rows of the level's tallest tile that n_rows rows fill. */
+static i32 tile_rows_(const TileLevel *level, i32 n_rows) {
+    i32 n = MIN_OF(n_rows, TILE_ROWS_MAX);
+    while (!level->rows[n - 1]) n--;
+    return n;
 }
 
 /* The `ternary` kernel of dlm_kernels.h, by the tiles of a level. */
@@ -113,8 +129,11 @@ static void tile_ternary(const TileLevel *level, f32 *y, i64 y_stride, const Dlm
         const u8 *tiles = (const u8 *)w->data + group * n_tiles * DLM_TILE_BYTES;
         bool pair = level->pairs[0] && !w->scales && out_hi - o > DLM_TILE_OUT;
         n_out = MIN_OF(pair ? 2 * DLM_TILE_OUT : DLM_TILE_OUT, out_hi - o);
-        for (i32 m = 0; m < n_rows;) {
-            int size = tile_size_(level, n_rows - m);
+        for (i32 m = 0, n; m < n_rows; m += n) {
+            i32 left = MIN_OF(n_rows - m, TILE_MANY);
+            n = tile_rows_(level, left);
+            bool many = level->many && !w->scales && left > TILE_ROWS_MAX;
+            if (many) n = left;
             TileStrip s = {.n_out = n_out,
                            .y = y + m * y_stride + o,
                            .y_stride = y_stride,
@@ -124,35 +143,29 @@ static void tile_ternary(const TileLevel *level, f32 *y, i64 y_stride, const Dlm
                            .inv_scale = inv_scale + m,
                            .sum = sum + m};
             if (w->scales)
-                tile_strip_blocks_(level, size, &s, w, tiles,
+                tile_strip_blocks_(level, n, &s, w, tiles,
                                    w->scales + group * (w->n_in / w->scale_block) * DLM_TILE_OUT);
+            else if (many)
+                level->many(&s, tiles, n_tiles, n);
             else
-                (pair ? level->pairs : level->strips)[size](&s, tiles, n_tiles);
-            m += 1 << size;
+                tile_strip_(level, n, &s, tiles, n_tiles, pair);
         }
     }
 }
 
-/* LEVEL_accN and LEVEL_stripN from LEVEL_acc_, the always-inlined body of all of a level's tiles:
- * with N a constant its loops over rows unroll. FN: the level's attributes. */
+/* LEVEL_accN from LEVEL_acc_, the always-inlined body of all of a level's tiles: with N a constant
+ * its loops over rows unroll. FN: the level's attributes. */
 #define TILE_ROWS(level, FN, n_rows)                                                           \
     FN static void level##_acc##n_rows(TileAcc acc, const u8 *tiles, i32 n_tiles, const i8 *q, \
                                        i64 q_stride) {                                         \
         level##_acc_(acc, tiles, n_tiles, q, q_stride, n_rows);                                \
-    }                                                                                          \
-    FN static void level##_strip##n_rows(const TileStrip *s, const u8 *tiles, i32 n_tiles) {   \
-        _Alignas(64) TileAcc acc;                                                              \
-        level##_acc_(acc, tiles, n_tiles, s->q, s->q_stride, n_rows);                          \
-        tile_finish_(s, acc, n_rows, 0);                                                       \
     }
 
-/* LEVEL_pairN, likewise, from LEVEL_acc_pair_. */
-#define TILE_PAIR(level, FN, n_rows)                                                        \
-    FN static void level##_pair##n_rows(const TileStrip *s, const u8 *tiles, i32 n_tiles) { \
-        _Alignas(64) TileAcc acc[2];                                                        \
-        level##_acc_pair_(acc, tiles, n_tiles, s->q, s->q_stride, n_rows);                  \
-        tile_finish_(s, acc[0], n_rows, 0);                                                 \
-        tile_finish_(s, acc[1], n_rows, 1);                                                 \
+/* LEVEL_pairN, likewise, from LEVEL_pair_. */
+#define TILE_PAIR(level, FN, n_rows)                                                               \
+    FN static void level##_pair##n_rows(TileAcc acc[2], const u8 *tiles, i32 n_tiles, const i8 *q, \
+                                        i64 q_stride) {                                            \
+        level##_pair_(acc, tiles, n_tiles, q, q_stride, n_rows);                                   \
     }
 
 /* LEVEL_ternary from LEVEL_tiles. */

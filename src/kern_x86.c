@@ -1481,6 +1481,10 @@ AVX2_FN static i32 avx2_sum(const i8 *q, i32 n) {
     return avx2_sum_i32_(sum);
 }
 
+AVX2_FN static void avx2_finish(const TileStrip *s, const TileSums *sums, i32 n_rows, i32 column) {
+    tile_finish(s, sums, n_rows, column);
+}
+
 /* 16-bit range proof: |code * q| <= 3 * 128, so one vpmaddubsw lane (two products) is within 768 in
  * magnitude. A lane takes 4 of them per tile; AVX2_FLUSH = 10 tiles make 40 * 768 = 30720 < 32768.
  */
@@ -1490,71 +1494,122 @@ AVX2_FN static i32 avx2_sum(const i8 *q, i32 n) {
  * then live in memory. */
 #define IN_ORDER(sum) __asm__("" : "+x"(sum))
 
-AVX2_FN INLINE void avx2_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, const i8 *q, i64 q_stride,
-                              int n_rows) {
-    const __m256i mask = _mm256_set1_epi8(3), one16 = _mm256_set1_epi16(1);
-    __m256i *wide = (__m256i *)(void *)acc; /* [8][2] registers of 8 outputs */
-    UNROLL
-    for (int j = 0; j < 2 * n_rows; j++) _mm256_store_si256(wide + j, _mm256_setzero_si256());
-    for (i32 t = 0; t < n_tiles;) {
-        __m256i part[8];
-        UNROLL
-        for (int j = 0; j < 2 * n_rows; j++) part[j] = _mm256_setzero_si256();
-        for (i32 end = MIN_OF(t + AVX2_FLUSH, n_tiles); t < end; t++) {
-            __m256i w0 = _mm256_load_si256((const __m256i *)(const void *)(tiles + 64 * (i64)t));
-            __m256i w1 =
-                _mm256_load_si256((const __m256i *)(const void *)(tiles + 64 * (i64)t + 32));
-            _mm_prefetch((const char *)tiles + 64 * (i64)t + TILE_AHEAD, _MM_HINT_T0);
-            UNROLL
-            for (int l = 0; l < 4; l++) {
-                __m256i c0 = _mm256_and_si256(_mm256_srli_epi16(w0, 2 * l), mask);
-                __m256i c1 = _mm256_and_si256(_mm256_srli_epi16(w1, 2 * l), mask);
-                UNROLL
-                for (int m = 0; m < n_rows; m++) {
-                    i32 four;
-                    memcpy(&four, q + m * q_stride + 16 * (i64)t + 4 * l, sizeof four);
-                    __m256i a = _mm256_set1_epi32(four);
-                    part[2 * m] = _mm256_add_epi16(part[2 * m], _mm256_maddubs_epi16(c0, a));
-                    part[2 * m + 1] =
-                        _mm256_add_epi16(part[2 * m + 1], _mm256_maddubs_epi16(c1, a));
-                    IN_ORDER(part[2 * m]);
-                    IN_ORDER(part[2 * m + 1]);
-                }
-            }
-        }
-        UNROLL
-        for (int j = 0; j < 2 * n_rows; j++)
-            _mm256_store_si256(wide + j, _mm256_add_epi32(_mm256_load_si256(wide + j),
-                                                          _mm256_madd_epi16(part[j], one16)));
-    }
+/* Codes of the 8 outputs at w, inputs 4 l .. 4 l + 3. */
+AVX2_FN INLINE __m256i avx2_codes_(__m256i w, int l) {
+    return _mm256_and_si256(_mm256_srli_epi16(w, 2 * l), _mm256_set1_epi8(3));
 }
 
-AVXVNNI_FN INLINE void avxvnni_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, const i8 *q,
-                                    i64 q_stride, int n_rows) {
-    const __m256i mask = _mm256_set1_epi8(3);
-    __m256i part[8];
+/* Adds to the rows' sums those of at most AVX2_FLUSH tiles; `unpacked`: given as their codes, 8
+ * registers a tile. */
+AVX2_FN INLINE void avx2_run_(TileSums *sums, const void *tiles, i32 n_tiles, const i8 *q,
+                              i64 q_stride, int n_rows, bool unpacked) {
+    const __m256i *at = tiles, one16 = _mm256_set1_epi16(1);
+    __m256i part[4][2];
     UNROLL
-    for (int j = 0; j < 2 * n_rows; j++) part[j] = _mm256_setzero_si256();
-    for (i32 t = 0; t < n_tiles; t++) {
-        __m256i w0 = _mm256_load_si256((const __m256i *)(const void *)(tiles + 64 * (i64)t));
-        __m256i w1 = _mm256_load_si256((const __m256i *)(const void *)(tiles + 64 * (i64)t + 32));
-        _mm_prefetch((const char *)tiles + 64 * (i64)t + TILE_AHEAD, _MM_HINT_T0);
+    for (int m = 0; m < n_rows; m++) part[m][0] = part[m][1] = _mm256_setzero_si256();
+    for (i32 t = 0; t < n_tiles; t++, at += unpacked ? 8 : 2) {
+        if (!unpacked) _mm_prefetch((const char *)at + TILE_AHEAD, _MM_HINT_T0);
         UNROLL
         for (int l = 0; l < 4; l++) {
-            __m256i c0 = _mm256_and_si256(_mm256_srli_epi16(w0, 2 * l), mask);
-            __m256i c1 = _mm256_and_si256(_mm256_srli_epi16(w1, 2 * l), mask);
+            __m256i c0 = unpacked ? at[2 * l] : avx2_codes_(at[0], l);
+            __m256i c1 = unpacked ? at[2 * l + 1] : avx2_codes_(at[1], l);
             UNROLL
             for (int m = 0; m < n_rows; m++) {
                 i32 four;
                 memcpy(&four, q + m * q_stride + 16 * (i64)t + 4 * l, sizeof four);
                 __m256i a = _mm256_set1_epi32(four);
-                part[2 * m] = _mm256_dpbusd_avx_epi32(part[2 * m], c0, a);
-                part[2 * m + 1] = _mm256_dpbusd_avx_epi32(part[2 * m + 1], c1, a);
+                part[m][0] = _mm256_add_epi16(part[m][0], _mm256_maddubs_epi16(c0, a));
+                part[m][1] = _mm256_add_epi16(part[m][1], _mm256_maddubs_epi16(c1, a));
+                IN_ORDER(part[m][0]);
+                IN_ORDER(part[m][1]);
             }
         }
     }
     UNROLL
-    for (int j = 0; j < 2 * n_rows; j++) _mm256_store_si256((__m256i *)(void *)acc + j, part[j]);
+    for (int m = 0; m < n_rows; m++) {
+        __m256i *wide = (__m256i *)(void *)sums[m];
+        wide[0] = _mm256_add_epi32(wide[0], _mm256_madd_epi16(part[m][0], one16));
+        wide[1] = _mm256_add_epi32(wide[1], _mm256_madd_epi16(part[m][1], one16));
+    }
+}
+
+AVX2_FN INLINE void avx2_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, const i8 *q, i64 q_stride,
+                              int n_rows) {
+    memset(acc, 0, (size_t)n_rows * sizeof *acc);
+    for (i32 t = 0; t < n_tiles; t += AVX2_FLUSH)
+        avx2_run_(acc, tiles + (i64)t * DLM_TILE_BYTES, MIN_OF(AVX2_FLUSH, n_tiles - t),
+                  q + (i64)t * DLM_TILE_IN, q_stride, n_rows, false);
+}
+
+typedef void Avx2RunFn(TileSums *sums, const void *codes, i32 n_tiles, const i8 *q, i64 q_stride);
+#define AVX2_RUN(n_rows)                                                                 \
+    AVX2_FN static void avx2_run##n_rows(TileSums *sums, const void *codes, i32 n_tiles, \
+                                         const i8 *q, i64 q_stride) {                    \
+        avx2_run_(sums, codes, n_tiles, q, q_stride, n_rows, true);                      \
+    }
+AVX2_RUN(1)
+AVX2_RUN(2)
+AVX2_RUN(3)
+AVX2_RUN(4)
+
+/* Of the instructions that multiply a tile by 4 rows, unpacking it is a fifth. Here each run of tiles
+ * is unpacked once for all the rows; 8 are too few to gain by it. */
+AVX2_FN static void avx2_many(const TileStrip *s, const u8 *tiles, i32 n_tiles, i32 n_rows) {
+    static Avx2RunFn *const runs[] = {avx2_run1, avx2_run2, avx2_run3, avx2_run4};
+    _Alignas(64) TileSums sums[TILE_MANY];
+    __m256i codes[AVX2_FLUSH][4][2];
+    memset(sums, 0, (size_t)n_rows * sizeof *sums);
+    for (i32 t = 0, n; t < n_tiles; t += n) {
+        n = MIN_OF(AVX2_FLUSH, n_tiles - t);
+        for (i32 i = 0; i < n; i++, tiles += DLM_TILE_BYTES) {
+            const __m256i *w = (const __m256i *)(const void *)tiles;
+            _mm_prefetch((const char *)tiles + TILE_AHEAD, _MM_HINT_T0);
+            UNROLL
+            for (int l = 0; l < 4; l++) UNROLL
+            for (int g = 0; g < 2; g++) codes[i][l][g] = avx2_codes_(w[g], l);
+        }
+        for (i32 m = 0; m < n_rows; m += 4)
+            runs[MIN_OF(4, n_rows - m) - 1](
+                sums + m, codes, n, s->q + m * s->q_stride + (i64)t * DLM_TILE_IN, s->q_stride);
+    }
+    avx2_finish(s, sums, n_rows, 0);
+}
+
+/* Each sum runs in as many chains as 12 registers hold: vpdpbusd has a latency of 4 to 5. */
+AVXVNNI_FN INLINE void avxvnni_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, const i8 *q,
+                                    i64 q_stride, int n_rows) {
+    const int n_chains = n_rows == 1 ? 4 : n_rows <= 3 ? 2 : 1;
+    const __m256i *w = (const __m256i *)(const void *)tiles;
+    __m256i part[4][6][2];
+    UNROLL
+    for (int j = 0; j < n_chains; j++) UNROLL
+    for (int m = 0; m < n_rows; m++) part[j][m][0] = part[j][m][1] = _mm256_setzero_si256();
+    for (i32 t = 0; t < n_tiles; t++, w += 2) {
+        _mm_prefetch((const char *)w + TILE_AHEAD, _MM_HINT_T0);
+        UNROLL
+        for (int l = 0; l < 4; l++) {
+            __m256i c0 = avx2_codes_(w[0], l), c1 = avx2_codes_(w[1], l);
+            UNROLL
+            for (int m = 0; m < n_rows; m++) {
+                __m256i *sum = part[l % n_chains][m];
+                i32 four;
+                memcpy(&four, q + m * q_stride + 16 * (i64)t + 4 * l, sizeof four);
+                __m256i a = _mm256_set1_epi32(four);
+                sum[0] = _mm256_dpbusd_avx_epi32(sum[0], c0, a);
+                sum[1] = _mm256_dpbusd_avx_epi32(sum[1], c1, a);
+                IN_ORDER(sum[0]);
+                IN_ORDER(sum[1]);
+            }
+        }
+    }
+    UNROLL
+    for (int m = 0; m < n_rows; m++) UNROLL
+    for (int g = 0; g < 2; g++) {
+        __m256i sum = part[0][m][g];
+        UNROLL
+        for (int j = 1; j < n_chains; j++) sum = _mm256_add_epi32(sum, part[j][m][g]);
+        _mm256_store_si256((__m256i *)(void *)acc[m] + g, sum);
+    }
 }
 
 /* One or two columns of tiles; each sum runs in two chains where that takes no more than 16
@@ -1610,43 +1665,59 @@ AVX512_FN INLINE void avx512_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, con
     avx512_columns_((TileAcc *)acc, tiles, n_tiles, q, q_stride, n_rows, 1);
 }
 
-AVX512_FN INLINE void avx512_acc_pair_(TileAcc acc[2], const u8 *tiles, i32 n_tiles, const i8 *q,
-                                       i64 q_stride, int n_rows) {
+AVX512_FN INLINE void avx512_pair_(TileAcc acc[2], const u8 *tiles, i32 n_tiles, const i8 *q,
+                                   i64 q_stride, int n_rows) {
     avx512_columns_(acc, tiles, n_tiles, q, q_stride, n_rows, 2);
 }
 
 TILE_ROWS(avx2, AVX2_FN, 1)
 TILE_ROWS(avx2, AVX2_FN, 2)
+TILE_ROWS(avx2, AVX2_FN, 3)
 TILE_ROWS(avx2, AVX2_FN, 4)
-static const TileLevel avx2_tiles = {.rows = {avx2_acc1, avx2_acc2, avx2_acc4},
-                                     .strips = {avx2_strip1, avx2_strip2, avx2_strip4},
+static const TileLevel avx2_tiles = {.rows = {avx2_acc1, avx2_acc2, avx2_acc3, avx2_acc4},
+                                     .many = avx2_many,
+                                     .finish = avx2_finish,
                                      .sum = avx2_sum};
 TILE_TERNARY(avx2)
 
 TILE_ROWS(avxvnni, AVXVNNI_FN, 1)
 TILE_ROWS(avxvnni, AVXVNNI_FN, 2)
+TILE_ROWS(avxvnni, AVXVNNI_FN, 3)
 TILE_ROWS(avxvnni, AVXVNNI_FN, 4)
-static const TileLevel avxvnni_tiles = {.rows = {avxvnni_acc1, avxvnni_acc2, avxvnni_acc4},
-                                        .strips = {avxvnni_strip1, avxvnni_strip2, avxvnni_strip4},
-                                        .sum = avx2_sum};
+TILE_ROWS(avxvnni, AVXVNNI_FN, 5)
+TILE_ROWS(avxvnni, AVXVNNI_FN, 6)
+static const TileLevel avxvnni_tiles = {
+    .rows = {avxvnni_acc1, avxvnni_acc2, avxvnni_acc3, avxvnni_acc4, avxvnni_acc5, avxvnni_acc6},
+    .finish = avx2_finish,
+    .sum = avx2_sum};
 TILE_TERNARY(avxvnni)
 
 TILE_ROWS(avx512, AVX512_FN, 1)
 TILE_ROWS(avx512, AVX512_FN, 2)
+TILE_ROWS(avx512, AVX512_FN, 3)
 TILE_ROWS(avx512, AVX512_FN, 4)
+TILE_ROWS(avx512, AVX512_FN, 5)
+TILE_ROWS(avx512, AVX512_FN, 6)
+TILE_ROWS(avx512, AVX512_FN, 7)
 TILE_ROWS(avx512, AVX512_FN, 8)
 TILE_PAIR(avx512, AVX512_FN, 1)
 TILE_PAIR(avx512, AVX512_FN, 2)
+TILE_PAIR(avx512, AVX512_FN, 3)
 TILE_PAIR(avx512, AVX512_FN, 4)
+TILE_PAIR(avx512, AVX512_FN, 5)
+TILE_PAIR(avx512, AVX512_FN, 6)
+TILE_PAIR(avx512, AVX512_FN, 7)
 TILE_PAIR(avx512, AVX512_FN, 8)
-static const TileLevel avx512_tiles = {
-    .rows = {avx512_acc1, avx512_acc2, avx512_acc4, avx512_acc8},
-    .strips = {avx512_strip1, avx512_strip2, avx512_strip4, avx512_strip8},
-    .pairs = {avx512_pair1, avx512_pair2, avx512_pair4, avx512_pair8},
-    .sum = avx2_sum};
+static const TileLevel avx512_tiles = {.rows = {avx512_acc1, avx512_acc2, avx512_acc3, avx512_acc4,
+                                                avx512_acc5, avx512_acc6, avx512_acc7, avx512_acc8},
+                                       .pairs = {avx512_pair1, avx512_pair2, avx512_pair3,
+                                                 avx512_pair4, avx512_pair5, avx512_pair6,
+                                                 avx512_pair7, avx512_pair8},
+                                       .finish = avx2_finish,
+                                       .sum = avx2_sum};
 TILE_TERNARY(avx512)
 
-/* ---- ceilings: 8 independent chains of the level's 8-bit multiply-add ---- */
+/* ---- ceilings: independent chains of the level's 8-bit multiply-add, enough for its latency ---- */
 
 AVX2_FN static i64 avx2_peak(i64 n) {
     __m256i acc[8], w = _mm256_set1_epi8(1), a = _mm256_set1_epi8((char)(n | 1));
@@ -1663,17 +1734,17 @@ AVX2_FN static i64 avx2_peak(i64 n) {
 }
 
 AVXVNNI_FN static i64 avxvnni_peak(i64 n) {
-    __m256i acc[8], w = _mm256_set1_epi8(1), a = _mm256_set1_epi8((char)(n | 1));
+    __m256i acc[12], w = _mm256_set1_epi8(1), a = _mm256_set1_epi8((char)(n | 1));
     UNROLL
-    for (int j = 0; j < 8; j++) acc[j] = _mm256_setzero_si256();
+    for (int j = 0; j < 12; j++) acc[j] = _mm256_setzero_si256();
     for (i64 i = 0; i < n; i++) {
         UNROLL
-        for (int j = 0; j < 8; j++) {
+        for (int j = 0; j < 12; j++) {
             acc[j] = _mm256_dpbusd_avx_epi32(acc[j], w, a);
             __asm__ volatile("" : "+x"(acc[j]));
         }
     }
-    return 8 * 32;
+    return 12 * 32;
 }
 
 AVX512_FN static i64 avx512_peak(i64 n) {

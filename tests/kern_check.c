@@ -328,7 +328,7 @@ static void check_ternary_case(const DlmKernels *k, const DlmMat *m, i32 rows, b
 static void check_ternary(const DlmKernels *k) {
     static const i32 widths[] = {1, 15, 16, 17, 64, 160, 161, 256, 576, 2560},
                      outs[] = {1, 15, 16, 17, 33, 48};
-    static const i32 row_counts[] = {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 32, 33};
+    static const i32 row_counts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 14, 15, 16, 17, 32, 33};
     for (size_t w = 0; w < COUNT_OF(widths); w++)
         for (size_t o = 0; o < COUNT_OF(outs); o++)
             for (int code_max = 2; code_max <= 3; code_max++) {
@@ -350,7 +350,7 @@ static void check_range(const DlmKernels *k) {
     for (int code = 0; code <= 3; code += 3) {
         DlmMat m = ternary_matrix(16, 4096, 0, 0);
         memset((void *)(uintptr_t)m.data, code * 0x55, 4096 / 16 * DLM_TILE_BYTES);
-        check_ternary_case(k, &m, 8, true);
+        for (i32 rows = 1; rows <= 13; rows++) check_ternary_case(k, &m, rows, true);
         cpu_mat_free(NULL, &m);
     }
 }
