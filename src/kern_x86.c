@@ -1490,9 +1490,13 @@ AVX2_FN static void avx2_finish(const TileStrip *s, const TileSums *sums, i32 n_
  */
 #define AVX2_FLUSH 10
 
-/* The compiler may add integers in another order, and would: all products of a tile first, which
- * then live in memory. */
+/* A compiler may add integers in another order. gcc makes all products of a tile first, which then
+ * live in memory; clang does not, and with this would leave loops rolled up. */
+#if defined(__clang__)
+#define IN_ORDER(sum) ((void)0)
+#else
 #define IN_ORDER(sum) __asm__("" : "+x"(sum))
+#endif
 
 /* Codes of the 8 outputs at w, inputs 4 l .. 4 l + 3. */
 AVX2_FN INLINE __m256i avx2_codes_(__m256i w, int l) {
@@ -1520,6 +1524,7 @@ AVX2_FN INLINE void avx2_run_(TileSums *sums, const void *tiles, i32 n_tiles, co
                 __m256i a = _mm256_set1_epi32(four);
                 part[m][0] = _mm256_add_epi16(part[m][0], _mm256_maddubs_epi16(c0, a));
                 part[m][1] = _mm256_add_epi16(part[m][1], _mm256_maddubs_epi16(c1, a));
+                if (n_rows == 1) continue; /* whose products have the room */
                 IN_ORDER(part[m][0]);
                 IN_ORDER(part[m][1]);
             }
