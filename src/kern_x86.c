@@ -1617,6 +1617,11 @@ AVXVNNI_FN INLINE void avxvnni_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, c
     }
 }
 
+AVX512_FN static void avx512_finish(const TileStrip *s, const TileSums *sums, i32 n_rows,
+                                    i32 column) {
+    tile_finish(s, sums, n_rows, column);
+}
+
 /* One or two columns of tiles; each sum runs in two chains where that takes no more than 16
  * registers: vpdpbusd has a latency of 4 to 5. */
 AVX512_FN INLINE void avx512_columns_(TileAcc *acc, const u8 *tiles, i32 n_tiles, const i8 *q,
@@ -1718,7 +1723,7 @@ static const TileLevel avx512_tiles = {.rows = {avx512_acc1, avx512_acc2, avx512
                                        .pairs = {avx512_pair1, avx512_pair2, avx512_pair3,
                                                  avx512_pair4, avx512_pair5, avx512_pair6,
                                                  avx512_pair7, avx512_pair8},
-                                       .finish = avx2_finish,
+                                       .finish = avx512_finish,
                                        .sum = avx2_sum};
 TILE_TERNARY(avx512)
 
