@@ -294,7 +294,7 @@ static bool bench_ask_one_(Engine *g, const BenchWay *way, const TokIds *prompt,
         a->right += answer && strcmp(r.finish, "stop") == 0 && str_eq(buf_view(&r.text), *answer);
         a->tokens += (i64)r.ids.n;
         a->forwards += decode_forwards(&r);
-        a->commits += r.n_forwards_commit;
+        a->commits += r.n_forwards_commit + r.n_joined;
         a->rows += r.n_rows;
         a->ms += r.ms_prefill + r.ms_decode;
     }
@@ -387,7 +387,7 @@ static void bench_print_answers_(const Engine *g, const BenchResult *r, Buf *out
     f64 best = bench_best_rate_(r);
     buf_printf(out,
                "\n%lld questions, %lld with one right answer:\n\n"
-               "| mode | right | tok/s | of auto's best | tokens/forward | commits in forwards |\n"
+               "| mode | right | tok/s | of auto's best | tokens/forward | forwards with a commit |\n"
                "|---|---|---|---|---|---|\n",
                (long long)r->n_questions, (long long)r->n_judged);
     for (size_t i = 0; i < COUNT_OF(BENCH_WAYS); i++) {

@@ -213,7 +213,7 @@ int main(int argc, char **argv) {
     put("GGUF", 4);
     put_u32(3);
     put_u64((u64)layers * N_LAYER_TENSORS + 2);
-    put_u64(11 + 9);
+    put_u64(11 + 9 + 3);
     kv_str("general.architecture", "bitnet");
     kv_str("general.name", "random weights, BitNet b1.58 2B-4T shape");
     kv_u32("bitnet.block_count", (u32)layers);
@@ -225,6 +225,9 @@ int main(int argc, char **argv) {
     kv_f32("bitnet.attention.layer_norm_rms_epsilon", 1e-5f);
     kv_f32("bitnet.rope.freq_base", 500000);
     kv_u32("bitnet.vocab_size", VOCAB);
+    kv_str("diffusion.attention", "block"); /* decoded as Fast-dLLM v2 is */
+    kv_u32("diffusion.block_size", 32);
+    kv_u32("diffusion.sub_block_size", 8);
     put_tokenizer();
     put_info("token_embd.weight", DLM_Q6_K, EMBD, VOCAB);
     for (int l = 0; l < layers; l++)
