@@ -285,10 +285,6 @@ def test_statistics(folder):
         t.check(not says or all(says in x for x in warned), f"{what}: {warned}")
 
 
-def protobuf(field, kind, data):
-    return bytes([field << 3 | kind]) + (bytes([len(data)]) if kind == 2 else b"") + data
-
-
 def test_sentencepiece(folder):
     """tokenizer.model alone, and tokenizer.json of the same kind: the ids that the vocabulary gives."""
     vocab = ck.read_gguf(VOCAB)[0]
@@ -306,10 +302,7 @@ def test_sentencepiece(folder):
     os.remove(os.path.join(source, "tokenizer.json"))
     os.remove(os.path.join(source, "tokenizer_config.json"))
     with open(os.path.join(source, "tokenizer.model"), "wb") as f:
-        for text, score, kind in zip(tokens, scores, types):
-            piece = protobuf(1, 2, text.encode()) + protobuf(2, 5, struct.pack("<f", score))
-            f.write(protobuf(1, 2, piece + protobuf(3, 0, bytes([kind]))))
-        f.write(protobuf(2, 2, protobuf(3, 0, b"\x02")))
+        f.write(ck.sentencepiece_pieces(tokens, scores, types) + ck.proto(2, ck.proto(3, 2)))
     said = convert(source, out)
     t.check("tokenizer llama (SentencePiece)" in said, said)
     keys = ck.read_gguf(out)[0]
@@ -337,13 +330,6 @@ def test_sentencepiece(folder):
 def sentencepiece_json(tokens, scores, types):
     """The same vocabulary as the tokenizers library writes it: every way to make a piece, best first."""
     ids = {text: i for i, text in enumerate(tokens)}
-    merges = [
-        (-scores[i], ids[text[:k]], ids[text[k:]], [text[:k], text[k:]])
-        for text, i in ids.items()
-        if types[i] == 1
-        for k in range(1, len(text))
-        if text[:k] in ids and text[k:] in ids
-    ]
     steps = [
         {"type": "Prepend", "prepend": "\u2581"},
         {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
@@ -362,7 +348,7 @@ def sentencepiece_json(tokens, scores, types):
             "fuse_unk": True,
             "byte_fallback": True,
             "vocab": ids,
-            "merges": [m[3] for m in sorted(merges, key=lambda m: m[:3])],
+            "merges": ck.sentencepiece_merges(ids, scores, types),
         },
     }
 

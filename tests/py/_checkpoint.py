@@ -83,6 +83,48 @@ def read_gguf(path):
     return keys, tensors
 
 
+# ---- SentencePiece ----
+
+
+def proto(field, value):
+    """One field of a protocol buffer: a message or a text, a float, or a number."""
+
+    def varint(n):
+        out = b""
+        while n > 127:
+            out, n = out + bytes([n & 127 | 128]), n >> 7
+        return out + bytes([n])
+
+    if isinstance(value, bytes):
+        return varint(field << 3 | 2) + varint(len(value)) + value
+    if isinstance(value, float):
+        return varint(field << 3 | 5) + struct.pack("<f", value)
+    return varint(field << 3) + varint(value)
+
+
+def sentencepiece_pieces(tokens, scores, types):
+    """The vocabulary as tokenizer.model begins with it."""
+    return b"".join(
+        proto(1, proto(1, text.encode()) + proto(2, score) + proto(3, kind))
+        for text, score, kind in zip(tokens, scores, types)
+    )
+
+
+def sentencepiece_merges(vocab, scores, types):
+    """Every way to make a normal piece of two others, in the order of the scores, as transformers has it.
+    vocab: text -> id."""
+    merges = []
+    for piece, i in vocab.items():
+        cuts = [(piece[:k], piece[k:]) for k in range(1, len(piece))] if types[i] == 1 else []
+        merges += [
+            (-scores[i], vocab[a], vocab[b], a, b) for a, b in cuts if a in vocab and b in vocab
+        ]
+    return [m[3:] for m in sorted(merges)]
+
+
+# ---- checkpoints ----
+
+
 def write_safetensors(path, tensors):
     """tensors: name -> (dtype, shape, bytes)."""
     header, at = {"__metadata__": {"format": "pt"}}, 0

@@ -19,6 +19,7 @@ import sys
 import unicodedata
 
 import sentencepiece
+from _checkpoint import proto, read_gguf, sentencepiece_merges, sentencepiece_pieces
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers as pre
 
 VOCABS = "../shared/vocab/ggml-vocab-%s.gguf"
@@ -27,38 +28,11 @@ DRIVER = "build/tok_driver"
 
 # ---- GGUF: as much as a vocabulary needs ----
 
-SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY, INT32, FLOAT32 = 8, 9, 5, 6
 
 
-def read_gguf(path):
-    with open(path, "rb") as f:
-        data = f.read()
-    at = 24
-
-    def take(fmt):
-        nonlocal at
-        value, = struct.unpack_from("<" + fmt, data, at)
-        at += struct.calcsize("<" + fmt)
-        return value
-
-    def string():
-        nonlocal at
-        n = take("Q")
-        at += n
-        return data[at - n:at].decode("utf-8", "surrogateescape")
-
-    def value(kind):
-        return string() if kind == STRING else take(SCALARS[kind])
-
-    keys = {}
-    for _ in range(struct.unpack_from("<Q", data, 16)[0]):
-        key, kind = string(), take("I")
-        if kind == ARRAY:
-            elem, count = take("I"), take("Q")
-            keys[key] = [value(elem) for _ in range(count)]
-        else:
-            keys[key] = value(kind)
+def read_keys(path):
+    keys = read_gguf(path)[0]
     keys["architecture"] = keys.get("general.architecture")
     return {k.removeprefix("tokenizer.ggml."): v for k, v in keys.items()}
 
@@ -175,12 +149,8 @@ def pieces_reference(keys, trusted):
     """SentencePiece's vocabulary as transformers converts it: merges in the order of the scores."""
     tokens, types = keys["tokens"], keys["token_type"]
     vocab = {t: i for i, t in enumerate(tokens) if types[i] not in (CONTROL, USER) or t in ("<s>", "</s>")}
-    merges = []
-    for piece, i in vocab.items():
-        cuts = [(piece[:k], piece[k:]) for k in range(1, len(piece))] if types[i] == NORMAL else []
-        merges += [(-keys["scores"][i], vocab[a], vocab[b], a, b) for a, b in cuts if a in vocab and b in vocab]
-    merges.sort()
-    t = Tokenizer(models.BPE(vocab, [m[3:] for m in merges], unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    merges = sentencepiece_merges(vocab, keys["scores"], types)
+    t = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     t.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     ids = {}
     for i, s in enumerate(tokens):
@@ -191,26 +161,9 @@ def pieces_reference(keys, trusted):
     return lambda texts: [[ids.get(i, i) for i in e.ids] for e in t.encode_batch(texts, add_special_tokens=False)]
 
 
-def proto(field, value):
-    """One field of a protocol buffer: a message or a text, a float, or a number."""
-    def varint(n):
-        out = b""
-        while n > 127:
-            out, n = out + bytes([n & 127 | 128]), n >> 7
-        return out + bytes([n])
-
-    if isinstance(value, bytes):
-        return varint(field << 3 | 2) + varint(len(value)) + value
-    if isinstance(value, float):
-        return varint(field << 3 | 5) + struct.pack("<f", value)
-    return varint(field << 3) + varint(value)
-
-
 def sentencepiece_reference(keys, _trusted):
     """The package itself, over a model file that is made of the vocabulary."""
-    model = b""
-    for token, score, kind in zip(keys["tokens"], keys["scores"], keys["token_type"]):
-        model += proto(1, proto(1, token.encode()) + proto(2, score) + proto(3, kind))
+    model = sentencepiece_pieces(keys["tokens"], keys["scores"], keys["token_type"])
     bpe, byte_fallback = proto(3, 2), proto(35, 1)
     model += proto(2, bpe + byte_fallback)
     identity, add_blank, keep_blanks, escape_blanks = proto(1, b"identity"), proto(3, 1), proto(4, 0), proto(5, 1)
@@ -402,7 +355,7 @@ def main():
                compare("tiny-dlm", "build/tiny-vocab.gguf", tiny_keys(), tiny_reference, rng, 3 * n_texts, True)]
     for name in ("gpt-2", "qwen2", "llama-bpe", "starcoder", "refact", "mpt", "falcon", "deepseek-coder",
                  "deepseek-llm", "llama-spm", "phi-3"):
-        keys = read_gguf(VOCABS % name)
+        keys = read_keys(VOCABS % name)
         results.append(compare(name, VOCABS % name, keys,
                                reference if keys["model"] == "gpt2" else pieces_reference, rng, n_texts,
                                name in ("starcoder", "falcon", "deepseek-coder", "llama-spm")))
