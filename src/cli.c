@@ -2710,7 +2710,7 @@ static bool cli_version_(const Cli *c, Err *e) {
     return cli_print_buf_(&out, true, e);
 }
 
-/* Writes out to a file, or leaves what was there before. Frees out. */
+/* Writes out to a file, from its beginning. Frees out. */
 static bool cli_write_file_(const char *path, Buf *out, Err *e) {
     int fd = buf_ok(out, path, e) ? os_create_file(path, e) : -1;
     bool ok = fd >= 0 && os_write_all(fd, out->p, out->n, e);

@@ -337,21 +337,7 @@ INLINE void neon_dense_kind_(DlmMatKind kind, f32 *y, i64 y_stride, const DlmMat
         }
 }
 
-static void neon_dense(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi, const f32 *x,
-                       i64 x_stride, i32 n_rows) {
-    switch (w->kind) {
-    case DLM_MAT_F32:
-        neon_dense_kind_(DLM_MAT_F32, y, y_stride, w, out_lo, out_hi, x, x_stride, n_rows);
-        return;
-    case DLM_MAT_F16:
-        neon_dense_kind_(DLM_MAT_F16, y, y_stride, w, out_lo, out_hi, x, x_stride, n_rows);
-        return;
-    case DLM_MAT_BF16:
-        neon_dense_kind_(DLM_MAT_BF16, y, y_stride, w, out_lo, out_hi, x, x_stride, n_rows);
-        return;
-    default: ASSERT(!"an integer matrix reached the dense kernel");
-    }
-}
+KERN_DENSE(, neon)
 
 /* ---- scaled blocks: unpack a block once, multiply it with every row ---- */
 

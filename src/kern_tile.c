@@ -1,4 +1,5 @@
-/* kern_tile.c - the loops around a ternary register tile, the same at every SIMD level.
+/* kern_tile.c - what the SIMD levels have in common: the loops around a ternary register tile, and a
+ * dense kernel's choice by the kind of its weights.
  *
  * Owns:      nothing.
  * Stands on: base kern_ref
@@ -23,6 +24,25 @@
 #else
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
+
+/* LEVEL_dense from LEVEL_dense_kind_, whose always-inlined body becomes a loop for each kind. */
+#define KERN_DENSE(FN, level)                                                                      \
+    FN static void level##_dense(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi,    \
+                                 const f32 *x, i64 x_stride, i32 n_rows) {                         \
+        switch (w->kind) {                                                                         \
+        case DLM_MAT_F32:                                                                          \
+            level##_dense_kind_(DLM_MAT_F32, y, y_stride, w, out_lo, out_hi, x, x_stride, n_rows); \
+            return;                                                                                \
+        case DLM_MAT_F16:                                                                          \
+            level##_dense_kind_(DLM_MAT_F16, y, y_stride, w, out_lo, out_hi, x, x_stride, n_rows); \
+            return;                                                                                \
+        case DLM_MAT_BF16:                                                                         \
+            level##_dense_kind_(DLM_MAT_BF16, y, y_stride, w, out_lo, out_hi, x, x_stride,         \
+                                n_rows);                                                           \
+            return;                                                                                \
+        default: ASSERT(!"an integer matrix reached the dense kernel");                            \
+        }                                                                                          \
+    }
 
 /* Bytes ahead of the tile at hand that are asked for early. The hardware's own prefetching does not
  * keep up with a forward that reads every weight once: 30 layers of 2B weights at 8 rows took 109 ms

@@ -693,21 +693,7 @@ AVX2_FN INLINE void avx2_dense_kind_(DlmMatKind kind, f32 *y, i64 y_stride, cons
         }
 }
 
-AVX2_FN static void avx2_dense(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi,
-                               const f32 *x, i64 x_stride, i32 n_rows) {
-    switch (w->kind) {
-    case DLM_MAT_F32:
-        avx2_dense_kind_(DLM_MAT_F32, y, y_stride, w, out_lo, out_hi, x, x_stride, n_rows);
-        return;
-    case DLM_MAT_F16:
-        avx2_dense_kind_(DLM_MAT_F16, y, y_stride, w, out_lo, out_hi, x, x_stride, n_rows);
-        return;
-    case DLM_MAT_BF16:
-        avx2_dense_kind_(DLM_MAT_BF16, y, y_stride, w, out_lo, out_hi, x, x_stride, n_rows);
-        return;
-    default: ASSERT(!"an integer matrix reached the dense kernel");
-    }
-}
+KERN_DENSE(AVX2_FN, avx2)
 
 /* AVX-512: 4 outputs by 4 rows, 8 by 2 or 16 by 1, folded at once as scores are. */
 AVX512_FN INLINE __m512 avx512_load_weights_(DlmMatKind kind, const u8 *p, __mmask16 mask) {
@@ -777,21 +763,7 @@ AVX512_FN INLINE void avx512_dense_kind_(DlmMatKind kind, f32 *y, i64 y_stride, 
         }
 }
 
-AVX512_FN static void avx512_dense(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi,
-                                   const f32 *x, i64 x_stride, i32 n_rows) {
-    switch (w->kind) {
-    case DLM_MAT_F32:
-        avx512_dense_kind_(DLM_MAT_F32, y, y_stride, w, out_lo, out_hi, x, x_stride, n_rows);
-        return;
-    case DLM_MAT_F16:
-        avx512_dense_kind_(DLM_MAT_F16, y, y_stride, w, out_lo, out_hi, x, x_stride, n_rows);
-        return;
-    case DLM_MAT_BF16:
-        avx512_dense_kind_(DLM_MAT_BF16, y, y_stride, w, out_lo, out_hi, x, x_stride, n_rows);
-        return;
-    default: ASSERT(!"an integer matrix reached the dense kernel");
-    }
-}
+KERN_DENSE(AVX512_FN, avx512)
 
 /* ---- scaled blocks: activations ---- */
 

@@ -676,28 +676,26 @@ static void q2_pack_(const u8 *c /* [64] */, u16 d, u8 *p) {
     b->d = d;
 }
 
-static bool tq1_encode_(const f32 *x, u8 *p) {
+typedef void TernaryPack_(const u8 *codes, u16 d, u8 *p);
+
+static inline bool ternary_encode_(const f32 *x, int n, TernaryPack_ *pack, u8 *p) {
     u8 codes[DLM_QK_T];
     u16 d;
-    bool ok = ternary_codes_of_(x, DLM_QK_T, codes, &d);
-    tq1_pack_(codes, d, p);
+    bool ok = ternary_codes_of_(x, n, codes, &d);
+    pack(codes, d, p);
     return ok;
+}
+
+static bool tq1_encode_(const f32 *x, u8 *p) {
+    return ternary_encode_(x, DLM_QK_T, tq1_pack_, p);
 }
 
 static bool tq2_encode_(const f32 *x, u8 *p) {
-    u8 codes[DLM_QK_T];
-    u16 d;
-    bool ok = ternary_codes_of_(x, DLM_QK_T, codes, &d);
-    tq2_pack_(codes, d, p);
-    return ok;
+    return ternary_encode_(x, DLM_QK_T, tq2_pack_, p);
 }
 
 static bool q2_encode_(const f32 *x, u8 *p) {
-    u8 codes[DLM_QK2_0];
-    u16 d;
-    bool ok = ternary_codes_of_(x, DLM_QK2_0, codes, &d);
-    q2_pack_(codes, d, p);
-    return ok;
+    return ternary_encode_(x, DLM_QK2_0, q2_pack_, p);
 }
 
 /* A row of codes (0, 1, 2; n of them, whole blocks) with one scale as TQ1_0, TQ2_0 or Q2_0: the bytes that

@@ -6,12 +6,13 @@
  *
  * Architecture `bitnet` (SubLN, tied Q6_K embedding), so that other engines open the same file. The
  * text it makes is noise; the time it takes is that of a trained model. */
+#include "../src/gguf.c"
 #include "../src/quant.c"
 
-enum { EMBD = 2560, FF = 6912, HEADS = 20, HEADS_KV = 5, VOCAB = 128256, ALIGN = 32 };
+enum { EMBD = 2560, FF = 6912, HEADS = 20, HEADS_KV = 5, VOCAB = 128256 };
 
 static FILE *out;
-static u64 offset, seed = 1;
+static u64 seed = 1;
 
 static u64 random64(void) {
     u64 z = (seed += 0x9e3779b97f4a7c15u);
@@ -27,50 +28,6 @@ static void put(const void *p, size_t n) {
     }
 }
 
-static void put_u32(u32 v) {
-    put(&v, 4);
-}
-
-static void put_u64(u64 v) {
-    put(&v, 8);
-}
-
-static void put_str(const char *s) {
-    put_u64(strlen(s));
-    put(s, strlen(s));
-}
-
-static void kv_u32(const char *key, u32 v) {
-    put_str(key);
-    put_u32(4);
-    put_u32(v);
-}
-
-static void kv_f32(const char *key, f32 v) {
-    put_str(key);
-    put_u32(6);
-    put(&v, 4);
-}
-
-static void kv_bool(const char *key, u8 v) {
-    put_str(key);
-    put_u32(7);
-    put(&v, 1);
-}
-
-static void kv_str(const char *key, const char *v) {
-    put_str(key);
-    put_u32(8);
-    put_str(v);
-}
-
-static void kv_array(const char *key, u32 type, u64 n) {
-    put_str(key);
-    put_u32(9);
-    put_u32(type);
-    put_u64(n);
-}
-
 /* A byte of GPT-2's byte-level alphabet, as UTF-8. */
 static int byte_text(int byte, char *s) {
     static int map[256], ready;
@@ -84,39 +41,38 @@ static int byte_text(int byte, char *s) {
 }
 
 /* 256 bytes, pairs of letters with their merges, filler, and four special tokens. */
-static void put_tokenizer(void) {
-    char s[32];
-    kv_str("tokenizer.ggml.model", "gpt2");
-    kv_str("tokenizer.ggml.pre", "llama-bpe");
-    kv_array("tokenizer.ggml.tokens", 8, VOCAB);
+static void put_tokenizer(GgufWriter *w) {
+    static char texts[VOCAB][16];
+    static Str tokens[VOCAB], merges[676];
+    static i32 types[VOCAB];
+    static const char *const specials[] = {"<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>",
+                                           "|<MASK>|"};
     for (int i = 0; i < VOCAB; i++) {
+        char *s = texts[i];
         if (i < 256)
             byte_text(i, s);
         else if (i < 256 + 676)
-            snprintf(s, sizeof s, "%c%c", 'a' + (i - 256) / 26, 'a' + (i - 256) % 26);
-        else if (i == VOCAB - 1)
-            snprintf(s, sizeof s, "|<MASK>|");
-        else if (i == VOCAB - 2)
-            snprintf(s, sizeof s, "<|eot_id|>");
-        else if (i == VOCAB - 3)
-            snprintf(s, sizeof s, "<|end_of_text|>");
-        else if (i == VOCAB - 4)
-            snprintf(s, sizeof s, "<|begin_of_text|>");
+            snprintf(s, sizeof texts[i], "%c%c", 'a' + (i - 256) / 26, 'a' + (i - 256) % 26);
         else
-            snprintf(s, sizeof s, "zz%dzz", i);
-        put_str(s);
+            snprintf(s, sizeof texts[i], "zz%dzz", i);
+        bool special = i >= VOCAB - 4;
+        tokens[i] = str_of(special ? specials[i - (VOCAB - 4)] : s);
+        types[i] = special ? 3 : 1;
     }
-    kv_array("tokenizer.ggml.token_type", 5, VOCAB);
-    for (int i = 0; i < VOCAB; i++) put_u32(i >= VOCAB - 4 ? 3 : 1);
-    kv_array("tokenizer.ggml.merges", 8, 676);
+    static char pairs[676][4];
     for (int i = 0; i < 676; i++) {
-        snprintf(s, sizeof s, "%c %c", 'a' + i / 26, 'a' + i % 26);
-        put_str(s);
+        snprintf(pairs[i], sizeof pairs[i], "%c %c", 'a' + i / 26, 'a' + i % 26);
+        merges[i] = str_of(pairs[i]);
     }
-    kv_u32("tokenizer.ggml.bos_token_id", VOCAB - 4);
-    kv_u32("tokenizer.ggml.eos_token_id", VOCAB - 2);
-    kv_u32("tokenizer.ggml.mask_token_id", VOCAB - 1);
-    kv_bool("tokenizer.ggml.add_bos_token", 0);
+    gguf_put_str(w, "tokenizer.ggml.model", STR("gpt2"));
+    gguf_put_str(w, "tokenizer.ggml.pre", STR("llama-bpe"));
+    gguf_put_strs(w, "tokenizer.ggml.tokens", tokens, VOCAB);
+    gguf_put_i32s(w, "tokenizer.ggml.token_type", types, VOCAB);
+    gguf_put_strs(w, "tokenizer.ggml.merges", merges, 676);
+    gguf_put_u32(w, "tokenizer.ggml.bos_token_id", VOCAB - 4);
+    gguf_put_u32(w, "tokenizer.ggml.eos_token_id", VOCAB - 2);
+    gguf_put_u32(w, "tokenizer.ggml.mask_token_id", VOCAB - 1);
+    gguf_put_bool(w, "tokenizer.ggml.add_bos_token", false);
 }
 
 typedef struct {
@@ -139,19 +95,10 @@ static const Shape LAYER[] = {
 };
 enum { N_LAYER_TENSORS = sizeof LAYER / sizeof *LAYER };
 
-static u64 tensor_bytes(DlmType type, u64 in, u64 n_out) {
-    if (type == DLM_I2_S) return in * n_out / 4 + DLM_I2S_TAIL;
-    return quant_row_bytes(type, (i64)in) * n_out;
-}
-
-static void put_info(const char *name, DlmType type, u64 in, u64 n_out) {
-    put_str(name);
-    put_u32(n_out ? 2 : 1);
-    put_u64(in);
-    if (n_out) put_u64(n_out);
-    put_u32((u32)type);
-    put_u64(offset);
-    offset += (tensor_bytes(type, in, n_out ? n_out : 1) + ALIGN - 1) / ALIGN * ALIGN;
+/* n_out 0: a vector. */
+static void put_info(GgufWriter *w, const char *name, DlmType type, u64 in, u64 n_out) {
+    const u64 ne[2] = {in, n_out};
+    gguf_put_tensor(w, str_of(name), type, n_out ? 2 : 1, ne);
 }
 
 /* 2-bit codes 0..2, four in a byte. */
@@ -179,9 +126,12 @@ static void fill_row(DlmType type, u8 *row, u64 bytes) {
 }
 
 static void put_data(DlmType type, u64 in, u64 n_out) {
-    static u8 row[1 << 16], zero[ALIGN];
-    u64 total = tensor_bytes(type, in, n_out ? n_out : 1),
-        row_bytes = type == DLM_I2_S ? in / 4 : quant_row_bytes(type, (i64)in);
+    static u8 row[1 << 16];
+    static const u8 zero[GGUF_ALIGN_DEFAULT];
+    const u64 ne[4] = {in, n_out ? n_out : 1, 1, 1},
+              row_bytes = type == DLM_I2_S ? in / 4 : quant_row_bytes(type, (i64)in);
+    u64 total = 0;
+    gguf_tensor_bytes(type, ne, &total);
     if (!n_out) {
         f32 one = 1;
         for (u64 i = 0; i < in; i++) put(&one, 4);
@@ -195,7 +145,7 @@ static void put_data(DlmType type, u64 in, u64 n_out) {
         f32 tail[8] = {0.02f};
         put(tail, sizeof tail);
     }
-    put(zero, (ALIGN - total % ALIGN) % ALIGN);
+    put(zero, gguf_padding(total));
 }
 
 int main(int argc, char **argv) {
@@ -210,33 +160,39 @@ int main(int argc, char **argv) {
         fprintf(stderr, "usage: mkbench OUT.gguf {tq1_0|tq2_0|i2_s|f16} [LAYERS]\n");
         return 2;
     }
-    put("GGUF", 4);
-    put_u32(3);
-    put_u64((u64)layers * N_LAYER_TENSORS + 2);
-    put_u64(11 + 9 + 3);
-    kv_str("general.architecture", "bitnet");
-    kv_str("general.name", "random weights, BitNet b1.58 2B-4T shape");
-    kv_u32("bitnet.block_count", (u32)layers);
-    kv_u32("bitnet.context_length", 32768);
-    kv_u32("bitnet.embedding_length", EMBD);
-    kv_u32("bitnet.feed_forward_length", FF);
-    kv_u32("bitnet.attention.head_count", HEADS);
-    kv_u32("bitnet.attention.head_count_kv", HEADS_KV);
-    kv_f32("bitnet.attention.layer_norm_rms_epsilon", 1e-5f);
-    kv_f32("bitnet.rope.freq_base", 500000);
-    kv_u32("bitnet.vocab_size", VOCAB);
-    kv_str("diffusion.attention", "block"); /* decoded as Fast-dLLM v2 is */
-    kv_u32("diffusion.block_size", 32);
-    kv_u32("diffusion.sub_block_size", 8);
-    put_tokenizer();
-    put_info("token_embd.weight", DLM_Q6_K, EMBD, VOCAB);
+    Err e = {0};
+    GgufWriter w;
+    gguf_writer_open(&w, &e);
+    gguf_put_str(&w, "general.architecture", STR("bitnet"));
+    gguf_put_str(&w, "general.name", STR("random weights, BitNet b1.58 2B-4T shape"));
+    gguf_put_u32(&w, "bitnet.block_count", (u32)layers);
+    gguf_put_u32(&w, "bitnet.context_length", 32768);
+    gguf_put_u32(&w, "bitnet.embedding_length", EMBD);
+    gguf_put_u32(&w, "bitnet.feed_forward_length", FF);
+    gguf_put_u32(&w, "bitnet.attention.head_count", HEADS);
+    gguf_put_u32(&w, "bitnet.attention.head_count_kv", HEADS_KV);
+    gguf_put_f32(&w, "bitnet.attention.layer_norm_rms_epsilon", 1e-5f);
+    gguf_put_f32(&w, "bitnet.rope.freq_base", 500000);
+    gguf_put_u32(&w, "bitnet.vocab_size", VOCAB);
+    gguf_put_str(&w, "diffusion.attention", STR("block")); /* decoded as Fast-dLLM v2 is */
+    gguf_put_u32(&w, "diffusion.block_size", 32);
+    gguf_put_u32(&w, "diffusion.sub_block_size", 8);
+    put_tokenizer(&w);
+    put_info(&w, "token_embd.weight", DLM_Q6_K, EMBD, VOCAB);
     for (int l = 0; l < layers; l++)
         for (int t = 0; t < N_LAYER_TENSORS; t++) {
             snprintf(name, sizeof name, "blk.%d.%s.weight", l, LAYER[t].name);
-            put_info(name, LAYER[t].out ? type : DLM_F32, (u64)LAYER[t].in, (u64)LAYER[t].out);
+            put_info(&w, name, LAYER[t].out ? type : DLM_F32, (u64)LAYER[t].in, (u64)LAYER[t].out);
         }
-    put_info("output_norm.weight", DLM_F32, EMBD, 0);
-    for (long at = ftell(out); at % ALIGN; at++) put("", 1);
+    put_info(&w, "output_norm.weight", DLM_F32, EMBD, 0);
+    Buf head = {0};
+    if (!gguf_writer_head(&w, &head)) {
+        fprintf(stderr, "mkbench: %s\n", e.msg);
+        return 1;
+    }
+    put(head.p, head.n);
+    buf_free(&head);
+    gguf_writer_close(&w);
     put_data(DLM_Q6_K, EMBD, VOCAB);
     for (int l = 0; l < layers; l++)
         for (int t = 0; t < N_LAYER_TENSORS; t++)
