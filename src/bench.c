@@ -325,17 +325,22 @@ static bool bench_ask_all_(Engine *g, const JsonDoc *d, u32 node, const char *la
     return ok;
 }
 
-/* text: a JSON array of {"question": text, "answer": text or null}; label names it in errors. */
-static bool bench_ask(Engine *g, const char *label, Str text, BenchResult *r, Err *e) {
-    JsonDoc d = {0};
-    bool ok = json_parse(&d, text, e);
-    if (ok && (json_type(&d, 0) != JSON_ARRAY || json_count(&d, 0) == 0))
-        ok = err_set(e, ERR_USAGE, "%s is not an array of questions", label);
+/* Reads text, which must outlive d: a JSON array of {"question": text, "answer": text or null}. label
+ * names it in errors. The caller frees d. */
+static bool bench_read_questions(JsonDoc *d, const char *label, Str text, Err *e) {
+    Err why = {0};
+    if (!json_parse(d, text, &why)) return err_set(e, ERR_USAGE, "%s: %s", label, why.msg);
+    if (json_type(d, 0) == JSON_ARRAY && json_count(d, 0) > 0) return true;
+    return err_set(e, ERR_USAGE, "%s is not an array of questions", label);
+}
+
+/* Asks them all, after bench_run. */
+static bool bench_ask(Engine *g, const char *label, const JsonDoc *d, BenchResult *r, Err *e) {
     tempo_prepare(&g->tempo, &g->graph, g->rows, 0);
-    u32 n = ok ? json_count(&d, 0) : 0, node = n ? json_first(&d, 0) : 0;
-    for (u32 i = 0; ok && i < n; i++, node = json_next(&d, node))
-        ok = bench_ask_all_(g, &d, node, label, r, e);
-    json_free(&d);
+    bool ok = true;
+    u32 node = json_first(d, 0);
+    for (u32 n = json_count(d, 0); ok && n > 0; n--, node = json_next(d, node))
+        ok = bench_ask_all_(g, d, node, label, r, e);
     return ok;
 }
 
@@ -385,11 +390,12 @@ static const i32 BENCH_CORES[] = {2, 4, 8, 16};
 
 static void bench_print_answers_(const Engine *g, const BenchResult *r, Buf *out) {
     f64 best = bench_best_rate_(r);
-    buf_printf(out,
-               "\n%lld questions, %lld with one right answer:\n\n"
-               "| mode | right | tok/s | of auto's best | tokens/forward | forwards with a commit |\n"
-               "|---|---|---|---|---|---|\n",
-               (long long)r->n_questions, (long long)r->n_judged);
+    buf_printf(
+        out,
+        "\n%lld questions, %lld with one right answer:\n\n"
+        "| mode | right | tok/s | of auto's best | tokens/forward | forwards with a commit |\n"
+        "|---|---|---|---|---|---|\n",
+        (long long)r->n_questions, (long long)r->n_judged);
     for (size_t i = 0; i < COUNT_OF(BENCH_WAYS); i++) {
         const BenchAnswers *a = &r->answers[i];
         if (a->forwards)

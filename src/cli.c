@@ -2727,15 +2727,19 @@ static bool cli_bench_(const Cli *c, Err *e) {
     i32 most = BENCH_ROWS[COUNT_OF(BENCH_ROWS) - 1];
     o.n_rows_max = MAX_OF(c->bench.n_prompt, most);
     if (!o.n_ctx && c->bench.depth) o.n_ctx = c->bench.depth + most;
-    bool ok = (!c->bench_questions || os_read_file(c->bench_questions, &text, e)) &&
+    const char *file = c->bench_questions;
+    JsonDoc questions = {0};
+    bool ok = (!file || (os_read_file(file, &text, e) &&
+                         bench_read_questions(&questions, file, buf_view(&text), e))) &&
               engine_open(&g, &o, e) && bench_run(g, &c->bench, &r, e) &&
-              (!c->bench_questions || bench_ask(g, c->bench_questions, buf_view(&text), &r, e));
+              (!file || bench_ask(g, file, &questions, &r, e));
     if (ok) bench_print(g, &c->bench, &r, &out);
     ok = cli_print_buf_(&out, ok, e);
     if (ok && c->bench_plot) {
         bench_plot(g, &r, &out);
         ok = cli_write_file_(c->bench_plot, &out, e);
     }
+    json_free(&questions);
     buf_free(&text);
     engine_close(g);
     return ok;

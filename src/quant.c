@@ -679,7 +679,8 @@ static void q2_pack_(const u8 *c /* [64] */, u16 d, u8 *p) {
 typedef void TernaryPack_(const u8 *codes, u16 d, u8 *p);
 
 /* Always inlined: its loops are half as fast again when the compiler sees their lengths. */
-static inline __attribute__((always_inline)) bool ternary_encode_(const f32 *x, int n, TernaryPack_ *pack, u8 *p) {
+static inline __attribute__((always_inline)) bool ternary_encode_(const f32 *x, int n,
+                                                                  TernaryPack_ *pack, u8 *p) {
     u8 codes[DLM_QK_T];
     u16 d;
     bool ok = ternary_codes_of_(x, n, codes, &d);
