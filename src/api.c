@@ -499,6 +499,14 @@ static bool api_read_mode_(ApiParser_ *p, ApiValue_ v) {
     return api_want_(p, v, "\"greedy\", \"iterative\", \"adaptive\", \"ar\" or \"auto\"");
 }
 
+/* Short for the two caches that were there first. */
+static bool api_read_dual_cache_(ApiParser_ *p, ApiValue_ v) {
+    bool on;
+    if (!json_bool(p->d, v.node, &on)) return api_want_(p, v, "true or false");
+    p->r->decode.cache = on ? CACHE_DUAL : CACHE_NONE;
+    return true;
+}
+
 /* A number that asks for log probabilities, with so many alternatives. */
 static bool api_read_top_(ApiParser_ *p, ApiValue_ v) {
     if (!api_read_int_(p, v, &p->r->decode.n_top)) return false;
@@ -719,7 +727,7 @@ static const ApiField API_FIELDS[] = {
     {"threshold", IN_ANSWERED, API_REAL, API_AT(decode.threshold), 0, 2},
     {"block_size", IN_ANSWERED, API_INT, API_AT(decode.block_size), 1, MODEL_BLOCK_MAX},
     {"sub_block_size", IN_ANSWERED, API_INT, API_AT(decode.sub_block_size), 1, MODEL_BLOCK_MAX},
-    {"dual_cache", IN_ANSWERED, API_BOOL, API_AT(decode.dual_cache)},
+    {"dual_cache", IN_ANSWERED, API_READ, .read = api_read_dual_cache_},
     {"early_stop", IN_ANSWERED, API_BOOL, API_AT(decode.early_stop)},
 
     /* sampling */
@@ -1575,7 +1583,7 @@ static void api_put_settings_(Buf *out, const ApiModel *m, const DecodeParams *a
     api_put_text_(out, ",\"decode_mode\":", str_of(DECODE_MODE_NAMES[d->mode]));
     api_put_real_(out, ",\"threshold\":", (f64)d->threshold);
     buf_printf(out, ",\"block_size\":%d,\"sub_block_size\":%d,\"dual_cache\":%s,\"early_stop\":%s",
-               d->block_size, d->sub_block_size, d->dual_cache ? "true" : "false",
+               d->block_size, d->sub_block_size, d->cache != CACHE_NONE ? "true" : "false",
                d->early_stop ? "true" : "false");
     buf_str(out, STR(",\"stop\":["));
     for (i32 i = 0; i < d->n_stops; i++) {

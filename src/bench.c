@@ -49,17 +49,17 @@ typedef struct {
 typedef struct {
     const char *name;
     DecodeMode mode;
-    bool dual_cache;
+    i32 cache;     /* ModelCache */
     bool auto_may; /* auto chooses between these: the threshold is the model's in all of them */
 } BenchWay;
 
 static const BenchWay BENCH_WAYS[] = {
-    {"ar", DECODE_AR, false, true},
-    {"greedy", DECODE_GREEDY, true, false},
-    {"iterative", DECODE_ITERATIVE, true, true},
-    {"iterative, no dual cache", DECODE_ITERATIVE, false, true},
-    {"adaptive", DECODE_ADAPTIVE, true, false},
-    {"auto", DECODE_AUTO, true, false},
+    {"ar", DECODE_AR, CACHE_MODEL, true},
+    {"greedy", DECODE_GREEDY, CACHE_MODEL, false},
+    {"iterative", DECODE_ITERATIVE, CACHE_MODEL, true},
+    {"iterative, no dual cache", DECODE_ITERATIVE, CACHE_NONE, true},
+    {"adaptive", DECODE_ADAPTIVE, CACHE_MODEL, false},
+    {"auto", DECODE_AUTO, CACHE_MODEL, false},
 };
 #define BENCH_ITERATIVE 2 /* the way whose gain is projected */
 
@@ -287,7 +287,7 @@ static bool bench_ask_one_(Engine *g, const BenchWay *way, const TokIds *prompt,
     DecodeParams p = decode_params_default();
     DecodeResult r;
     p.mode = way->mode;
-    p.dual_cache = way->dual_cache;
+    p.cache = way->cache;
     g->slots[0].decode.n_cached = 0;
     bool ok = engine_generate(g, 0, prompt->p, (i32)prompt->n, &p, NULL, &r, e);
     if (ok) {

@@ -172,6 +172,7 @@ static const CliWord CLI_KV_TYPES[] = {{"f16", DLM_F16}, {"f32", DLM_F32}, {NULL
 
 typedef enum {
     CLI_SWITCH, /* bool; also spelled --no-NAME */
+    CLI_EITHER, /* i32: max, or min where it is spelled --no-NAME */
     CLI_TEXT,   /* const char * */
     CLI_INT,    /* i32 */
     CLI_REAL,   /* f32 */
@@ -257,10 +258,10 @@ static const CliOpt CLI_OPTS[] = {
      .verbs = CLI_ENGINE, .group = CLI_G_DIFFUSION,
      .help = "What a pass computes again: none, the whole block; dual, the sub-block at hand; "
              "masked, of that only the rows that still tell something."},
-    {0, "dual-cache", NULL, CLI_SWITCH, NULL, CLI_AT(decode.dual_cache), .verbs = CLI_ENGINE,
-     .group = CLI_G_DIFFUSION,
-     .help = "Keep the keys and values of the whole block and recompute one sub-block of it; "
-             "--no-dual-cache is --cache none."},
+    {0, "dual-cache", NULL, CLI_EITHER, NULL, CLI_AT(decode.cache), .min = CACHE_NONE,
+     .max = CACHE_DUAL, .verbs = CLI_ENGINE, .group = CLI_G_DIFFUSION, .unset = "the model's",
+     .help = "Keep the keys and values of the whole block and recompute one sub-block of it: "
+             "--cache dual; --no-dual-cache is --cache none."},
     {0, "early-stop", NULL, CLI_SWITCH, NULL, CLI_AT(decode.early_stop), .verbs = CLI_ENGINE,
      .group = CLI_G_DIFFUSION,
      .help = "End a block where its text ends instead of finishing the rest of it."},
@@ -754,8 +755,7 @@ static bool cli_match_(const char *arg, u32 verbs, CliArg *out) {
         if (is_long && str_eq(str_cut(name, 2, name.n), own)) return true;
         if (cli_listed_(o->alias, name)) return true;
         out->negated = true;
-        if (o->kind == CLI_SWITCH && str_starts(name, STR("--no-")) &&
-            str_eq(str_cut(name, 5, name.n), own))
+        if (!o->arg && str_starts(name, STR("--no-")) && str_eq(str_cut(name, 5, name.n), own))
             return true;
     }
     for (size_t i = 0; i < COUNT_OF(CLI_OPTS) && !is_long; i++) {
@@ -772,7 +772,8 @@ static bool cli_set_(Cli *c, const CliOpt *o, const char *name, const char *valu
     i64 i = 0;
     f64 r = 0;
     switch (o->kind) {
-    case CLI_SWITCH: break;
+    case CLI_SWITCH:
+    case CLI_EITHER: break;
     case CLI_TEXT: *(const char **)field = value; return true;
     case CLI_INT:
         if (!cli_integer_(str_of(value), &i) || (f64)i < o->min || (f64)i > o->max)
@@ -814,6 +815,14 @@ static bool cli_set_(Cli *c, const CliOpt *o, const char *name, const char *valu
     ASSERT(false);
 }
 
+static void cli_switch_(Cli *c, const CliOpt *o, bool on) {
+    void *field = (char *)c + o->at;
+    if (o->kind == CLI_EITHER)
+        *(i32 *)field = (i32)(on ? o->max : o->min);
+    else
+        *(bool *)field = on;
+}
+
 static bool cli_unknown_(const char *arg, const CliVerb *verb, Err *e) {
     const char *eq = strchr(arg, '=');
     CliGuess g = {.typed = eq ? (Str){arg, (size_t)(eq - arg)} : str_of(arg)};
@@ -821,7 +830,7 @@ static bool cli_unknown_(const char *arg, const CliVerb *verb, Err *e) {
     g.typed = str_cut(g.typed, no ? 5 : strspn(arg, "-"), g.typed.n);
     for (size_t i = 0; i < COUNT_OF(CLI_OPTS); i++) {
         const CliOpt *o = &CLI_OPTS[i];
-        if (!(o->verbs & verb->bit) || (no && o->kind != CLI_SWITCH)) continue;
+        if (!(o->verbs & verb->bit) || (no && o->arg)) continue;
         cli_guess_(&g, str_of(o->name));
         for (const char *a = o->alias; a && *a; a += strspn(a, " ")) {
             Str alias = {a, strcspn(a, " ")};
@@ -847,7 +856,7 @@ static bool cli_parse_option_(Cli *c, const CliVerb *verb, char **argv, int argc
         return err_set(e, ERR_USAGE, "%s does not apply to 'dlm %s'", name, verb->name);
     if (!a.opt->arg) {
         if (a.value) return err_set(e, ERR_USAGE, "%s takes no value", name);
-        *(bool *)((char *)c + a.opt->at) = !a.negated;
+        cli_switch_(c, a.opt, !a.negated);
         return true;
     }
     if (!a.value) {
@@ -981,7 +990,8 @@ static void cli_put_about_(Buf *out, const CliOpt *o, const Cli *defaults) {
 }
 
 static void cli_put_label_(Buf *out, const CliOpt *o, const Cli *defaults) {
-    bool on = o->kind == CLI_SWITCH && *(const bool *)((const char *)defaults + o->at);
+    bool on = o->kind == CLI_EITHER ||
+              (o->kind == CLI_SWITCH && *(const bool *)((const char *)defaults + o->at));
     if (o->letter) buf_printf(out, "-%c, ", o->letter);
     buf_printf(out, "--%s%s", on ? "[no-]" : "", o->name);
     if (o->arg) buf_printf(out, " %s", o->arg);
@@ -1375,8 +1385,9 @@ static bool cli_sandbox_mode_(const Cli *c, SandboxMode *mode, Err *e) {
     if (c->engine.device == ENGINE_DEVICE_CPU || *mode == SANDBOX_OFF) return true;
     if (dlm_cuda_devices(&gpu, 1, &n)) return true; /* there is none to talk to */
     if (*mode == SANDBOX_STRICT)
-        return err_set(e, ERR_USAGE,
-                       "--sandbox strict leaves no way to the GPU; add --device cpu, or leave it out");
+        return err_set(
+            e, ERR_USAGE,
+            "--sandbox strict leaves no way to the GPU; add --device cpu, or leave it out");
     log_line(LOG_DEBUG, "there is no sandbox beside a GPU's driver; --device cpu has one");
     *mode = SANDBOX_OFF;
 #else

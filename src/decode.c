@@ -62,7 +62,6 @@ typedef struct {
     i32 rule, steps;                /* RULE_MODEL, 0: the model's */
     f32 threshold;                  /* <= 0: the model's */
     i32 cache;                      /* ModelCache; CACHE_MODEL: the model's */
-    bool dual_cache;                /* false: CACHE_NONE, whatever cache says */
     bool lone_commit; /* commit a block in a forward of its own: the same tokens, more forwards */
     bool early_stop;  /* end at the stop token; false finishes denoising its block first, as the
                         references do */
@@ -86,7 +85,6 @@ typedef struct {
 static DecodeParams decode_params_default(void) {
     return (DecodeParams){
         .mode = DECODE_ITERATIVE,
-        .dual_cache = true,
         .early_stop = true,
         .max_tokens = 256,
         .repetition_penalty = 1,
@@ -396,7 +394,6 @@ static DecodeParams decode_resolved(const DecodeRecord *r, const DecodeParams *p
     if (d.steps == 0) d.steps = r->steps;
     if (!(d.threshold > 0)) d.threshold = r->threshold;
     if (d.cache == CACHE_MODEL) d.cache = r->cache;
-    if (!d.dual_cache) d.cache = CACHE_NONE;
     return d;
 }
 

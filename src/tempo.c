@@ -227,7 +227,7 @@ static bool tempo_allows_(const Model *m, const DecodeParams *p, const TempoWay 
     if (way->ar) return d->mask_id < 0 || (d->shift && d->attention != ATTEND_FULL);
     if (d->mask_id < 0) return false;
     if (way->wide && (p->sub_block_size || d->sub_block_size == d->block_size)) return false;
-    bool cached = p->dual_cache && p->cache != CACHE_NONE;
+    bool cached = p->cache != CACHE_NONE;
     return way->dual ? cached : cached ? p->cache == CACHE_MODEL : !way->wide;
 }
 
@@ -262,7 +262,7 @@ static i32 tempo_choose(Tempo *t, const Model *m, i32 n_streams, DecodeParams *p
     t->chosen = (i32)best;
     const TempoWay *way = &TEMPO_WAYS[best];
     p->mode = way->ar ? DECODE_AR : DECODE_ITERATIVE;
-    if (!way->ar) p->dual_cache = way->dual;
+    if (!way->ar && !way->dual) p->cache = CACHE_NONE;
     if (way->wide) p->sub_block_size = p->block_size ? p->block_size : m->decode.block_size;
     return t->chosen;
 }

@@ -445,7 +445,7 @@ static DecodeResult answer(Engine *g, i32 slot, u64 number, DecodeMode mode, boo
     Err e = {0};
     for (i32 i = 0; i < 40; i++)
         prompt[i] = (i32)test_rng_below(&seed, (u64)MIN_OF(g->model.n_vocab, 1000));
-    p.mode = mode, p.dual_cache = dual, p.max_tokens = n;
+    p.mode = mode, p.cache = dual ? CACHE_MODEL : CACHE_NONE, p.max_tokens = n;
     CHECK_OK(engine_generate(g, slot, prompt, 20 + (i32)number % 20, &p, NULL, &r, &e), e);
     return r;
 }

@@ -239,7 +239,7 @@ static void test_together(void) {
     p = parse(API_CHAT,
               CHAT("\"seed\":-1,\"temperature\":0.5,\"threshold\":0.8,\"dual_cache\":false"));
     CHECK(p->ok && !p->r.seed_given && p->r.decode.sample.temperature == 0.5f);
-    CHECK(p->r.decode.threshold == 0.8f && !p->r.decode.dual_cache);
+    CHECK(p->r.decode.threshold == 0.8f && p->r.decode.cache == CACHE_NONE);
     CHECK_U64(api_decode_params(&p->r, 0, 99).sample.seed, 99);
     done(p);
     refused(API_COMPLETIONS, "{\"prompt\":\"x\",\"best_of\":2}", "best_of", "'n'");

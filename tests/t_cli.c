@@ -74,7 +74,8 @@ static void test_table(void) {
         snprintf(arg, sizeof arg, "--%s", o->name);
         CHECK_MSG(match(arg, o->verbs) == o, "%s is found as another option", arg);
         CHECK_MSG(strlen(o->name) < CLI_NAME_MAX && o->verbs && o->help, "--%s", o->name);
-        CHECK_MSG((o->arg == NULL) == (o->kind == CLI_SWITCH), "--%s: value or none", o->name);
+        CHECK_MSG((o->arg == NULL) == (o->kind == CLI_SWITCH || o->kind == CLI_EITHER),
+                  "--%s: value or none", o->name);
         CHECK_MSG((o->words != NULL) == (o->kind == CLI_WORD), "--%s: words", o->name);
         CHECK_MSG(o->help[strlen(o->help) - 1] == '.', "--%s: help ends in a full stop", o->name);
         if (o->letter) {
@@ -122,8 +123,15 @@ static void test_parse(void) {
     const CliVerb *verb;
     CHECK_OK(parse(&c, &verb, &e, "-p hi -n 5 --temp=0.5 --no-dual-cache --decode-mode ar"), e);
     CHECK(verb->bit == CLI_RUN && strcmp(c.prompt, "hi") == 0 && c.decode.max_tokens == 5);
-    CHECK(c.decode.sample.temperature == 0.5f && !c.decode.dual_cache &&
+    CHECK(c.decode.sample.temperature == 0.5f && c.decode.cache == CACHE_NONE &&
           c.decode.mode == DECODE_AR);
+    CHECK_OK(parse(&c, &verb, &e, "-p hi --cache masked --dual-cache"),
+             e); /* the last one counts */
+    CHECK_EQ_INT(c.decode.cache, CACHE_DUAL);
+    CHECK_OK(parse(&c, &verb, &e, "-p hi --no-dual-cache --cache model"), e);
+    CHECK_EQ_INT(c.decode.cache, CACHE_MODEL);
+    CHECK(!parse(&c, &verb, &e, "-p hi --dual-cache=1"));
+    CHECK_ERR(e, ERR_USAGE, "--dual-cache takes no value");
     CHECK_OK(parse(&c, &verb, &e, "run -p -n -n 1"), e); /* a value may look like an option */
     CHECK(strcmp(c.prompt, "-n") == 0 && c.decode.max_tokens == 1);
     CHECK_OK(parse(&c, &verb, &e, "detokenize 1 -q 2 -- -3"), e);

@@ -219,7 +219,8 @@ static bool check_trace_case(Engine *g, const JsonDoc *d, u32 c, f32 threshold) 
     Trace t = {.d = d, .step = json_first(d, steps), .left = json_count(d, steps), .bad_at = -1};
     DecodeParams p = decode_params_default();
     p.threshold = threshold;
-    p.dual_cache = p.early_stop = false;
+    p.cache = CACHE_NONE;
+    p.early_stop = false;
     p.max_tokens = 128;
     DecodeEvents ev = {.arg = &t, .step = on_step};
     DecodeResult r;

@@ -60,7 +60,7 @@ static void test_machines(void) {
     Tempo between = curve_(&m, 20, 22, 60); /* a block is dear, a sub-block is not */
     p = choose_(&between, &m, 1);
     CHECK_EQ_INT(p.mode, DECODE_ITERATIVE);
-    CHECK(p.dual_cache && p.sub_block_size == 0);
+    CHECK(p.cache == CACHE_MODEL && p.sub_block_size == 0);
     /* eight answers at once fill a forward already: one token each is the cheaper way */
     Tempo busy = curve_(&m, 20, 22, 88);
     CHECK_EQ_INT(choose_(&busy, &m, 1).mode, DECODE_ITERATIVE);
@@ -75,18 +75,19 @@ static void test_wishes(void) {
     tempo_choose(&t, &m, 1, &p);
     CHECK_EQ_INT(p.sub_block_size, 8);
     p = decode_params_default();
-    p.mode = DECODE_AUTO, p.dual_cache = false;
-    tempo_choose(&t, &m, 1, &p);
-    CHECK(p.mode == DECODE_ITERATIVE && !p.dual_cache);
-    for (i32 dual = 0; dual < 2; dual++)
-        for (i32 cache = CACHE_MODEL; cache <= CACHE_MASKED; cache++) { /* what is named stays */
-            p = decode_params_default();
-            p.mode = DECODE_AUTO, p.dual_cache = dual, p.cache = cache;
-            bool none = !dual || cache == CACHE_NONE;
-            tempo_choose(&t, &m, 1, &p);
-            CHECK(p.dual_cache == !none || cache == CACHE_MODEL);
-            CHECK_EQ_INT(p.cache, cache);
-        }
+    for (i32 cache = CACHE_NONE; cache <= CACHE_MASKED; cache++) { /* what is named stays */
+        p = decode_params_default();
+        p.mode = DECODE_AUTO, p.cache = cache;
+        tempo_choose(&t, &m, 1, &p);
+        CHECK_EQ_INT(p.mode, DECODE_ITERATIVE);
+        CHECK_EQ_INT(p.cache, cache);
+    }
+    Tempo keen = curve_(&m, 20, 21, 22); /* whole blocks were seen to need fewer forwards */
+    keen.seen[2].forwards /= 2;
+    p = decode_params_default();
+    p.mode = DECODE_AUTO, p.sub_block_size = 8;
+    tempo_choose(&keen, &m, 1, &p);
+    CHECK(p.mode == DECODE_ITERATIVE && p.cache == CACHE_NONE);
     /* not made for next tokens: never ar, however slow blocks are */
     m = model_(false, ATTEND_FULL, 5);
     Tempo full = curve_(&m, 1, 100, 1000);
