@@ -322,6 +322,7 @@ typedef enum {
     API_INT,       /* i32 */
     API_REAL,      /* f32 */
     API_TEXT,      /* Str */
+    API_WORD,      /* i32, the place of a word in names */
     API_READ,      /* has a function of its own */
     API_ELSEWHERE, /* read by whoever walks this object */
     API_ACCEPTED,  /* harmless: dlm would not answer differently */
@@ -370,7 +371,8 @@ struct ApiField {
     u32 in;
     ApiKind kind;
     size_t at;    /* offset in ApiRequest */
-    f64 min, max; /* of numbers */
+    f64 min, max; /* of numbers; words: names [max + 1] */
+    const char *const *names;
     bool (*read)(ApiParser_ *p, ApiValue_ v);
 };
 
@@ -430,6 +432,23 @@ static bool api_read_real_(ApiParser_ *p, ApiValue_ v, f32 *out) {
     return true;
 }
 
+/* Finds the word in f's names. */
+static bool api_read_word_(ApiParser_ *p, ApiValue_ v, i32 *out) {
+    i32 last = (i32)v.f->max, n = 0;
+    char wanted[256];
+    Str s = {"", 0};
+    json_str(p->d, v.node, &s);
+    for (i32 i = 0; i <= last; i++) {
+        const char *before = i == 0 ? "" : i < last ? ", " : " or ";
+        n += snprintf(wanted + n, sizeof wanted - (size_t)n, "%s\"%s\"", before, v.f->names[i]);
+        ASSERT(n < (i32)sizeof wanted);
+        if (!str_eq(s, str_of(v.f->names[i]))) continue;
+        *out = i;
+        return true;
+    }
+    return api_want_(p, v, wanted);
+}
+
 static bool api_read_field_(ApiParser_ *p, ApiValue_ v) {
     void *at = (char *)p->r + v.f->at;
     if (json_type(p->d, v.node) == JSON_NULL) return true; /* as good as left out */
@@ -438,6 +457,7 @@ static bool api_read_field_(ApiParser_ *p, ApiValue_ v) {
     case API_INT: return api_read_int_(p, v, at);
     case API_REAL: return api_read_real_(p, v, at);
     case API_TEXT: return json_str(p->d, v.node, at) || api_want_(p, v, "a string");
+    case API_WORD: return api_read_word_(p, v, at);
     case API_READ: return v.f->read(p, v);
     case API_REFUSED: return api_is_neutral_(p, v) || api_unsupported_(p, v);
     case API_ELSEWHERE:
@@ -488,22 +508,17 @@ static bool api_read_stops_(ApiParser_ *p, ApiValue_ v) {
     return true;
 }
 
-static bool api_read_mode_(ApiParser_ *p, ApiValue_ v) {
-    Str s = {"", 0};
-    json_str(p->d, v.node, &s);
-    for (size_t i = 0; i < COUNT_OF(DECODE_MODE_NAMES); i++)
-        if (str_eq(s, str_of(DECODE_MODE_NAMES[i]))) {
-            p->r->decode.mode = (DecodeMode)i;
-            return true;
-        }
-    return api_want_(p, v, "\"greedy\", \"iterative\", \"adaptive\", \"ar\" or \"auto\"");
-}
-
-/* Short for the two caches that were there first. */
+/* Another word for two of the caches; one that is named by "cache" may stand beside it. */
 static bool api_read_dual_cache_(ApiParser_ *p, ApiValue_ v) {
     bool on;
+    u32 cache = json_get(p->d, 0, "cache");
+    Str name;
     if (!json_bool(p->d, v.node, &on)) return api_want_(p, v, "true or false");
-    p->r->decode.cache = on ? CACHE_DUAL : CACHE_NONE;
+    if (json_type(p->d, cache) <= JSON_NULL || !json_str(p->d, cache, &name))
+        p->r->decode.cache = on ? CACHE_DUAL : CACHE_NONE;
+    else if (str_eq(name, STR("model")) || on == str_eq(name, STR("none")))
+        return api_bad_(p->x, v.path, "'dual_cache' is %s and 'cache' is \"%.*s\": leave one out",
+                        on ? "true" : "false", STR_ARG(str_cut(name, 0, 40)));
     return true;
 }
 
@@ -701,6 +716,8 @@ static bool api_read_bias_(ApiParser_ *p, ApiValue_ v) {
 
 #define API_AT(field) .at = offsetof(ApiRequest, field)
 #define API_INT_MAX 2147483647.0
+#define API_WORDS(list) .names = (list), .max = COUNT_OF(list) - 1
+_Static_assert(sizeof(DecodeMode) == sizeof(i32), "an API_WORD is written as an i32");
 
 static const ApiField API_FIELDS[] = {
     {"model", IN_ROUTES, API_TEXT, API_AT(model)},
@@ -723,10 +740,13 @@ static const ApiField API_FIELDS[] = {
     {"stop_sequences", IN_MESSAGES, API_READ, .read = api_read_stops_},
 
     /* diffusion: dlm's own */
-    {"decode_mode", IN_ANSWERED, API_READ, .read = api_read_mode_},
+    {"decode_mode", IN_ANSWERED, API_WORD, API_AT(decode.mode), API_WORDS(DECODE_MODE_NAMES)},
+    {"rule", IN_ANSWERED, API_WORD, API_AT(decode.rule), API_WORDS(MODEL_RULE_NAMES)},
     {"threshold", IN_ANSWERED, API_REAL, API_AT(decode.threshold), 0, 2},
+    {"steps", IN_ANSWERED, API_INT, API_AT(decode.steps), 0, MODEL_STEPS_MAX},
     {"block_size", IN_ANSWERED, API_INT, API_AT(decode.block_size), 1, MODEL_BLOCK_MAX},
     {"sub_block_size", IN_ANSWERED, API_INT, API_AT(decode.sub_block_size), 1, MODEL_BLOCK_MAX},
+    {"cache", IN_ANSWERED, API_WORD, API_AT(decode.cache), API_WORDS(MODEL_CACHE_NAMES)},
     {"dual_cache", IN_ANSWERED, API_READ, .read = api_read_dual_cache_},
     {"early_stop", IN_ANSWERED, API_BOOL, API_AT(decode.early_stop)},
 
@@ -1025,6 +1045,16 @@ static bool api_check_blocks_(ApiParser_ *p) {
                     "a block of %d tokens does not consist of whole sub-blocks of %d", block, sub);
 }
 
+static bool api_check_rule_(ApiParser_ *p) {
+    const DecodeParams *asked = &p->r->decode;
+    i32 rule = decode_resolved(&p->m->model->decode, asked).rule;
+    if (asked->mode != DECODE_ADAPTIVE || decode_can_adapt(rule)) return true;
+    return api_bad_(p->x, asked->rule == RULE_MODEL ? "decode_mode" : "rule",
+                    "'decode_mode' adaptive loosens a threshold of probability, and the rule %s "
+                    "has none: use iterative",
+                    MODEL_RULE_NAMES[rule]);
+}
+
 /* The answer is to fit in before this text: full attention alone sees it. */
 static bool api_read_suffix_(ApiParser_ *p) {
     ApiRequest *r = p->r;
@@ -1064,7 +1094,7 @@ static bool api_check_(ApiParser_ *p) {
     if (d->mode != DECODE_AR && d->mode != DECODE_AUTO && p->m->model->decode.mask_id < 0)
         return api_bad_(p->x, "decode_mode",
                         "this model has no mask token: 'decode_mode' must be \"ar\"");
-    return api_check_blocks_(p);
+    return api_check_rule_(p) && api_check_blocks_(p);
 }
 
 static bool api_parse_(ApiParser_ *p) {
@@ -1581,10 +1611,13 @@ static void api_put_settings_(Buf *out, const ApiModel *m, const DecodeParams *a
     api_put_real_(out, ",\"frequency_penalty\":", (f64)d->frequency_penalty);
     api_put_real_(out, ",\"repeat_penalty\":", (f64)d->repetition_penalty);
     api_put_text_(out, ",\"decode_mode\":", str_of(DECODE_MODE_NAMES[d->mode]));
+    api_put_text_(out, ",\"rule\":", str_of(MODEL_RULE_NAMES[d->rule]));
     api_put_real_(out, ",\"threshold\":", (f64)d->threshold);
-    buf_printf(out, ",\"block_size\":%d,\"sub_block_size\":%d,\"dual_cache\":%s,\"early_stop\":%s",
-               d->block_size, d->sub_block_size, d->cache != CACHE_NONE ? "true" : "false",
-               d->early_stop ? "true" : "false");
+    buf_printf(out, ",\"steps\":%d,\"block_size\":%d,\"sub_block_size\":%d", d->steps,
+               d->block_size, d->sub_block_size);
+    api_put_text_(out, ",\"cache\":", str_of(MODEL_CACHE_NAMES[d->cache]));
+    buf_printf(out, ",\"dual_cache\":%s,\"early_stop\":%s",
+               d->cache != CACHE_NONE ? "true" : "false", d->early_stop ? "true" : "false");
     buf_str(out, STR(",\"stop\":["));
     for (i32 i = 0; i < d->n_stops; i++) {
         if (i) buf_char(out, ',');

@@ -788,7 +788,7 @@ static bool cli_set_(Cli *c, const CliOpt *o, const char *name, const char *valu
         *(f32 *)field = (f32)r;
         return true;
     case CLI_WORD: {
-        char have[128] = "";
+        char have[256] = "";
         for (const CliWord *w = o->words; w->name; w++) {
             size_t n = strlen(have);
             snprintf(have + n, sizeof have - n, "%s%s", n ? ", " : "", w->name);

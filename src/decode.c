@@ -296,6 +296,11 @@ static const DecodeRule DECODE_RULES[] = {
     [RULE_ENTROPY] = {SCORE_ENTROPY, QUOTA_TIME, LIMIT_NONE},
 };
 
+/* Has the rule a threshold of probability that DECODE_ADAPTIVE can loosen? */
+static bool decode_can_adapt(i32 rule) {
+    return DECODE_RULES[rule].limit == LIMIT_THRESHOLD;
+}
+
 #define DECODE_NEAR_PRICE 0.02 /* WeDLM's pos_penalty_factor */
 #define DECODE_TIME_END 1e-3   /* Dream's eps: time runs from 1 to here in equal steps */
 #define DECODE_NEVER 1e30      /* no score is above it, and all are above its negative */
@@ -406,7 +411,7 @@ static bool decode_resolve_(Decode *d, const DecodeParams *p, Err *e) {
     d->window = p->mode != DECODE_AR && r->order == ORDER_REVEALED;
     if (p->mode == DECODE_AR) d->p.rule = RULE_THRESHOLD; /* none decides, and this one is cheap */
     if (d->p.mode == DECODE_GREEDY || d->window) d->p.sub_block_size = d->p.block_size;
-    if (d->p.mode == DECODE_ADAPTIVE && DECODE_RULES[d->p.rule].limit != LIMIT_THRESHOLD)
+    if (d->p.mode == DECODE_ADAPTIVE && !decode_can_adapt(d->p.rule))
         return err_set(e, ERR_USAGE,
                        "adaptive decoding loosens a threshold of probability, and the rule %s has "
                        "none: use iterative",

@@ -141,6 +141,19 @@ static void numeric_field(ApiRoute r, const ApiField *f) {
     field(r, f->name, "null", true);
 }
 
+static void words_field(ApiRoute r, const ApiField *f) {
+    char z[64];
+    for (i32 i = 0; i <= (i32)f->max; i++) {
+        snprintf(z, sizeof z, "\"%s\"", f->names[i]);
+        field(r, f->name, z, true);
+        z[1] = 'X';
+        field(r, f->name, z, false);
+    }
+    static const char *const wrong[] = {"0", "true", "[]", "{}", "\"\"", "[\"none\"]"};
+    for (size_t i = 0; i < COUNT_OF(wrong); i++) field(r, f->name, wrong[i], false);
+    field(r, f->name, "null", true);
+}
+
 static void test_table(void) {
     for (size_t i = 0; i < COUNT_OF(API_FIELDS); i++)
         for (u32 r = API_CHAT; r < API_MODELS; r++) {
@@ -153,6 +166,7 @@ static void test_table(void) {
                 field((ApiRoute)r, f->name, "\"true\"", false);
             }
             if (f->kind == API_TEXT) field((ApiRoute)r, f->name, "7", false);
+            if (f->kind == API_WORD) words_field((ApiRoute)r, f);
             if (f->kind == API_REFUSED) {
                 char z[32];
                 snprintf(z, sizeof z, "%g", f->min);
@@ -204,6 +218,14 @@ static void test_names(void) {
     field(API_CHAT, "stream_options", "true", false);
     field(API_CHAT, "decode_mode", "\"greedy\"", true);
     field(API_CHAT, "decode_mode", "\"Greedy\"", false);
+    refused(
+        API_MESSAGES,
+        "{\"max_tokens\":1,\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"cache\":\"no\"}",
+        "cache", "'cache' must be \"model\", \"none\", \"dual\" or \"masked\"; it is a string");
+    field(API_CHAT, "dual_cache", "true", true);
+    field(API_CHAT, "dual_cache", "1", false);
+    field(API_CHAT, "steps", "-1", false);
+    field(API_COUNT_TOKENS, "rule", "\"entropy\"", false);
     field(API_CHAT, "decode_mode", "3", false);
     field(API_CHAT, "seed", "-1", true);
     field(API_CHAT, "seed", "9223372036854775807", true);
@@ -242,6 +264,36 @@ static void test_together(void) {
     CHECK(p->r.decode.threshold == 0.8f && p->r.decode.cache == CACHE_NONE);
     CHECK_U64(api_decode_params(&p->r, 0, 99).sample.seed, 99);
     done(p);
+    p = parse(API_CHAT, CHAT("\"rule\":\"low_confidence\",\"steps\":4,\"cache\":\"masked\""));
+    CHECK(p->ok && p->r.decode.rule == RULE_LOW_CONFIDENCE && p->r.decode.steps == 4);
+    CHECK(p->r.decode.cache == CACHE_MASKED && p->r.decode.mode == DECODE_ITERATIVE);
+    done(p);
+    static const struct {
+        const char *body;
+        i32 cache; /* -1: refused */
+    } both[] = {{CHAT("\"dual_cache\":true"), CACHE_DUAL},
+                {CHAT("\"dual_cache\":null,\"cache\":\"dual\""), CACHE_DUAL},
+                {CHAT("\"dual_cache\":true,\"cache\":\"masked\""), CACHE_MASKED},
+                {CHAT("\"cache\":\"masked\",\"dual_cache\":true"), CACHE_MASKED},
+                {CHAT("\"cache\":\"none\",\"dual_cache\":false"), CACHE_NONE},
+                {CHAT("\"cache\":null,\"dual_cache\":false"), CACHE_NONE},
+                {CHAT("\"cache\":\"model\",\"dual_cache\":false"), -1},
+                {CHAT("\"dual_cache\":false,\"cache\":\"dual\""), -1},
+                {CHAT("\"cache\":\"none\",\"dual_cache\":true"), -1}};
+    for (size_t i = 0; i < COUNT_OF(both); i++) {
+        p = parse(API_CHAT, both[i].body);
+        CHECK_MSG(p->ok == (both[i].cache >= 0), "%s", both[i].body);
+        if (p->ok) CHECK_INT(p->r.decode.cache, both[i].cache);
+        if (!p->ok) CHECK_CSTR(p->x.param, "dual_cache");
+        done(p);
+    }
+    refused(API_CHAT, CHAT("\"decode_mode\":\"adaptive\",\"rule\":\"entropy\""), "rule",
+            "the rule entropy has none");
+    accepted(API_CHAT, CHAT("\"decode_mode\":\"adaptive\",\"rule\":\"threshold\""));
+    i32 rule = model.decode.rule;
+    model.decode.rule = RULE_SEQUENTIAL;
+    refused(API_CHAT, CHAT("\"decode_mode\":\"adaptive\""), "decode_mode", "sequential");
+    model.decode.rule = rule;
     refused(API_COMPLETIONS, "{\"prompt\":\"x\",\"best_of\":2}", "best_of", "'n'");
     accepted(API_COMPLETIONS, "{\"prompt\":\"x\",\"best_of\":2,\"n\":2}");
     refused(API_COMPLETIONS, "{\"prompt\":\"x\",\"echo\":true,\"logprobs\":0}", "echo", "logprobs");
@@ -1101,6 +1153,9 @@ static void test_models(void) {
     json_has(buf_view(&out), "total_slots", "4");
     json_has(buf_view(&out), "default_generation_settings.n_ctx", "256");
     json_has(buf_view(&out), "default_generation_settings.params.decode_mode", "iterative");
+    json_has(buf_view(&out), "default_generation_settings.params.rule", "threshold");
+    json_has(buf_view(&out), "default_generation_settings.params.steps", "0");
+    json_has(buf_view(&out), "default_generation_settings.params.cache", "dual");
     json_has(buf_view(&out), "diffusion.modes", "5 of them");
     json_has(buf_view(&out), "diffusion.block_size", "32");
     buf_clear(&out);

@@ -130,6 +130,8 @@ static void test_parse(void) {
     CHECK_EQ_INT(c.decode.cache, CACHE_DUAL);
     CHECK_OK(parse(&c, &verb, &e, "-p hi --no-dual-cache --cache model"), e);
     CHECK_EQ_INT(c.decode.cache, CACHE_MODEL);
+    CHECK(!parse(&c, &verb, &e, "-p hi --rule best"));
+    CHECK_ERR(e, ERR_USAGE, "topk_margin, entropy, not 'best'");
     CHECK(!parse(&c, &verb, &e, "-p hi --dual-cache=1"));
     CHECK_ERR(e, ERR_USAGE, "--dual-cache takes no value");
     CHECK_OK(parse(&c, &verb, &e, "run -p -n -n 1"), e); /* a value may look like an option */

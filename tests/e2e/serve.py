@@ -658,6 +658,55 @@ def test_reuse():
         t.check(content(cold) == content(warm), "a warm cache changes the text")
 
 
+KNOBS = (
+    {"rule": "sequential", "steps": 4},
+    {"rule": "entropy", "steps": 3, "cache": "none"},
+    {"cache": "masked", "threshold": 0.5},
+    {"dual_cache": False, "block_size": 16},
+    {"decode_mode": "greedy", "sub_block_size": 16},
+)
+
+
+def test_knobs():
+    """How to decode, said in a request, gives what the options of the same names give."""
+    with Server("-np", "2", "--rule", "random", "--steps", "2", "--cache", "none") as s:
+        params = s.ask("GET", "/props")[2]["default_generation_settings"]["params"]
+        found = [params[k] for k in ("rule", "steps", "cache", "dual_cache")]
+        t.check(found == ["random", 2, "none", False], f"/props: {found}")
+        model = {"rule": "model", "steps": 0, "cache": "model"}
+        for more in ({}, *KNOBS):
+            options = [
+                part
+                for k, v in more.items()
+                for part in (
+                    [f"--no-{k.replace('_', '-')}"]
+                    if v is False
+                    else [f"--{k.replace('_', '-')}", str(v)]
+                )
+            ]
+            asked = model | more
+            if "dual_cache" in more:
+                del asked["cache"]
+            cli = json.loads(run("--json", "-p", STORY, "-n", "64", *options).stdout)
+            for path in ("/v1/chat/completions", "/v1/messages"):
+                answer = s.ask("POST", path, chat(STORY, max_tokens=64, **asked))[2]
+                chatted = path.endswith("completions")
+                text = content(answer) if chatted else answer["content"][0]["text"]
+                t.check(text == cli["text"], f"{path}, {more}: {text!r}, not {cli['text']!r}")
+                if chatted:
+                    forwards = answer["timings"]["forwards"]
+                    t.check(forwards == cli["forwards"], f"{more}: {forwards}")
+            answer = s.ask("POST", "/completion", {"prompt": "1, 2,", "n_predict": 4, **asked})[2]
+            used = answer["generation_settings"]
+            names = [k for k in more if k != "dual_cache"]
+            t.check([used[k] for k in names] == [more[k] for k in names], f"{more}: {used}")
+        for path in ("/v1/chat/completions", "/v1/completions", "/completion", "/v1/messages"):
+            for k, v in (("rule", "best"), ("steps", -1), ("steps", "4"), ("cache", 1)):
+                body = {"messages": []} if "chat" in path or "mess" in path else {"prompt": "x"}
+                status, _, answer = s.ask("POST", path, {**body, k: v})
+                t.check(status == 400 and f"'{k}' must be" in answer["error"]["message"], answer)
+
+
 QUESTIONS = [f"What is {a}+{b}?" for a in range(2, 6) for b in range(3, 7)]
 
 
