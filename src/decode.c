@@ -7,7 +7,8 @@
  *            ids it returns.
  *
  * A decoder is a machine with two strokes. decode_plan writes the rows of the next forward; the
- * caller runs them, alone or together with other slots' rows; decode_absorb takes the logits.
+ * caller runs them, alone or together with other slots' rows; decode_take takes the logits, as many
+ * at a time as there are, and decode_absorb reveals.
  * Phases:
  *
  *     PREFILL  the prompt's whole blocks (all of the prompt for ar), in chunks
@@ -849,15 +850,16 @@ static f64 decode_spread_(const Decode *d, DecodeScore score, i32 i, const Sampl
     return -sample_entropy(d->row, n, best, d->best_prob[i], tools);
 }
 
-/* Chooses a token for each target: best[], best_prob[], and its score. logits: [n_targets][n_vocab],
- * the backend's. */
-static bool decode_choose_(Decode *d, f32 *logits, Err *e) {
+/* Takes the logits [n][n_vocab], the backend's, of the targets from `first` on, and chooses a token
+ * for each: best[], best_prob[], and its score. Each target of a plan comes once, then decode_absorb
+ * follows. */
+static bool decode_take(Decode *d, f32 *logits, i32 first, i32 n, Err *e) {
     const Model *m = d->m;
     const DecodeScore score = DECODE_RULES[d->p.rule].score;
     i32 mask = m->decode.mask_id, banned = mask >= 0 && !tok_is_eog(m->tok, mask) ? mask : -1;
-    if (d->n_targets == 0) return true;
-    m->ops->top1(m->ops->self, logits, d->n_targets, m->n_vocab, banned, d->best, d->best_prob);
-    for (i32 i = 0; i < d->n_targets; i++) {
+    m->ops->top1(m->ops->self, logits, n, m->n_vocab, banned, d->best + first,
+                 d->best_prob + first);
+    for (i32 i = first; i < first + n; i++) {
         d->scores[i] = (f64)d->best_prob[i];
         /* the best logit's own term makes the softmax sum at least 1 */
         if (!(d->best_prob[i] > 0 && d->best_prob[i] <= 1))
@@ -871,8 +873,8 @@ static bool decode_choose_(Decode *d, f32 *logits, Err *e) {
     /* the same number in whichever forwards the prompt and finished blocks were run */
     i32 draw = d->n_forwards[PHASE_DENOISE] + d->n_forwards[PHASE_AR];
     const SampleTools tools = {d->heap, m->ops->exps ? m->ops->exps : ref_exps};
-    for (i32 i = 0; i < d->n_targets; i++) {
-        m->ops->download(m->ops->self, d->row, logits + (i64)i * m->n_vocab,
+    for (i32 i = first; i < first + n; i++) {
+        m->ops->download(m->ops->self, d->row, logits + (i64)(i - first) * m->n_vocab,
                          (u64)m->n_vocab * sizeof(f32));
         if (changes) decode_change_row_(d, &d->best[i], &d->best_prob[i]);
         if (d->p.n_top) decode_keep_top_(d, d->targets[i], d->best[i], d->best_prob[i]);
@@ -885,11 +887,10 @@ static bool decode_choose_(Decode *d, f32 *logits, Err *e) {
     return true;
 }
 
-/* Takes the logits of the rows that decode_plan asked for and moves on. */
-static bool decode_absorb(Decode *d, f32 *logits, const DecodeEvents *ev, Err *e) {
+/* Moves on, when all targets of the plan have been taken. */
+static bool decode_absorb(Decode *d, const DecodeEvents *ev, Err *e) {
     DecodePhase phase = d->phase;
     d->n_reveals = 0;
-    if (!decode_choose_(d, logits, e)) return false;
     d->n_forwards[phase]++;
     bool ar = d->p.mode == DECODE_AR;
     if (phase == PHASE_PREFILL) {

@@ -25,7 +25,7 @@
 
 #define ENGINE_CTX_DEFAULT 4096
 #define ENGINE_ROWS_MAX 256   /* rows of one forward */
-#define ENGINE_LOGITS_MAX 128 /* rows of logits of one forward, unless one block needs more */
+#define ENGINE_LOGITS_MAX 128 /* rows of logits in memory at a time */
 #define ENGINE_PREFILL_SHARE \
     128 /* rows of prefill beside other slots' steps: a long prompt must not stall them */
 #define ENGINE_DEMO_LABEL "built-in demo model"
@@ -163,9 +163,10 @@ static bool engine_plan_graph_(Engine *g, const EngineOptions *o, Err *e) {
     if (g->model.decode.attention == ATTEND_FULL) rows = MAX_OF(rows, n_ctx);
     g->graph_options = (GraphOptions){
         .n_slots = o->n_slots, .n_ctx = n_ctx, .n_rows_max = rows, .kv_type = o->kv_type};
-    g->graph_options.n_logits_max =
-        MAX_OF(MIN_OF(g->block_size_max, n_ctx),
-               MIN_OF(o->n_slots * g->model.decode.sub_block_size, ENGINE_LOGITS_MAX));
+    i32 targets = MAX_OF(MIN_OF(g->block_size_max, n_ctx),
+                         MIN_OF(o->n_slots * g->model.decode.sub_block_size, ENGINE_LOGITS_MAX));
+    g->graph_options.n_targets_max = targets;
+    g->graph_options.n_logits_max = MIN_OF(targets, ENGINE_LOGITS_MAX);
     return true;
 }
 
@@ -417,7 +418,7 @@ typedef struct {
 static bool engine_plan_slot_(Engine *g, i32 i, bool prefill, i32 *n_rows, i32 *n_logits,
                               EnginePart_ *part) {
     Decode *d = &g->slots[i].decode;
-    i32 rows_left = g->graph.n_rows_max - *n_rows, logits_left = g->graph.n_logits_max - *n_logits;
+    i32 rows_left = g->graph.n_rows_max - *n_rows, logits_left = g->graph.n_targets_max - *n_logits;
     if (!engine_busy(g, i) || (d->phase == PHASE_PREFILL) != prefill) return false;
     if (prefill && *n_rows > 0)
         rows_left = MIN_OF(rows_left, MAX_OF(ENGINE_PREFILL_SHARE - *n_rows, d->p.block_size));
@@ -458,11 +459,24 @@ static void engine_tell_step_(EngineSlot *s, const EnginePart_ *part, f64 ms) {
     s->events.step(s->events.arg, &step);
 }
 
+/* Gives a slot its logits. When those of the forward do not fit in memory together, they are made
+ * here, some at a time. */
+static bool engine_take_(Engine *g, const EnginePart_ *part, bool together, Err *e) {
+    Graph *graph = &g->graph;
+    i32 first = part->first_logits, n = together ? part->n_logits : graph->n_logits_max;
+    for (i32 at = 0; at < part->n_logits; at += n) {
+        n = MIN_OF(n, part->n_logits - at);
+        if (!together) graph_logits(graph, first + at, n);
+        f32 *logits = graph->logits + (together ? (i64)first * g->model.n_vocab : 0);
+        if (!decode_take(&g->slots[part->slot].decode, logits, at, n, e)) return false;
+    }
+    return true;
+}
+
 static bool engine_absorb_(Engine *g, const EnginePart_ *part, f64 from_ms, Err *e) {
     EngineSlot *s = &g->slots[part->slot];
     const DecodeEvents timed = {.arg = s, .text = engine_on_text_, .token = engine_on_token_};
-    f32 *logits = g->graph.logits + (i64)part->first_logits * g->model.n_vocab;
-    if (!decode_absorb(&s->decode, logits, &timed, e)) return false;
+    if (!decode_absorb(&s->decode, &timed, e)) return false;
     f64 now = os_now_ms();
     if (part->phase == PHASE_PREFILL) s->prefill_ms = now - s->from_ms;
     engine_tell_step_(s, part, now - from_ms);
@@ -485,7 +499,8 @@ static bool engine_step(Engine *g, Err *e) {
         (parts[n_parts - 1].slot + 1) % g->n_slots; /* whoever did not fit comes first next time */
     graph_forward(&g->graph, g->rows, n_rows, n_logits);
     for (i32 i = 0; i < n_parts; i++)
-        if (!engine_absorb_(g, &parts[i], from_ms, e)) {
+        if (!engine_take_(g, &parts[i], n_logits <= g->graph.n_logits_max, e) ||
+            !engine_absorb_(g, &parts[i], from_ms, e)) {
             engine_cancel(g, parts[i].slot);
             return false;
         }

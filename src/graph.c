@@ -17,14 +17,14 @@ typedef struct {
     const Model *m;
     DlmOps *ops;
     DlmKv kv;
-    i32 n_rows_max, n_logits_max;
+    i32 n_rows_max, n_targets_max, n_logits_max;
     f32 *x;         /* [n_rows_max][n_embd] the residual stream */
     f32 *h;         /* [n_rows_max][max(n_embd, n_head * head_dim)] the input of a linear layer */
     f32 *q;         /* [n_rows_max][n_head * head_dim] */
     f32 *att;       /* as h: attention's output, and a projection's own input */
     f32 *k, *v;     /* [n_rows_max][n_head_kv * head_dim] */
     f32 *gate, *up; /* [n_rows_max][n_ff] */
-    f32 *rows;      /* [n_logits_max][n_embd] */
+    f32 *rows;      /* [n_targets_max][n_embd] those of the last forward that ask for logits */
     f32 *logits;    /* [n_logits_max][n_vocab] */
     f32 *turns;     /* [n_ctx][n_rot/2][2] cosines and sines of the rotary embedding */
     f32 *q_turns;   /* those of queries, where they are others; else NULL */
@@ -33,8 +33,10 @@ typedef struct {
 
 typedef struct {
     i32 n_slots, n_ctx; /* cells per slot */
-    i32 n_rows_max, n_logits_max;
-    DlmType kv_type; /* DLM_F16 or DLM_F32 */
+    i32 n_rows_max;
+    i32 n_logits_max;  /* rows of logits in memory at a time */
+    i32 n_targets_max; /* rows of a forward that may ask for logits; at least n_logits_max */
+    DlmType kv_type;   /* DLM_F16 or DLM_F32 */
 } GraphOptions;
 
 /* Bytes of KV cache that graph_open will take. */
@@ -44,12 +46,17 @@ static u64 graph_kv_bytes(const Model *m, const GraphOptions *o) {
     return cell * (u64)o->n_ctx * (u64)o->n_slots;
 }
 
+static i32 graph_targets_(const GraphOptions *o) {
+    return MAX_OF(o->n_targets_max, o->n_logits_max);
+}
+
 /* Bytes of activations and tables that graph_open will take. */
 static u64 graph_scratch_bytes(const Model *m, const GraphOptions *o) {
     u64 q = (u64)m->n_head * (u64)m->head_dim, kv = (u64)m->n_head_kv * (u64)m->head_dim,
         embd = (u64)m->n_embd;
     u64 row = embd + 2 * MAX_OF(embd, q) + q + 2 * kv + 2 * (u64)m->n_ff;
-    return 4 * (row * (u64)o->n_rows_max + (embd + (u64)m->n_vocab) * (u64)o->n_logits_max +
+    return 4 * (row * (u64)o->n_rows_max + embd * (u64)graph_targets_(o) +
+                (u64)m->n_vocab * (u64)o->n_logits_max +
                 (u64)o->n_ctx * (u64)m->n_rot * (m->rope.query_growth > 0 ? 2 : 1));
 }
 
@@ -132,8 +139,11 @@ static void graph_close(Graph *g) {
 }
 
 static bool graph_open(Graph *g, const Model *m, const GraphOptions *o, Err *e) {
-    *g = (Graph){
-        .m = m, .ops = m->ops, .n_rows_max = o->n_rows_max, .n_logits_max = o->n_logits_max};
+    *g = (Graph){.m = m,
+                 .ops = m->ops,
+                 .n_rows_max = o->n_rows_max,
+                 .n_targets_max = graph_targets_(o),
+                 .n_logits_max = o->n_logits_max};
     i32 n_q = m->n_head * m->head_dim, n_kv = m->n_head_kv * m->head_dim;
     g->kv = (DlmKv){.type = o->kv_type,
                     .n_slot = o->n_slots,
@@ -161,7 +171,7 @@ static bool graph_open(Graph *g, const Model *m, const GraphOptions *o, Err *e) 
         {&g->v, o->n_rows_max, n_kv},
         {&g->gate, o->n_rows_max, m->n_ff},
         {&g->up, o->n_rows_max, m->n_ff},
-        {&g->rows, o->n_logits_max, m->n_embd},
+        {&g->rows, graph_targets_(o), m->n_embd},
         {&g->logits, o->n_logits_max, m->n_vocab},
         {&g->q_turns, m->rope.query_growth > 0 ? o->n_ctx : 0, m->n_rot},
         {&g->turns, o->n_ctx, m->n_rot},
@@ -262,6 +272,14 @@ static const DlmRow *graph_near_(Graph *g, const DlmRow *rows, i32 n_rows) {
     return g->near;
 }
 
+/* Writes the logits of n of the rows that the last forward gathered, from row `first` on, to g->logits
+ * [n][n_vocab]. */
+static void graph_logits(Graph *g, i32 first, i32 n) {
+    const DlmLinear head = {&g->m->output, NULL, g->logits};
+    ASSERT(n <= g->n_logits_max && first + n <= g->n_targets_max);
+    g->ops->linear(g->ops->self, &head, 1, g->rows + (i64)first * g->m->n_embd, n);
+}
+
 static void graph_pass_(Graph *g, const DlmRow *rows, const DlmRow *near, i32 n_rows,
                         i32 n_logits) {
     const Model *m = g->m;
@@ -274,16 +292,16 @@ static void graph_pass_(Graph *g, const DlmRow *rows, const DlmRow *near, i32 n_
     if (n_logits == 0) return;
     ops->gather(ops->self, g->rows, g->x, rows, n_rows, m->n_embd);
     ops->rms_norm(ops->self, g->rows, g->rows, m->norm_out, n_logits, m->n_embd, m->norm_eps);
-    const DlmLinear head = {&m->output, NULL, g->logits};
-    ops->linear(ops->self, &head, 1, g->rows, n_logits);
+    if (n_logits <= g->n_logits_max) graph_logits(g, 0, n_logits);
 }
 
 /* Runs the rows through the model: writes their keys and values to the cache and the logits of the
  * rows that ask for them to g->logits [n_logits][n_vocab]. n_logits is the number of rows with
- * logits >= 0, numbered from 0. */
+ * logits >= 0, numbered from 0. Where it is above n_logits_max no logits are written: graph_logits
+ * does so then, for some of them at a time. */
 static void graph_forward(Graph *g, const DlmRow *rows, i32 n_rows, i32 n_logits) {
     DlmOps *ops = g->ops;
-    ASSERT(n_rows >= 1 && n_rows <= g->n_rows_max && n_logits <= g->n_logits_max);
+    ASSERT(n_rows >= 1 && n_rows <= g->n_rows_max && n_logits <= g->n_targets_max);
     const DlmRow *near = g->m->window ? graph_near_(g, rows, n_rows) : rows;
     if (ops->begin && ops->begin(ops->self, rows, near, n_rows, n_logits)) return;
     graph_pass_(g, rows, near, n_rows, n_logits);

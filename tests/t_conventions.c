@@ -161,7 +161,7 @@ static void check_alone(Engine *g, const Set *s) {
 
 /* SLOTS answers in one forward, begun one after the other, every other one with its commits in
  * forwards of their own. */
-static void check_together(Engine *g, const Set *s) {
+static void check_together(Engine *g, const Set *s, const char *how) {
     for (i32 base = 0; base + SLOTS <= s->n_cases; base += SLOTS) {
         Trace t[SLOTS];
         i32 n_started = 0;
@@ -183,7 +183,7 @@ static void check_together(Engine *g, const Set *s) {
         for (i32 i = 0; i < SLOTS; i++) {
             DecodeResult r;
             CHECK_OK(engine_finish(g, i, &r, &e), e);
-            check_trace(s, base + i, &t[i], "beside others");
+            check_trace(s, base + i, &t[i], how);
             if (i % 2) CHECK_INT(r.n_joined, 0);
             decode_result_free(&r);
         }
@@ -323,7 +323,9 @@ int main(void) {
         Engine *g = open_engine(model, set.convention, set.p.block_size, SLOTS);
         if (!g) continue;
         check_alone(g, &set);
-        check_together(g, &set);
+        check_together(g, &set, "beside others");
+        g->graph.n_logits_max = 2; /* as if there were no memory for more */
+        check_together(g, &set, "two rows of logits at a time");
         engine_close(g);
     }
     check_suffix(model);
