@@ -6,9 +6,10 @@
  *            cancelled gives its slot back within one forward; nobody's slowness delays a step.
  *
  * An asker fills a BatchCall with one job for each answer that it wants and submits it. What happens is
- * written into the call's mail, and the call's waker is pulled when there is mail where was none, and when
- * a job ends. The asker takes the mail away whole, whenever it likes, and reads the events from it. When no
- * job is left the call is its own again. */
+ * written into the call's mail, and the call's waker is pulled when a job ends, and when there is mail for
+ * an asker that found none when it looked last: one that found some is expected to look again soon. The
+ * asker takes the mail away whole, whenever it likes, and reads the events from it. When no job is left the
+ * call is its own again. */
 #ifndef DLM_BATCH_C
 #define DLM_BATCH_C
 
@@ -69,7 +70,8 @@ struct BatchCall {
     atomic_bool overflow;  /* the mail was not taken away: its jobs were cancelled */
     /* private, under the lock */
     Buf mail;
-    i32 n_left; /* jobs that are not done */
+    bool coming; /* the asker took mail, and looks again without being woken */
+    i32 n_left;  /* jobs that are not done */
 };
 
 typedef struct {
@@ -185,10 +187,10 @@ static void batch_poke_(Batch *b) {
 }
 
 /* Moves what the step brought into the call's mail. An asker that does not read it loses its jobs.
- * Under the lock. True when the asker may not know yet that there is mail. */
+ * Under the lock. True when the asker has to be told that there is mail. */
 static bool batch_deliver_(BatchJob *j) {
     BatchCall *c = j->call;
-    bool first = !c->mail.n;
+    bool first = !c->mail.n && !c->coming;
     if (!c->mail.n && !c->mail.failed && !j->fresh.failed) {
         Buf empty = c->mail;
         c->mail = j->fresh;
@@ -350,13 +352,15 @@ static bool batch_submit(Batch *b, BatchCall *c) {
     return room;
 }
 
-/* Exchanges the mail that has come for `mail`, an empty buffer. True when it is the last. */
+/* Exchanges the mail that has come for `mail`, which is emptied. True when it is the last. Who got some
+ * has to come again within a moment; who got none is woken by the next. */
 static bool batch_take(Batch *b, BatchCall *c, Buf *mail) {
     buf_clear(mail);
     mail->max = BATCH_MAIL_MAX;
     os_lock(&b->lock);
     Buf came = c->mail;
     c->mail = *mail;
+    c->coming = came.n > 0;
     bool last = c->n_left == 0;
     os_unlock(&b->lock);
     *mail = came;

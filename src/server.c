@@ -33,6 +33,7 @@
 #define SERVER_INPUT 16384     /* bytes read at once */
 #define SERVER_KEPT 65536      /* a larger output buffer is not kept for the next request */
 #define SERVER_BEHIND 65536    /* bytes of events that are gathered before they are written */
+#define SERVER_CHUNK 4096      /* bytes of text that come at once and become one event */
 
 #define SERVER_HANDSHAKE_MS 10e3 /* TLS, in all */
 #define SERVER_HEAD_MS 10e3      /* a request's head, in all, from its first byte */
@@ -434,6 +435,8 @@ typedef struct {
     Buf logprobs_json[API_CHOICES_MAX];
     ApiAnswer answers[API_CHOICES_MAX];
     Buf mail, events;
+    Buf text; /* of choice text_of: came, and is no event yet */
+    i32 text_of;
     i32 n_choices;
     bool begun;  /* the head of the stream has been written */
     bool queued; /* its jobs are in the batch */
@@ -451,6 +454,7 @@ static void server_free_call_(ServerCall_ *c) {
     }
     buf_free(&c->mail);
     buf_free(&c->events);
+    buf_free(&c->text);
     api_request_free(&c->req);
     mem_free(c);
 }
@@ -512,21 +516,33 @@ static Str server_logprobs_(ServerCall_ *c, i32 i) {
     return buf_view(&c->logprobs_json[i]);
 }
 
+/* Makes an event of the text that has come. */
+static void server_put_text_(ServerCall_ *c) {
+    i32 i = c->text_of;
+    Str text = c->text.n ? api_release(&c->held[i], &c->reply, buf_view(&c->text)) : (Str){0};
+    if (text.n) api_put_stream_text(&c->events, &c->reply, i, text, server_logprobs_(c, i));
+    if (c->text.failed || c->held[i].text.failed) c->w->broken = true;
+    buf_clear(&c->text);
+}
+
+/* Pieces of text that follow each other become one event: a quick model writes many between two looks. */
+static void server_take_text_(ServerCall_ *c, i32 i, Str text) {
+    if (c->text_of != i || c->text.n + text.n > SERVER_CHUNK) server_put_text_(c);
+    c->text_of = i;
+    buf_str(&c->text, text);
+}
+
 static void server_take_event_(ServerCall_ *c, const BatchEvent *ev) {
     i32 i = ev->job;
     BatchJob *j = &c->jobs[i];
     bool stream = c->req.stream;
-    Str text;
+    if (ev->kind == BATCH_STEP || ev->kind == BATCH_DONE) server_put_text_(c);
     switch (ev->kind) {
     case BATCH_BEGIN:
         if (stream) api_put_stream_begin(&c->events, &c->reply, i, ev->n_prompt, ev->n_cached);
         break;
     case BATCH_TOKEN: api_logprobs_add(&c->logprobs[i], &c->reply, &ev->token); break;
-    case BATCH_TEXT:
-        text = api_release(&c->held[i], &c->reply, ev->text);
-        if (text.n) api_put_stream_text(&c->events, &c->reply, i, text, server_logprobs_(c, i));
-        if (c->held[i].text.failed) c->w->broken = true;
-        break;
+    case BATCH_TEXT: server_take_text_(c, i, ev->text); break;
     case BATCH_STEP: api_put_stream_step(&c->events, &c->reply, i, &ev->step); break;
     case BATCH_DONE:
         c->answers[i].ms_queue = j->ms_queue;
@@ -551,20 +567,19 @@ static bool server_take_mail_(ServerCall_ *c) {
         server_take_event_(c, &ev);
         if (c->events.n > SERVER_BEHIND) server_flush_(c);
     }
+    server_put_text_(c);
     if (atomic_load(&c->call.overflow)) c->gone = true;
     return !last;
 }
 
-/* Waits for mail. What comes soon after the last that was written waits for more of its kind: a quick model
+/* Waits for mail. What comes soon after the last that was taken waits for more of its kind: a quick model
  * would have every token cost a wake-up and a packet. An end is told at once. */
-static NetResult server_wait_mail_(ServerCall_ *c, f64 written_ms, f64 deadline_ms) {
+static NetResult server_wait_mail_(ServerCall_ *c, f64 deadline_ms) {
     ServerWorker *w = c->w;
-    NetResult r = net_wait(&w->conn, &w->waker, deadline_ms);
-    net_waker_clear(&w->waker);
-    if (r != NET_WOKEN || os_now_ms() >= written_ms + SERVER_GATHER_MS) return r;
-    r = net_wait(&w->conn, &w->waker, written_ms + SERVER_GATHER_MS);
-    net_waker_clear(&w->waker);
-    return r == NET_TIMEOUT ? NET_WOKEN : r;
+    f64 again_ms = c->mail.n ? os_now_ms() + SERVER_GATHER_MS : deadline_ms;
+    NetResult r = net_wait(&w->conn, &w->waker, MIN_OF(again_ms, deadline_ms));
+    if (r == NET_WOKEN) net_waker_clear(&w->waker);
+    return r == NET_TIMEOUT && again_ms < deadline_ms ? NET_WOKEN : r;
 }
 
 /* Waits for the answers and passes them on until they are complete, the client has gone, the time is up,
@@ -572,10 +587,10 @@ static NetResult server_wait_mail_(ServerCall_ *c, f64 written_ms, f64 deadline_
 static void server_follow_(ServerCall_ *c) {
     ServerWorker *w = c->w;
     bool more = true;
-    f64 written_ms = 0, ping_ms = os_now_ms() + SERVER_PING_MS;
+    f64 ping_ms = os_now_ms() + SERVER_PING_MS;
     while (more && !c->gone && !c->x.status) {
-        NetResult r = server_wait_mail_(
-            c, written_ms, c->req.stream ? MIN_OF(ping_ms, c->deadline_ms) : c->deadline_ms);
+        NetResult r =
+            server_wait_mail_(c, c->req.stream ? MIN_OF(ping_ms, c->deadline_ms) : c->deadline_ms);
         if (r == NET_END) c->gone = true;
         if (r == NET_TIMEOUT && os_now_ms() >= c->deadline_ms)
             api_fail(&c->x, 504, "timeout",
@@ -588,8 +603,7 @@ static void server_follow_(ServerCall_ *c) {
         if (r != NET_END) more = server_take_mail_(c); /* a wake in the same moment was cleared */
         if (c->events.n && !c->gone) {
             server_flush_(c);
-            written_ms = os_now_ms();
-            ping_ms = written_ms + SERVER_PING_MS;
+            ping_ms = os_now_ms() + SERVER_PING_MS;
         }
     }
     if (more) batch_cancel(&w->server->batch, &c->call);

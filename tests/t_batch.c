@@ -119,7 +119,11 @@ static void check_mail(void) {
     CHECK(memcmp(ev.step.masked, masked, sizeof masked) == 0);
     CHECK(!batch_next(&rest, &ev));
     batch_put_text_(j, STR("x"));
-    CHECK(batch_deliver_(j));
+    CHECK(!batch_deliver_(j)); /* who got some comes again */
+    CHECK(!batch_take(&b, &a.call, &mail) && mail.n > 0);
+    CHECK(!batch_take(&b, &a.call, &mail) && mail.n == 0);
+    batch_put_text_(j, STR("y"));
+    CHECK(batch_deliver_(j)); /* who got none waits */
     a.call.n_left = 0;
     CHECK(batch_take(&b, &a.call, &mail) && mail.n > 0);
     buf_free(&mail);

@@ -309,6 +309,45 @@ static void check_log(void) {
     buf_free(&text);
 }
 
+/* ---- a stream's events ---- */
+
+static void check_events(ServerCall_ *c, const char *what, i32 n_events, Str holds) {
+    i32 n = 0;
+    server_put_text_(c);
+    Str all = buf_view(&c->events);
+    for (size_t at = 0; (at = str_find(all, STR("data: "), at)) != SIZE_MAX; at++) n++;
+    CHECK_MSG(n == n_events && str_find(all, holds, 0) != SIZE_MAX, "%s: %.*s", what, STR_ARG(all));
+    buf_clear(&c->events);
+}
+
+/* Text that comes at once becomes one event, of its own choice and no longer than is good. */
+static void check_texts(void) {
+    static char piece[SERVER_CHUNK / 2 + 1];
+    Err e = {0};
+    ServerWorker w = {0};
+    ServerCall_ *c = mem_alloc(sizeof *c, &e);
+    memset(piece, 'x', sizeof piece);
+    c->w = &w;
+    c->req = (ApiRequest){.route = API_LLAMA, .stream = true};
+    c->reply = (ApiReply){.req = &c->req};
+    check_events(c, "nothing", 0, STR(""));
+    server_take_event_(c, &(BatchEvent){.kind = BATCH_TEXT, .text = STR("one ")});
+    server_take_event_(c, &(BatchEvent){.kind = BATCH_TEXT, .text = STR("two")});
+    check_events(c, "two pieces", 1, STR("\"one two\""));
+    server_take_event_(c, &(BatchEvent){.kind = BATCH_TEXT, .text = STR("mine")});
+    server_take_event_(c, &(BatchEvent){.kind = BATCH_TEXT, .text = STR("yours"), .job = 1});
+    check_events(c, "two choices", 2, STR("\"yours\""));
+    server_take_event_(c, &(BatchEvent){.kind = BATCH_TEXT, .text = STR("before")});
+    server_take_event_(c, &(BatchEvent){.kind = BATCH_STEP, .step = {.kind = "ar"}});
+    server_take_event_(c, &(BatchEvent){.kind = BATCH_TEXT, .text = STR("after")});
+    check_events(c, "a step between", 3, STR("\"before\""));
+    for (i32 i = 0; i < 3; i++)
+        server_take_event_(c, &(BatchEvent){.kind = BATCH_TEXT, .text = {piece, sizeof piece}});
+    check_events(c, "much", 3, STR("x\""));
+    CHECK(!w.broken);
+    server_free_call_(c);
+}
+
 int main(void) {
     check_key_files();
     check_keys();
@@ -319,6 +358,7 @@ int main(void) {
     check_workers();
     check_states();
     check_log();
+    check_texts();
 #ifdef DLM_TEST_ALLOC
     CHECK_INT(mem_test_live, 0);
 #endif
