@@ -273,7 +273,8 @@ typedef struct {
     int32_t logits; /* index of this row's logits in the output, or -1 */
 } DlmRow;
 
-/* The KV cache: [n_slot][n_layer][n_cell][n_head_kv * head_dim], keys and values apart. */
+/* The KV cache, keys and values apart. How the cells lie is the backend's own affair; CPU:
+ * [n_slot][n_layer][n_head_kv][n_cell][head_dim], so that the cells that a head reads are one run. */
 typedef struct {
     DlmType type; /* DLM_F16, or DLM_F32 for comparisons with f32 references */
     void *k, *v;
@@ -328,13 +329,13 @@ typedef struct {
     void (*rope)(float *x, int32_t n_head, int32_t head_dim, int32_t n_rot, const float *turn,
                  DlmRope kind);
     void (*to_f16)(uint16_t *h, const float *x, int32_t n);
-    /* Attention of n_q <= DLM_ATTEND_Q queries to one head's cells, query i to [lo, hi[i]):
-     * out[i][head_dim] = sum over c of softmax_c(q[i] . k_c * scale) v_c. k, v: cell 0 of the head, F16
-     * or F32, `stride` elements between cells. scores: scratch, n_q rows of scores_stride floats,
-     * each with room for the largest hi - lo */
-    void (*attend)(float *const *out, const float *const *q, const int32_t *hi, int32_t n_q,
-                   const void *k, const void *v, DlmType type, int64_t stride, int32_t lo,
-                   int32_t head_dim, float scale, float *scores, int64_t scores_stride);
+    /* Attention of n_q <= DLM_ATTEND_Q queries to one head's cells, query i to [lo[i], hi[i]):
+     * out[i][head_dim] = sum over c of softmax_c(q[i] . k_c * scale) v_c. k, v: [cells][head_dim] F16
+     * or F32. scores: scratch, n_q rows of scores_stride floats, each with room for the cells from the
+     * lowest lo to the highest hi */
+    void (*attend)(float *const *out, const float *const *q, const int32_t *lo, const int32_t *hi,
+                   int32_t n_q, const void *k, const void *v, DlmType type, int32_t head_dim,
+                   float scale, float *scores, int64_t scores_stride);
     /* index of the largest logit (lowest on ties) and sum over i of exp(logit_i - that logit) */
     int32_t (*top1)(const float *logits, int32_t n, float *sum_exp);
     /* x[i] = exp(x[i]), 0 below -87.3 */

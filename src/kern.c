@@ -449,9 +449,10 @@ static void cpu_rope(void *self, f32 *x, const DlmRow *rows, i32 n_rows, i32 n_h
 
 /* ---- attention ---- */
 
-/* First element of a slot's cells in one layer. */
-static i64 cpu_kv_at_(const DlmKv *kv, i32 slot, i32 layer) {
-    return ((i64)slot * kv->n_layer + layer) * kv->n_cell * kv->n_head_kv * kv->head_dim;
+/* First element of a head's cells in one layer of a slot. */
+static i64 cpu_kv_at_(const DlmKv *kv, i32 slot, i32 layer, i32 head_kv) {
+    return (((i64)slot * kv->n_layer + layer) * kv->n_head_kv + head_kv) * kv->n_cell *
+           kv->head_dim;
 }
 
 static void cpu_kv_put_(const Cpu *c, void *cells, DlmType type, i64 at, const f32 *x, i32 n) {
@@ -463,12 +464,14 @@ static void cpu_kv_put_(const Cpu *c, void *cells, DlmType type, i64 at, const f
 
 static void cpu_kv_store(void *self, DlmKv *kv, i32 layer, const f32 *k, const f32 *v,
                          const DlmRow *rows, i32 n_rows) {
-    i32 n = kv->n_head_kv * kv->head_dim;
+    i32 dim = kv->head_dim;
     for (i32 r = 0; r < n_rows; r++) {
-        i64 at = cpu_kv_at_(kv, rows[r].slot, layer) + (i64)rows[r].cell * n;
         ASSERT(rows[r].cell >= 0 && rows[r].cell < kv->n_cell && rows[r].slot < kv->n_slot);
-        cpu_kv_put_(self, kv->k, kv->type, at, k + (i64)r * n, n);
-        cpu_kv_put_(self, kv->v, kv->type, at, v + (i64)r * n, n);
+        for (i32 h = 0; h < kv->n_head_kv; h++, k += dim, v += dim) {
+            i64 at = cpu_kv_at_(kv, rows[r].slot, layer, h) + (i64)rows[r].cell * dim;
+            cpu_kv_put_(self, kv->k, kv->type, at, k, dim);
+            cpu_kv_put_(self, kv->v, kv->type, at, v, dim);
+        }
     }
 }
 
@@ -484,7 +487,7 @@ typedef struct {
 
 /* The work is cut into queries (a row's head each), counted tile by tile: first those of a tile's
  * rows in one group of heads, which share keys and values, then the other groups, then the next
- * tile. A tile's queries in a group fill one kernel call, if they attend from the same cell on. */
+ * tile. A tile's queries in a group fill one kernel call, if they are of one slot. */
 static i32 cpu_attend_rows_(const DlmKv *kv, i32 n_head) {
     return MAX_OF(1, DLM_ATTEND_Q / (n_head / kv->n_head_kv));
 }
@@ -499,19 +502,17 @@ static void cpu_attend_group_(const AttendJob *j, i32 row, i32 head_kv, i32 firs
         f32 *out[DLM_ATTEND_Q];
         const f32 *q[DLM_ATTEND_Q];
         const DlmRow *r, *from = &j->rows[row + first / group];
-        i32 hi[DLM_ATTEND_Q], n = 0;
+        i32 lo[DLM_ATTEND_Q], hi[DLM_ATTEND_Q], n = 0;
         for (; n < DLM_ATTEND_Q && first < last; n++, first++) {
             r = &j->rows[row + first / group];
-            if (r->slot != from->slot || r->kv_lo != from->kv_lo) break;
+            if (r->slot != from->slot) break;
             i64 to = ((r - j->rows) * j->n_head + head_kv * group + first % group) * dim;
-            out[n] = j->out + to, q[n] = j->q + to, hi[n] = r->kv_hi;
-            ASSERT(r->kv_lo < hi[n] && hi[n] <= kv->n_cell);
+            out[n] = j->out + to, q[n] = j->q + to, lo[n] = r->kv_lo, hi[n] = r->kv_hi;
+            ASSERT(lo[n] < hi[n] && hi[n] <= kv->n_cell);
         }
-        i64 at = (cpu_kv_at_(kv, from->slot, j->layer) + (i64)head_kv * dim) *
-                 (kv->type == DLM_F32 ? 4 : 2);
-        j->c->k->attend(out, q, hi, n, (const u8 *)kv->k + at, (const u8 *)kv->v + at, kv->type,
-                        (i64)kv->n_head_kv * dim, from->kv_lo, dim, j->scale, scores,
-                        j->c->n_cell_max);
+        i64 at = cpu_kv_at_(kv, from->slot, j->layer, head_kv) * (kv->type == DLM_F32 ? 4 : 2);
+        j->c->k->attend(out, q, lo, hi, n, (const u8 *)kv->k + at, (const u8 *)kv->v + at, kv->type,
+                        dim, j->scale, scores, j->c->n_cell_max);
     }
 }
 

@@ -190,9 +190,10 @@ INLINE float32x4_t neon_load_kv_(const void *p, DlmType type, i64 i) {
 }
 
 /* scores[c - lo] = q . k_c * scale; returns the largest. */
-INLINE f32 neon_scores_(f32 *scores, const f32 *q, const void *k, DlmType type, i64 stride, i32 lo,
-                        i32 hi, i32 head_dim, f32 scale) {
+INLINE f32 neon_scores_(f32 *scores, const f32 *q, i32 lo, i32 hi, const void *k, DlmType type,
+                        i32 head_dim, f32 scale) {
     f32 max = KERN_MINUS_INF;
+    i64 dim = head_dim;
     i32 whole = head_dim / 16 * 16;
     for (i32 c = lo; c < hi; c++) {
         float32x4_t lane[4] = {vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0)};
@@ -200,10 +201,10 @@ INLINE f32 neon_scores_(f32 *scores, const f32 *q, const void *k, DlmType type, 
             UNROLL
             for (int j = 0; j < 4; j++)
                 lane[j] = neon_mul_add_(lane[j], vld1q_f32(q + i + 4 * j),
-                                        neon_load_kv_(k, type, c * stride + i + 4 * j));
+                                        neon_load_kv_(k, type, c * dim + i + 4 * j));
         }
         f32 tail[KERN_LANES];
-        for (i32 i = whole; i < head_dim; i++) tail[i - whole] = ref_kv_(k, type, c * stride + i);
+        for (i32 i = whole; i < head_dim; i++) tail[i - whole] = ref_kv_(k, type, c * dim + i);
         f32 s = neon_fold_products_(lane, q + whole, tail, head_dim - whole) * scale;
         scores[c - lo] = s;
         max = MAX_OF(s, max);
@@ -211,9 +212,10 @@ INLINE f32 neon_scores_(f32 *scores, const f32 *q, const void *k, DlmType type, 
     return max;
 }
 
-INLINE void neon_attend_type_(f32 *out, const f32 *q, const void *k, const void *v, DlmType type,
-                              i64 stride, i32 lo, i32 hi, i32 head_dim, f32 scale, f32 *scores) {
-    f32 max = neon_scores_(scores, q, k, type, stride, lo, hi, head_dim, scale);
+INLINE void neon_attend_type_(f32 *out, const f32 *q, i32 lo, i32 hi, const void *k, const void *v,
+                              DlmType type, i32 head_dim, f32 scale, f32 *scores) {
+    i64 dim = head_dim;
+    f32 max = neon_scores_(scores, q, lo, hi, k, type, head_dim, scale);
     f32 inv = 1.0f / neon_exp_sum_(scores, hi - lo, max);
     i32 i = 0;
     for (; i + 32 <= head_dim; i += 32) {
@@ -224,7 +226,7 @@ INLINE void neon_attend_type_(f32 *out, const f32 *q, const void *k, const void 
             float32x4_t s = vdupq_n_f32(scores[c - lo]);
             UNROLL
             for (int j = 0; j < 8; j++)
-                acc[j] = neon_mul_add_(acc[j], s, neon_load_kv_(v, type, c * stride + i + 4 * j));
+                acc[j] = neon_mul_add_(acc[j], s, neon_load_kv_(v, type, c * dim + i + 4 * j));
         }
         UNROLL
         for (int j = 0; j < 8; j++) vst1q_f32(out + i + 4 * j, vmulq_n_f32(acc[j], inv));
@@ -232,20 +234,20 @@ INLINE void neon_attend_type_(f32 *out, const f32 *q, const void *k, const void 
     for (; i < head_dim; i++) {
         f32 acc = 0;
         for (i32 c = lo; c < hi; c++)
-            acc = kern_fmaf(scores[c - lo], ref_kv_(v, type, c * stride + i), acc);
+            acc = kern_fmaf(scores[c - lo], ref_kv_(v, type, c * dim + i), acc);
         out[i] = acc * inv;
     }
 }
 
-static void neon_attend(f32 *const *out, const f32 *const *q, const i32 *hi, i32 n_q, const void *k,
-                        const void *v, DlmType type, i64 stride, i32 lo, i32 head_dim, f32 scale,
+static void neon_attend(f32 *const *out, const f32 *const *q, const i32 *lo, const i32 *hi, i32 n_q,
+                        const void *k, const void *v, DlmType type, i32 head_dim, f32 scale,
                         f32 *scores, i64 scores_stride) {
     for (i32 m = 0; m < n_q; m++) {
         f32 *s = scores + m * scores_stride;
         if (type == DLM_F32)
-            neon_attend_type_(out[m], q[m], k, v, DLM_F32, stride, lo, hi[m], head_dim, scale, s);
+            neon_attend_type_(out[m], q[m], lo[m], hi[m], k, v, DLM_F32, head_dim, scale, s);
         else
-            neon_attend_type_(out[m], q[m], k, v, DLM_F16, stride, lo, hi[m], head_dim, scale, s);
+            neon_attend_type_(out[m], q[m], lo[m], hi[m], k, v, DLM_F16, head_dim, scale, s);
     }
 }
 

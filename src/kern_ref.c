@@ -375,14 +375,15 @@ static f32 ref_kv_(const void *p, DlmType type, i64 i) {
 
 /* One query. Softmax attention over a contiguous range of cells: Vaswani et al. 2017, eq. 1, with the
  * maximum taken out. */
-static void ref_attend_one_(f32 *out, const f32 *q, const void *k, const void *v, DlmType type,
-                            i64 stride, i32 lo, i32 hi, i32 head_dim, f32 scale, f32 *scores) {
+static void ref_attend_one_(f32 *out, const f32 *q, i32 lo, i32 hi, const void *k, const void *v,
+                            DlmType type, i32 head_dim, f32 scale, f32 *scores) {
+    i64 dim = head_dim;
     f32 max = KERN_MINUS_INF;
     for (i32 c = lo; c < hi; c++) {
         f32 lane[KERN_LANES] = {0};
         for (i32 i = 0; i < head_dim; i++)
             lane[i % KERN_LANES] =
-                kern_fmaf(q[i], ref_kv_(k, type, c * stride + i), lane[i % KERN_LANES]);
+                kern_fmaf(q[i], ref_kv_(k, type, c * dim + i), lane[i % KERN_LANES]);
         scores[c - lo] = ref_fold_(lane) * scale;
         max = MAX_OF(scores[c - lo], max);
     }
@@ -393,16 +394,16 @@ static void ref_attend_one_(f32 *out, const f32 *q, const void *k, const void *v
     for (i32 i = 0; i < head_dim; i++) {
         f32 acc = 0;
         for (i32 c = lo; c < hi; c++)
-            acc = kern_fmaf(scores[c - lo], ref_kv_(v, type, c * stride + i), acc);
+            acc = kern_fmaf(scores[c - lo], ref_kv_(v, type, c * dim + i), acc);
         out[i] = acc * inv;
     }
 }
 
-static void ref_attend(f32 *const *out, const f32 *const *q, const i32 *hi, i32 n_q, const void *k,
-                       const void *v, DlmType type, i64 stride, i32 lo, i32 head_dim, f32 scale,
+static void ref_attend(f32 *const *out, const f32 *const *q, const i32 *lo, const i32 *hi, i32 n_q,
+                       const void *k, const void *v, DlmType type, i32 head_dim, f32 scale,
                        f32 *scores, i64 scores_stride) {
     for (i32 i = 0; i < n_q; i++)
-        ref_attend_one_(out[i], q[i], k, v, type, stride, lo, hi[i], head_dim, scale,
+        ref_attend_one_(out[i], q[i], lo[i], hi[i], k, v, type, head_dim, scale,
                         scores + i * scores_stride);
 }
 

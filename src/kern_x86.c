@@ -215,11 +215,14 @@ AVX2_FN INLINE __m256 avx2_load_f16_(const u16 *p) {
  * as a register has lanes are folded at once, by a transposing tree of the law's additions. */
 
 #define X86_BITE 64 /* cells */
+/* Bytes ahead of the cell at hand that are asked for early: several cells are read side by side, which
+ * the hardware's own prefetching takes for no stream. */
+#define X86_KV_AHEAD 8192
 
 typedef struct {
     f32 *const *out;
     const f32 *const *q;
-    const i32 *n; /* cells that each query sees, of those from k and v on */
+    const i32 *lo, *hi; /* cells that each query sees, of those from k and v on */
     i32 n_q, head_dim;
     const u8 *k, *v;
     i64 stride; /* bytes between cells */
@@ -241,49 +244,61 @@ static int x86_step_(i32 n) {
     return n >= 4 ? 2 : n >= 2 ? 1 : 0;
 }
 
-/* A query that sees fewer cells than its neighbours takes the values of its step's common cells
- * with them, and then those beyond alone. Scores that are not its own it leaves unused. */
+/* The values of one query at those of the cells [c, end) that it sees. */
+static void x86_values_alone_(const X86AttendSteps *steps, const X86Attend *a, i32 m, i32 c,
+                              i32 end) {
+    c = MAX_OF(c, a->lo[m]), end = MIN_OF(end, a->hi[m]);
+    if (c < end) steps->values[0](a, m, c, end);
+}
+
+/* The values of a step's queries at the cells [c, end): together where all of them see the cells,
+ * before and behind that each query alone. */
+static void x86_values_(const X86AttendSteps *steps, const X86Attend *a, i32 first, int size, i32 c,
+                        i32 end) {
+    i32 from = c, to = end, n = 1 << size;
+    for (i32 m = first; m < first + n; m++)
+        from = MAX_OF(from, a->lo[m]), to = MIN_OF(to, a->hi[m]);
+    if (from >= to) from = to = end;
+    for (i32 m = first; from > c && m < first + n; m++) x86_values_alone_(steps, a, m, c, from);
+    if (from < to) steps->values[size](a, first, from, to);
+    for (i32 m = first; to < end && m < first + n; m++) x86_values_alone_(steps, a, m, to, end);
+}
+
+/* Scores of cells that a query does not see are left unused. */
 static void x86_attend_(const X86AttendSteps *steps, X86Attend *a) {
     i32 n = 0;
-    for (i32 m = 0; m < a->n_q; m++) n = MAX_OF(n, a->n[m]);
+    for (i32 m = 0; m < a->n_q; m++) n = MAX_OF(n, a->hi[m]);
     for (i32 c = 0; c < n; c += X86_BITE)
         for (i32 m = 0; m < a->n_q; m += 1 << x86_step_(a->n_q - m))
             steps->scores[x86_step_(a->n_q - m)](a, m, c, MIN_OF(c + X86_BITE, n));
     for (i32 m = 0; m < a->n_q; m++)
-        a->inv[m] = 1.0f / steps->softmax(a->scores + m * a->scores_stride, a->n[m]);
+        a->inv[m] =
+            1.0f / steps->softmax(a->scores + m * a->scores_stride + a->lo[m], a->hi[m] - a->lo[m]);
     for (i32 c = 0; c < n; c += X86_BITE)
-        for (i32 m = 0, step; m < a->n_q; m += step) {
-            int size = x86_step_(a->n_q - m);
-            i32 end = MIN_OF(c + X86_BITE, n);
-            step = 1 << size;
-            for (i32 i = m; i < m + step; i++) end = MIN_OF(end, a->n[i]);
-            if (c < end) steps->values[size](a, m, c, end);
-            for (i32 i = m; i < m + step; i++) {
-                i32 from = MAX_OF(c, end), own = MIN_OF(c + X86_BITE, a->n[i]);
-                if (from < own) steps->values[0](a, i, from, own);
-            }
-        }
+        for (i32 m = 0; m < a->n_q; m += 1 << x86_step_(a->n_q - m))
+            x86_values_(steps, a, m, x86_step_(a->n_q - m), c, MIN_OF(c + X86_BITE, n));
 }
 
 /* The `attend` kernel of dlm_kernels.h, by the steps of a level for keys and values of the type. */
 static void x86_attend(const X86AttendSteps *steps, f32 *const *out, const f32 *const *q,
-                       const i32 *hi, i32 n_q, const void *k, const void *v, DlmType type,
-                       i64 stride, i32 lo, i32 head_dim, f32 scale, f32 *scores,
-                       i64 scores_stride) {
+                       const i32 *lo, const i32 *hi, i32 n_q, const void *k, const void *v,
+                       DlmType type, i32 head_dim, f32 scale, f32 *scores, i64 scores_stride) {
     if (head_dim % 8) { /* no model has such heads */
-        ref_attend(out, q, hi, n_q, k, v, type, stride, lo, head_dim, scale, scores, scores_stride);
+        ref_attend(out, q, lo, hi, n_q, k, v, type, head_dim, scale, scores, scores_stride);
         return;
     }
-    i32 n[DLM_ATTEND_Q];
-    stride *= type == DLM_F32 ? 4 : 2;
-    for (i32 m = 0; m < n_q; m++) n[m] = hi[m] - lo;
+    i32 from[DLM_ATTEND_Q], to[DLM_ATTEND_Q], first = lo[0];
+    i64 stride = head_dim * (type == DLM_F32 ? 4 : 2);
+    for (i32 m = 1; m < n_q; m++) first = MIN_OF(first, lo[m]);
+    for (i32 m = 0; m < n_q; m++) from[m] = lo[m] - first, to[m] = hi[m] - first;
     X86Attend a = {.out = out,
                    .q = q,
-                   .n = n,
+                   .lo = from,
+                   .hi = to,
                    .n_q = n_q,
                    .head_dim = head_dim,
-                   .k = (const u8 *)k + lo * stride,
-                   .v = (const u8 *)v + lo * stride,
+                   .k = (const u8 *)k + first * stride,
+                   .v = (const u8 *)v + first * stride,
                    .stride = stride,
                    .scale = scale,
                    .scores = scores,
@@ -293,6 +308,14 @@ static void x86_attend(const X86AttendSteps *steps, f32 *const *out, const f32 *
 
 static inline i64 x86_kv_size_(DlmType type) {
     return type == DLM_F32 ? 4 : 2;
+}
+
+/* n <= n_max scores; n_max, the usual number, is a constant. */
+INLINE void x86_put_scores_(f32 *to, const f32 *from, i32 n, int n_max) {
+    if (n == n_max)
+        memcpy(to, from, (size_t)n_max * sizeof *to);
+    else
+        for (i32 j = 0; j < n; j++) to[j] = from[j];
 }
 
 /* 8 elements of a key or value. */
@@ -334,6 +357,10 @@ AVX2_FN INLINE void avx2_scores8_(const X86Attend *a, DlmType type, i32 first, i
             for (int j = 0; j < n_c; j++)
                 key[j] = avx2_load_kv_(k[j] + i * x86_kv_size_(type), type);
             UNROLL
+            for (int j = 0; half == 0 && j < n_c; j++)
+                _mm_prefetch((const char *)k[j] + i * x86_kv_size_(type) + X86_KV_AHEAD,
+                             _MM_HINT_T0);
+            UNROLL
             for (int m = 0; m < n_q; m++) {
                 __m256 q = _mm256_loadu_ps(a->q[first + m] + i);
                 UNROLL
@@ -347,13 +374,8 @@ AVX2_FN INLINE void avx2_scores8_(const X86Attend *a, DlmType type, i32 first, i
     f32 out[8];
     _mm256_storeu_ps(out, _mm256_mul_ps(avx2_fold8_(sums), _mm256_set1_ps(a->scale)));
     UNROLL
-    for (int m = 0; m < n_q; m++) {
-        f32 *to = a->scores + (first + m) * a->scores_stride + c;
-        if (n == n_c)
-            memcpy(to, out + m * n_c, n_c * sizeof *to);
-        else
-            for (int j = 0; j < n; j++) to[j] = out[m * n_c + j];
-    }
+    for (int m = 0; m < n_q; m++)
+        x86_put_scores_(a->scores + (first + m) * a->scores_stride + c, out + m * n_c, n, n_c);
 }
 
 AVX2_FN INLINE void avx2_scores_(const X86Attend *a, DlmType type, i32 first, int n_q, i32 c,
@@ -367,8 +389,9 @@ AVX2_FN INLINE void avx2_values8_(const X86Attend *a, DlmType type, i32 first, i
     __m256 acc[8];
     UNROLL
     for (int j = 0; j < n_q * n_v; j++)
-        acc[j] = c == 0 ? _mm256_setzero_ps()
-                        : _mm256_loadu_ps(a->out[first + j / n_v] + i + 8 * (j % n_v));
+        acc[j] = c == a->lo[first + j / n_v]
+                     ? _mm256_setzero_ps()
+                     : _mm256_loadu_ps(a->out[first + j / n_v] + i + 8 * (j % n_v));
     const f32 *s = a->scores + first * a->scores_stride;
     const u8 *v = a->v + c * a->stride + i * x86_kv_size_(type);
     for (; c < end; c++, v += a->stride) {
@@ -376,6 +399,7 @@ AVX2_FN INLINE void avx2_values8_(const X86Attend *a, DlmType type, i32 first, i
         UNROLL
         for (int j = 0; j < n_v; j++)
             value[j] = avx2_load_kv_(v + 8 * j * x86_kv_size_(type), type);
+        _mm_prefetch((const char *)v + X86_KV_AHEAD, _MM_HINT_T0);
         UNROLL
         for (int m = 0; m < n_q; m++) {
             __m256 score = _mm256_broadcast_ss(s + m * a->scores_stride + c);
@@ -387,7 +411,7 @@ AVX2_FN INLINE void avx2_values8_(const X86Attend *a, DlmType type, i32 first, i
     UNROLL
     for (int j = 0; j < n_q * n_v; j++) {
         i32 m = first + j / n_v;
-        if (end == a->n[m]) acc[j] = _mm256_mul_ps(acc[j], _mm256_set1_ps(a->inv[m]));
+        if (end == a->hi[m]) acc[j] = _mm256_mul_ps(acc[j], _mm256_set1_ps(a->inv[m]));
         _mm256_storeu_ps(a->out[m] + i + 8 * (j % n_v), acc[j]);
     }
 }
@@ -468,34 +492,43 @@ AVX512_FN INLINE __m512 avx512_fold16_(const __m512 s[16]) {
     return _mm512_add_ps(_mm512_shuffle_ps(v[0], v[1], 0x88), _mm512_shuffle_ps(v[0], v[1], 0xdd));
 }
 
+/* acc[m n_c + j] += query m times key j, for 16 elements from i. */
+AVX512_FN INLINE void avx512_products_(__m512 acc[16], const u8 *const *k, const f32 *const *q,
+                                       DlmType type, int n_q, i32 i, __mmask16 mask) {
+    const int n_c = 16 / n_q;
+    UNROLL
+    for (int j = 0; j < n_c; j++) {
+        const u8 *at = k[j] + i * x86_kv_size_(type);
+        __m512 key = avx512_load_kv_(at, type, mask);
+        _mm_prefetch((const char *)at + X86_KV_AHEAD, _MM_HINT_T0);
+        UNROLL
+        for (int m = 0; m < n_q; m++)
+            acc[m * n_c + j] =
+                _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, q[m] + i), key, acc[m * n_c + j]);
+    }
+}
+
+/* Scores of n_q queries at n <= 16 / n_q cells. */
 AVX512_FN INLINE void avx512_scores16_(const X86Attend *a, DlmType type, i32 first, int n_q, i32 c,
                                        i32 n) {
     const int n_c = 16 / n_q;
     const u8 *k[16];
+    const f32 *q[4];
     __m512 acc[16];
     UNROLL
     for (int j = 0; j < n_c; j++) k[j] = a->k + (c + MIN_OF(j, n - 1)) * a->stride;
     UNROLL
+    for (int m = 0; m < n_q; m++) q[m] = a->q[first + m];
+    UNROLL
     for (int j = 0; j < 16; j++) acc[j] = _mm512_setzero_ps();
-    for (i32 i = 0; i < a->head_dim; i += 16) {
-        __mmask16 mask = avx512_mask_(a->head_dim - i);
-        __m512 q[4];
-        UNROLL
-        for (int m = 0; m < n_q; m++) q[m] = _mm512_maskz_loadu_ps(mask, a->q[first + m] + i);
-        UNROLL
-        for (int j = 0; j < n_c; j++) {
-            __m512 key = avx512_load_kv_(k[j] + i * x86_kv_size_(type), type, mask);
-            UNROLL
-            for (int m = 0; m < n_q; m++)
-                acc[m * n_c + j] = _mm512_fmadd_ps(q[m], key, acc[m * n_c + j]);
-        }
-    }
+    i32 i = 0;
+    for (; i + 16 <= a->head_dim; i += 16) avx512_products_(acc, k, q, type, n_q, i, 0xffff);
+    if (i < a->head_dim) avx512_products_(acc, k, q, type, n_q, i, avx512_mask_(a->head_dim - i));
     f32 out[16];
     _mm512_storeu_ps(out, _mm512_mul_ps(avx512_fold16_(acc), _mm512_set1_ps(a->scale)));
     UNROLL
     for (int m = 0; m < n_q; m++)
-        _mm512_mask_storeu_ps(a->scores + (first + m) * a->scores_stride + c, avx512_mask_(n),
-                              _mm512_maskz_loadu_ps(avx512_mask_(n), out + m * n_c));
+        x86_put_scores_(a->scores + (first + m) * a->scores_stride + c, out + m * n_c, n, n_c);
 }
 
 AVX512_FN INLINE void avx512_scores_(const X86Attend *a, DlmType type, i32 first, int n_q, i32 c,
@@ -510,15 +543,19 @@ AVX512_FN INLINE void avx512_values16_(const X86Attend *a, DlmType type, i32 fir
     __m512 acc[16];
     UNROLL
     for (int j = 0; j < n_q * n_v; j++)
-        acc[j] = c == 0 ? _mm512_setzero_ps()
-                        : _mm512_maskz_loadu_ps(mask, a->out[first + j / n_v] + i + 16 * (j % n_v));
+        acc[j] = c == a->lo[first + j / n_v]
+                     ? _mm512_setzero_ps()
+                     : _mm512_maskz_loadu_ps(mask, a->out[first + j / n_v] + i + 16 * (j % n_v));
     const f32 *s = a->scores + first * a->scores_stride;
     const u8 *v = a->v + c * a->stride + i * x86_kv_size_(type);
     for (; c < end; c++, v += a->stride) {
         __m512 value[8];
         UNROLL
-        for (int j = 0; j < n_v; j++)
-            value[j] = avx512_load_kv_(v + 16 * j * x86_kv_size_(type), type, mask);
+        for (int j = 0; j < n_v; j++) {
+            const u8 *at = v + 16 * j * x86_kv_size_(type);
+            value[j] = avx512_load_kv_(at, type, mask);
+            _mm_prefetch((const char *)at + X86_KV_AHEAD, _MM_HINT_T0);
+        }
         UNROLL
         for (int m = 0; m < n_q; m++) {
             __m512 score = _mm512_set1_ps(s[m * a->scores_stride + c]);
@@ -530,7 +567,7 @@ AVX512_FN INLINE void avx512_values16_(const X86Attend *a, DlmType type, i32 fir
     UNROLL
     for (int j = 0; j < n_q * n_v; j++) {
         i32 m = first + j / n_v;
-        if (end == a->n[m]) acc[j] = _mm512_mul_ps(acc[j], _mm512_set1_ps(a->inv[m]));
+        if (end == a->hi[m]) acc[j] = _mm512_mul_ps(acc[j], _mm512_set1_ps(a->inv[m]));
         _mm512_mask_storeu_ps(a->out[m] + i + 16 * (j % n_v), mask, acc[j]);
     }
 }
@@ -602,11 +639,11 @@ AVX512_FN static f32 avx512_softmax(f32 *s, i32 n) {
 #define DEFINE_ATTEND(level, FN)                                                                   \
     ATTEND_TYPE(level, FN, F16)                                                                    \
     ATTEND_TYPE(level, FN, F32)                                                                    \
-    static void level##_attend(f32 *const *out, const f32 *const *q, const i32 *hi, i32 n_q,       \
-                               const void *k, const void *v, DlmType type, i64 stride, i32 lo,     \
-                               i32 head_dim, f32 scale, f32 *scores, i64 scores_stride) {          \
-        x86_attend(type == DLM_F32 ? &level##_attend_F32_ : &level##_attend_F16_, out, q, hi, n_q, \
-                   k, v, type, stride, lo, head_dim, scale, scores, scores_stride);                \
+    static void level##_attend(f32 *const *out, const f32 *const *q, const i32 *lo, const i32 *hi, \
+                               i32 n_q, const void *k, const void *v, DlmType type, i32 head_dim,  \
+                               f32 scale, f32 *scores, i64 scores_stride) {                        \
+        x86_attend(type == DLM_F32 ? &level##_attend_F32_ : &level##_attend_F16_, out, q, lo, hi,  \
+                   n_q, k, v, type, head_dim, scale, scores, scores_stride);                       \
     }
 
 DEFINE_ATTEND(avx2, AVX2_FN)

@@ -139,9 +139,11 @@ static void check_fma(void) {
     CHECK_INT(bad, 0);
 }
 
-static void check_attend_case(const DlmKernels *k, i32 dim, i32 n, DlmType type, i32 n_q) {
+/* lo_step, hi_step: how far each query's range begins and ends behind its neighbour's. */
+static void check_attend_case(const DlmKernels *k, i32 dim, i32 n, DlmType type, i32 n_q,
+                              i32 lo_step, i32 hi_step) {
     static f32 want[DLM_ATTEND_Q][256], got[DLM_ATTEND_Q][256], scores[DLM_ATTEND_Q][256];
-    i32 lo = n > 4 ? 3 : 0, hi[DLM_ATTEND_Q];
+    i32 lo[DLM_ATTEND_Q], hi[DLM_ATTEND_Q];
     f32 *q = guarded_f32(n_q * dim, 0), *kv = guarded_f32(2 * n * dim, 1);
     u16 *half = (u16 *)(void *)test_guard_alloc((size_t)(2 * n * dim) * 2);
     f32 *out_want[DLM_ATTEND_Q], *out_got[DLM_ATTEND_Q];
@@ -149,17 +151,18 @@ static void check_attend_case(const DlmKernels *k, i32 dim, i32 n, DlmType type,
     ref_to_f16(half, kv, 2 * n * dim);
     for (i32 m = 0; m < n_q; m++) {
         out_want[m] = want[m], out_got[m] = got[m], queries[m] = q + m * dim;
-        hi[m] = MAX_OF(lo + 1, n - (n_q - 1 - m) * (dim % 3)); /* the same for all, or rising */
+        lo[m] = MIN_OF((n > 4 ? 3 : 0) + m * lo_step, n - 1);
+        hi[m] = MAX_OF(lo[m] + 1, n - (n_q - 1 - m) * hi_step);
     }
     const void *keys = type == DLM_F32 ? (void *)kv : (void *)half;
     const void *values = type == DLM_F32 ? (void *)(kv + n * dim) : (void *)(half + n * dim);
-    KERN_REF.attend(out_want, queries, hi, n_q, keys, values, type, dim, lo, dim, 0.125f, scores[0],
+    KERN_REF.attend(out_want, queries, lo, hi, n_q, keys, values, type, dim, 0.125f, scores[0],
                     256);
-    k->attend(out_got, queries, hi, n_q, keys, values, type, dim, lo, dim, 0.125f, scores[0], 256);
+    k->attend(out_got, queries, lo, hi, n_q, keys, values, type, dim, 0.125f, scores[0], 256);
     for (i32 m = 0; m < n_q; m++)
         CHECK_MSG(same_floats(want[m], got[m], dim),
-                  "%s attend dim=%d cells=%d type=%d query %d of %d", k->name, dim, n, (int)type, m,
-                  n_q);
+                  "%s attend dim=%d cells=%d type=%d query %d of %d, steps %d and %d", k->name, dim,
+                  n, (int)type, m, n_q, lo_step, hi_step);
     test_guard_free(q);
     test_guard_free(kv);
     test_guard_free(half);
@@ -168,12 +171,15 @@ static void check_attend_case(const DlmKernels *k, i32 dim, i32 n, DlmType type,
 static void check_attend(const DlmKernels *k) {
     static const i32 dims[] = {2, 8, 16, 17, 32, 48, 64, 80, 96, 128},
                      cells[] = {1, 2, 15, 16, 17, 33, 100};
-    for (size_t d = 0; d < COUNT_OF(dims); d++)
-        for (size_t c = 0; c < COUNT_OF(cells); c++)
-            for (i32 n_q = 1; n_q <= DLM_ATTEND_Q; n_q++) {
-                check_attend_case(k, dims[d], cells[c], DLM_F16, n_q);
-                check_attend_case(k, dims[d], cells[c], DLM_F32, n_q);
-            }
+    static const i32 lo_steps[] = {0, 1, 17}; /* ranges begin as one, a cell apart, far apart */
+    for (i32 d = 0; d < (i32)COUNT_OF(dims); d++)
+        for (i32 c = 0; c < (i32)COUNT_OF(cells); c++)
+            for (i32 n_q = 1; n_q <= DLM_ATTEND_Q; n_q++)
+                for (i32 hi_step = 0; hi_step < 2; hi_step++) {
+                    i32 lo_step = lo_steps[(d + c + n_q) % 3];
+                    check_attend_case(k, dims[d], cells[c], DLM_F16, n_q, lo_step, hi_step);
+                    check_attend_case(k, dims[d], cells[c], DLM_F32, n_q, lo_step, hi_step);
+                }
 }
 
 /* A matrix of random weights, in guarded memory: values of F32, F16, BF16; any bytes of the block
@@ -403,7 +409,7 @@ static void bench_attend(const DlmKernels *k) {
     static u16 kv[2 * CELLS * DIM];
     f32 *outs[DLM_ATTEND_Q];
     const f32 *queries[DLM_ATTEND_Q];
-    i32 hi[DLM_ATTEND_Q];
+    i32 lo[DLM_ATTEND_Q] = {0}, hi[DLM_ATTEND_Q];
     fill(q, DLM_ATTEND_Q * DIM, 0);
     for (i32 i = 0; i < 2 * CELLS * DIM; i++) kv[i] = f32_to_f16(test_rng_f32(&rng));
     for (i32 n_q = 4; n_q <= DLM_ATTEND_Q; n_q *= 4)
@@ -413,8 +419,8 @@ static void bench_attend(const DlmKernels *k) {
                 outs[m] = out + m * DIM, queries[m] = q + m * DIM, hi[m] = cells;
             for (int i = 0; i < 7; i++) {
                 f64 from = os_now_ms();
-                k->attend(outs, queries, hi, n_q, kv, kv + CELLS * DIM, DLM_F16, DIM, 0, DIM,
-                          0.088f, scores, STRIDE);
+                k->attend(outs, queries, lo, hi, n_q, kv, kv + CELLS * DIM, DLM_F16, DIM, 0.088f,
+                          scores, STRIDE);
                 best = MIN_OF(best, os_now_ms() - from);
             }
             printf("%-8s attend %2d queries, %5d cells: %8.3f ms, %7.1f G multiply-adds/s\n",
