@@ -748,6 +748,7 @@ static const ApiField API_FIELDS[] = {
     {"sub_block_size", IN_ANSWERED, API_INT, API_AT(decode.sub_block_size), 1, MODEL_BLOCK_MAX},
     {"cache", IN_ANSWERED, API_WORD, API_AT(decode.cache), API_WORDS(MODEL_CACHE_NAMES)},
     {"dual_cache", IN_ANSWERED, API_READ, .read = api_read_dual_cache_},
+    {"cfg_scale", IN_ANSWERED, API_REAL, API_AT(decode.cfg_scale), 0, DECODE_CFG_MAX},
     {"early_stop", IN_ANSWERED, API_BOOL, API_AT(decode.early_stop)},
 
     /* sampling */
@@ -1074,6 +1075,7 @@ static bool api_read_suffix_(ApiParser_ *p) {
 static bool api_check_(ApiParser_ *p) {
     ApiRequest *r = p->r;
     DecodeParams *d = &r->decode;
+    Err e = {0};
     if (r->max_tokens) d->max_tokens = r->max_tokens;
     if (r->max_completion_tokens && (!r->max_tokens || r->max_completion_tokens < r->max_tokens))
         d->max_tokens = r->max_completion_tokens;
@@ -1094,6 +1096,8 @@ static bool api_check_(ApiParser_ *p) {
     if (d->mode != DECODE_AR && d->mode != DECODE_AUTO && p->m->model->decode.mask_id < 0)
         return api_bad_(p->x, "decode_mode",
                         "this model has no mask token: 'decode_mode' must be \"ar\"");
+    if (!decode_can_guide(&p->m->model->decode, d, &e))
+        return api_bad_(p->x, "cfg_scale", "%s", e.msg);
     return api_check_rule_(p) && api_check_blocks_(p);
 }
 
@@ -1167,17 +1171,16 @@ static bool api_encode_(const ApiRequest *r, const Tok *t, u32 node, TokIds *out
 }
 
 /* In the words that clients look for when they want to know whether to shorten a conversation. */
-static bool api_too_long_(const ApiRequest *r, const ApiModel *m, size_t n, ApiError *x) {
+static bool api_too_long_(const ApiRequest *r, i32 room, size_t n, ApiError *x) {
     if (api_is_anthropic_(r->route))
-        return api_fail(x, 400, NULL, "prompt is too long: %zu tokens > %d maximum", n,
-                        m->n_ctx - 1);
+        return api_fail(x, 400, NULL, "prompt is too long: %zu tokens > %d maximum", n, room - 1);
     snprintf(x->param, sizeof x->param, "%s", r->n_messages ? "messages" : "prompt");
     return api_fail(
         x, 400, "context_length_exceeded",
         "This model's maximum context length is %d tokens. However, your %s resulted in %zu "
         "tokens. "
         "Please reduce the length of the %s.",
-        m->n_ctx, x->param, n, x->param);
+        room, x->param, n, x->param);
 }
 
 /* Prompt `which` of the request as ids, appended to out; it fits the context with room for a
@@ -1198,7 +1201,8 @@ static bool api_prompt(const ApiRequest *r, i32 which, const ApiModel *m, i64 no
     if (e.code) return api_take_err(x, &e);
     if (out->n == 0) return api_bad_(x, "prompt", "the prompt is empty: give at least one token");
     size_t n = out->n + r->suffix_ids.n;
-    return n < (size_t)m->n_ctx || r->route == API_COUNT_TOKENS || api_too_long_(r, m, n, x);
+    i32 room = decode_room(&r->decode, m->n_ctx);
+    return n < (size_t)room || r->route == API_COUNT_TOKENS || api_too_long_(r, room, n, x);
 }
 
 /* ---- replies: what all parts of one have in common ---- */
@@ -1616,8 +1620,9 @@ static void api_put_settings_(Buf *out, const ApiModel *m, const DecodeParams *a
     buf_printf(out, ",\"steps\":%d,\"block_size\":%d,\"sub_block_size\":%d", d->steps,
                d->block_size, d->sub_block_size);
     api_put_text_(out, ",\"cache\":", str_of(MODEL_CACHE_NAMES[d->cache]));
-    buf_printf(out, ",\"dual_cache\":%s,\"early_stop\":%s",
-               d->cache != CACHE_NONE ? "true" : "false", d->early_stop ? "true" : "false");
+    buf_printf(out, ",\"dual_cache\":%s", d->cache != CACHE_NONE ? "true" : "false");
+    api_put_real_(out, ",\"cfg_scale\":", (f64)d->cfg_scale);
+    buf_printf(out, ",\"early_stop\":%s", d->early_stop ? "true" : "false");
     buf_str(out, STR(",\"stop\":["));
     for (i32 i = 0; i < d->n_stops; i++) {
         if (i) buf_char(out, ',');

@@ -262,6 +262,11 @@ static const CliOpt CLI_OPTS[] = {
      .max = CACHE_DUAL, .verbs = CLI_ENGINE, .group = CLI_G_DIFFUSION, .unset = "the model's",
      .help = "Keep the keys and values of the whole block and recompute one sub-block of it: "
              "--cache dual; --no-dual-cache is --cache none."},
+    {0, "cfg-scale", "--diffusion-cfg-scale", CLI_REAL, "X", CLI_AT(decode.cfg_scale), .min = 0,
+     .max = DECODE_CFG_MAX, .verbs = CLI_ENGINE, .group = CLI_G_DIFFUSION, .unset = "off",
+     .help =
+         "Classifier-free guidance: take the difference that the prompt makes X times more; for "
+         "models with full attention, at twice the work."},
     {0, "early-stop", NULL, CLI_SWITCH, NULL, CLI_AT(decode.early_stop), .verbs = CLI_ENGINE,
      .group = CLI_G_DIFFUSION,
      .help = "End a block where its text ends instead of finishing the rest of it."},
@@ -1359,6 +1364,7 @@ static bool cli_engine_open_(CliEngine *x, const Cli *c, Err *e) {
     bool ok = cli_params_(c, &x->params, e) &&
               (!c->template_file || os_read_file(c->template_file, &x->chat_template, e)) &&
               engine_open(&x->engine, &options, e) &&
+              decode_can_guide(&x->engine->model.decode, &x->params, e) &&
               (c->decode.mode == DECODE_AR || c->decode.mode == DECODE_AUTO ||
                engine_can_diffuse(x->engine, e));
     if (ok && c->suffix)
@@ -1746,6 +1752,7 @@ static void cli_put_decode_json_(Buf *out, const CliEngine *x, DecodeMode mode) 
     buf_printf(out, ",\"block_size\":%d,\"sub_block_size\":%d,\"cache\":\"%s\",\"dual_cache\":%s",
                p.block_size, p.sub_block_size, MODEL_CACHE_NAMES[p.cache],
                p.cache != CACHE_NONE ? "true" : "false");
+    cli_put_number_(out, ",\"cfg_scale\":", (f64)p.cfg_scale);
     buf_printf(out, ",\"early_stop\":%s", p.early_stop ? "true" : "false");
     cli_put_number_(out, ",\"temperature\":", (f64)p.sample.temperature);
     buf_printf(out, ",\"top_k\":%d", p.sample.top_k);

@@ -50,6 +50,7 @@ typedef enum {
 static const char *const DECODE_MODE_NAMES[] = {"ar", "greedy", "iterative", "adaptive", "auto"};
 
 #define DECODE_STOPS_MAX 16
+#define DECODE_CFG_MAX 100
 #define DECODE_TEXT_MAX ((size_t)64 << 20)
 
 typedef struct {
@@ -63,6 +64,7 @@ typedef struct {
     i32 rule, steps;                /* RULE_MODEL, 0: the model's */
     f32 threshold;                  /* <= 0: the model's */
     i32 cache;                      /* ModelCache; CACHE_MODEL: the model's */
+    f32 cfg_scale;                  /* guidance: see decode_mix_; 0: none */
     bool lone_commit; /* commit a block in a forward of its own: the same tokens, more forwards */
     bool early_stop;  /* end at the stop token; false finishes denoising its block first, as the
                         references do */
@@ -187,6 +189,7 @@ typedef struct {
     f64 *scores;                 /* [n_ctx] */
     i32 *heap;                   /* [n_vocab] sampling scratch */
     f32 *row;        /* [n_vocab] one row of logits, when more than its best token is wanted */
+    f32 *blind;      /* [n_vocab] the same without the prompt; taken when first wanted */
     u16 *counts;     /* [n_vocab] occurrences in the answer, for the penalties */
     DecodeTop *tops; /* [n_ctx][DECODE_TOP_MAX], by position; taken when first wanted */
     i32 n_targets, n_reveals;
@@ -194,6 +197,7 @@ typedef struct {
     DecodeParams p; /* resolved: no zeros left */
     ModelAttention attention;
     bool shift, window; /* logits row i predicts position i + 1; revealed_first order */
+    bool guided;        /* each row comes with a blind one, which does not see the prompt */
     i32 origin;         /* blocks begin at origin + k * block_size (and at 0) */
     /* positions: the end of the prompt, of the answer, of the canvas (full attention) */
     i32 n_prompt, n_limit, n_total;
@@ -245,7 +249,7 @@ static bool decode_open(Decode *d, const Model *m, i32 slot, i32 n_ctx, Err *e) 
 static void decode_close(Decode *d) {
     void *all[] = {d->tokens,     d->masked,  d->fresh,  d->probs,     d->reveals,
                    d->candidates, d->targets, d->best,   d->best_prob, d->scores,
-                   d->heap,       d->row,     d->counts, d->tops};
+                   d->heap,       d->row,     d->counts, d->tops,      d->blind};
     for (size_t i = 0; i < COUNT_OF(all); i++) mem_free(all[i]);
     buf_free(&d->text);
     *d = (Decode){0};
@@ -403,6 +407,22 @@ static DecodeParams decode_resolved(const DecodeRecord *r, const DecodeParams *p
     return d;
 }
 
+/* Cells of a slot that one canvas may have: guidance keeps two. */
+static i32 decode_room(const DecodeParams *p, i32 n_ctx) {
+    return p->cfg_scale > 0 ? n_ctx / 2 : n_ctx;
+}
+
+/* Can this model be decoded with the guidance that p asks for? */
+static bool decode_can_guide(const DecodeRecord *r, const DecodeParams *p, Err *e) {
+    i32 attention = p->mode == DECODE_AR ? ATTEND_CAUSAL : r->attention;
+    if (!(p->cfg_scale > 0) || attention == ATTEND_FULL) return true;
+    return err_set(
+        e, ERR_USAGE,
+        "guidance (cfg_scale) compares with a forward that does not see the prompt, which "
+        "wants full attention, and here it is %s: leave it out",
+        MODEL_ATTENTION_NAMES[attention]);
+}
+
 static bool decode_resolve_(Decode *d, const DecodeParams *p, Err *e) {
     const DecodeRecord *r = &d->m->decode;
     ASSERT(p->mode != DECODE_AUTO);
@@ -410,6 +430,7 @@ static bool decode_resolve_(Decode *d, const DecodeParams *p, Err *e) {
     d->attention = p->mode == DECODE_AR ? ATTEND_CAUSAL : (ModelAttention)r->attention;
     d->shift = p->mode == DECODE_AR || r->shift;
     d->window = p->mode != DECODE_AR && r->order == ORDER_REVEALED;
+    d->guided = p->cfg_scale > 0;
     if (p->mode == DECODE_AR) d->p.rule = RULE_THRESHOLD; /* none decides, and this one is cheap */
     if (d->p.mode == DECODE_GREEDY || d->window) d->p.sub_block_size = d->p.block_size;
     if (d->p.mode == DECODE_ADAPTIVE && !decode_can_adapt(d->p.rule))
@@ -417,6 +438,7 @@ static bool decode_resolve_(Decode *d, const DecodeParams *p, Err *e) {
                        "adaptive decoding loosens a threshold of probability, and the rule %s has "
                        "none: use iterative",
                        MODEL_RULE_NAMES[d->p.rule]);
+    if (!decode_can_guide(r, p, e)) return false;
     if (p->n_suffix > 0 && d->attention != ATTEND_FULL)
         return err_set(e, ERR_USAGE,
                        "a suffix wants full attention, and here it is %s: what comes later cannot "
@@ -439,6 +461,9 @@ static bool decode_resolve_(Decode *d, const DecodeParams *p, Err *e) {
     if (d->p.n_top && !d->tops &&
         !(d->tops = mem_alloc_n((u64)d->n_ctx * DECODE_TOP_MAX, sizeof *d->tops, e)))
         return false;
+    if (d->guided && !d->blind &&
+        !(d->blind = mem_alloc_n((u64)d->m->n_vocab, sizeof *d->blind, e)))
+        return false;
     return p->mode == DECODE_AR || model_can_diffuse(d->m, e);
 }
 
@@ -459,7 +484,7 @@ static i32 decode_reusable_(const Decode *d, const i32 *prompt, i32 n_prompt, i3
 /* Lays out the canvas: the prompt, the masks of the answer, under full attention the suffix. */
 static void decode_lay_out_(Decode *d, const i32 *prompt, i32 n_prompt) {
     const DecodeParams *p = &d->p;
-    i32 n_free = d->n_ctx - n_prompt - p->n_suffix;
+    i32 n_free = decode_room(p, d->n_ctx) - n_prompt - p->n_suffix;
     d->n_prompt = n_prompt;
     d->n_limit = n_prompt + MIN_OF(p->max_tokens, n_free);
     d->n_total = d->n_limit + p->n_suffix;
@@ -477,10 +502,12 @@ static void decode_lay_out_(Decode *d, const i32 *prompt, i32 n_prompt) {
 static bool decode_begin(Decode *d, const i32 *prompt, i32 n_prompt, const DecodeParams *p,
                          Err *e) {
     if (n_prompt < 1) return err_set(e, ERR_USAGE, "the prompt is empty: give at least one token");
-    if (n_prompt >= d->n_ctx - p->n_suffix)
-        return err_set(e, ERR_RUNTIME,
-                       "the prompt has %d tokens but the context holds %d; shorten it or raise -c",
-                       n_prompt + p->n_suffix, d->n_ctx);
+    i32 room = decode_room(p, d->n_ctx);
+    if (n_prompt >= room - p->n_suffix)
+        return err_set(
+            e, ERR_RUNTIME,
+            "the prompt has %d tokens but the context holds %d%s; shorten it or raise -c",
+            n_prompt + p->n_suffix, room, room < d->n_ctx ? " when guidance keeps it twice" : "");
     if (p->max_tokens < 1)
         return err_set(e, ERR_USAGE, "the number of tokens to generate must be at least 1");
     if (!decode_resolve_(d, p, e)) return false;
@@ -512,13 +539,13 @@ static bool decode_begin(Decode *d, const i32 *prompt, i32 n_prompt, const Decod
 /* The least that decode_plan must be given room for, in rows and in rows of logits. */
 static i32 decode_rows_needed(const Decode *d) {
     if (d->phase == PHASE_AR) return 1;
-    if (d->attention == ATTEND_FULL) return d->n_total;
+    if (d->attention == ATTEND_FULL) return d->n_total * (1 + d->guided);
     return d->phase == PHASE_DENOISE ? d->block_end - d->n_cached : d->p.block_size;
 }
 
 static i32 decode_logits_needed(const Decode *d) {
     if (d->phase != PHASE_DENOISE) return 1;
-    return MIN_OF(d->p.sub_block_size, d->block_end - d->block_begin);
+    return MIN_OF(d->p.sub_block_size, d->block_end - d->block_begin) * (1 + d->guided);
 }
 
 /* Adds the row of a position to the plan; target: the position whose logits it shall give, or -1. */
@@ -573,6 +600,22 @@ static i32 decode_plan_window_(Decode *d, DlmRow *rows) {
     return n;
 }
 
+/* Adds to the n rows of a guided plan their blind ones, which lie in the cells behind the canvas and see
+ * masks in place of what was given. The logits of the two are neighbours. */
+static i32 decode_put_blind_(const Decode *d, DlmRow *rows, i32 n) {
+    for (i32 i = 0; i < n; i++) {
+        DlmRow *row = &rows[i], *blind = &rows[n + i];
+        if (row->logits >= 0) row->logits *= 2;
+        *blind = *row;
+        if (row->logits >= 0) blind->logits++;
+        if (row->pos < d->n_prompt || row->pos >= d->n_limit) blind->token = d->m->decode.mask_id;
+        blind->cell += d->n_total;
+        blind->kv_lo += d->n_total;
+        blind->kv_hi += d->n_total;
+    }
+    return 2 * n;
+}
+
 static i32 decode_plan_denoise_(Decode *d, DlmRow *rows) {
     if (d->window) return decode_plan_window_(d, rows);
     bool more = decode_seek_sub_block_(d), full = d->attention == ATTEND_FULL;
@@ -596,7 +639,7 @@ static i32 decode_plan_denoise_(Decode *d, DlmRow *rows) {
         decode_put_row_(d, rows, &n, pos, wants ? target : -1);
     }
     if (!full) d->n_commit = d->block_begin - d->n_cached;
-    return n;
+    return d->guided ? decode_put_blind_(d, rows, n) : n;
 }
 
 /* Writes the rows of the next forward; returns their number, 0 when the answer is complete.
@@ -618,7 +661,7 @@ static i32 decode_plan(Decode *d, DlmRow *rows, i32 n_rows_max, i32 *n_logits) {
     }
     ASSERT(n <= n_rows_max);
     if (d->phase == PHASE_DENOISE || d->phase == PHASE_COMMIT) d->n_rows += n;
-    *n_logits = d->n_targets;
+    *n_logits = d->n_targets * (1 + d->guided);
     return n;
 }
 
@@ -850,39 +893,68 @@ static f64 decode_spread_(const Decode *d, DecodeScore score, i32 i, const Sampl
     return -sample_entropy(d->row, n, best, d->best_prob[i], tools);
 }
 
-/* Takes the logits [n][n_vocab], the backend's, of the targets from `first` on, and chooses a token
- * for each: best[], best_prob[], and its score. Each target of a plan comes once, then decode_absorb
- * follows. */
-static bool decode_take(Decode *d, f32 *logits, i32 first, i32 n, Err *e) {
+/* Classifier-free guidance, as LLaDA has it (Nie et al. 2025): blind + (scale + 1) * (row - blind).
+ * Finds the best token of what that makes of d->row. */
+static void decode_mix_(Decode *d, i32 banned, i32 *best, f32 *prob) {
+    f32 sum = 1, grow = d->p.cfg_scale + 1;
+    for (i32 i = 0; i < d->m->n_vocab; i++)
+        d->row[i] = d->blind[i] + grow * (d->row[i] - d->blind[i]);
+    if (banned >= 0) d->row[banned] = KERN_MINUS_INF;
+    *best = ref_top1(d->row, d->m->n_vocab, &sum);
+    *prob = 1.0f / sum;
+}
+
+/* A target's row of the backend's logits to d->row; if it is guided, mixed with its blind one. */
+static void decode_fetch_(Decode *d, i32 i, const f32 *logits, i32 banned) {
+    const Model *m = d->m;
+    u64 size = (u64)m->n_vocab * sizeof(f32);
+    m->ops->download(m->ops->self, d->row, logits, size);
+    if (!d->guided) return;
+    m->ops->download(m->ops->self, d->blind, logits + m->n_vocab, size);
+    decode_mix_(d, banned, &d->best[i], &d->best_prob[i]);
+}
+
+/* Chooses the token of target i, whose likeliest one is known, from all of its row. */
+static void decode_choose_(Decode *d, i32 i) {
     const Model *m = d->m;
     const DecodeScore score = DECODE_RULES[d->p.rule].score;
+    bool spread = decode_scores_spread_(score);
+    /* the same number in whichever forwards the prompt and finished blocks were run */
+    i32 draw = d->n_forwards[PHASE_DENOISE] + d->n_forwards[PHASE_AR];
+    const SampleTools tools = {d->heap, m->ops->exps ? m->ops->exps : ref_exps};
+    if (decode_changes_logits_(&d->p)) decode_change_row_(d, &d->best[i], &d->best_prob[i]);
+    if (d->p.n_top) decode_keep_top_(d, d->targets[i], d->best[i], d->best_prob[i]);
+    f64 width = spread ? decode_spread_(d, score, i, &tools) : 0;
+    f64 u = sample_uniform(d->p.sample.seed, d->targets[i], draw);
+    d->best[i] = sample_token(d->row, m->n_vocab, &d->p.sample, d->best[i], d->best_prob[i], u,
+                              &tools, &d->best_prob[i]);
+    d->scores[i] = spread ? width : (f64)d->best_prob[i];
+}
+
+/* Takes n rows of logits [n][n_vocab], the backend's, from row `first` of the plan on, and chooses a
+ * token for the target of each: best[], best_prob[], and its score. A guided target has two rows, which
+ * come together. Each row of a plan comes once, then decode_absorb follows. */
+static bool decode_take(Decode *d, f32 *logits, i32 first, i32 n, Err *e) {
+    const Model *m = d->m;
     i32 mask = m->decode.mask_id, banned = mask >= 0 && !tok_is_eog(m->tok, mask) ? mask : -1;
-    m->ops->top1(m->ops->self, logits, n, m->n_vocab, banned, d->best + first,
-                 d->best_prob + first);
-    for (i32 i = first; i < first + n; i++) {
-        d->scores[i] = (f64)d->best_prob[i];
+    i32 each = 1 + d->guided, begin = first / each, end = begin + n / each;
+    ASSERT(first % each == 0 && n % each == 0 && end <= d->n_targets);
+    bool whole = d->guided || d->p.sample.temperature > 0 || d->p.n_top > 0 ||
+                 decode_changes_logits_(&d->p) ||
+                 decode_scores_spread_(DECODE_RULES[d->p.rule].score);
+    if (!d->guided)
+        m->ops->top1(m->ops->self, logits, n, m->n_vocab, banned, d->best + begin,
+                     d->best_prob + begin);
+    for (i32 i = begin; i < end; i++) {
+        if (whole) decode_fetch_(d, i, logits + (i64)(i - begin) * each * m->n_vocab, banned);
         /* the best logit's own term makes the softmax sum at least 1 */
         if (!(d->best_prob[i] > 0 && d->best_prob[i] <= 1))
             return err_set(
                 e, ERR_MODEL,
                 "%s: the model's output at position %d is not a number; its weights are damaged",
                 m->file->label, d->targets[i]);
-    }
-    bool changes = decode_changes_logits_(&d->p), spread = decode_scores_spread_(score);
-    if (d->p.sample.temperature <= 0 && !changes && !spread && d->p.n_top == 0) return true;
-    /* the same number in whichever forwards the prompt and finished blocks were run */
-    i32 draw = d->n_forwards[PHASE_DENOISE] + d->n_forwards[PHASE_AR];
-    const SampleTools tools = {d->heap, m->ops->exps ? m->ops->exps : ref_exps};
-    for (i32 i = first; i < first + n; i++) {
-        m->ops->download(m->ops->self, d->row, logits + (i64)(i - first) * m->n_vocab,
-                         (u64)m->n_vocab * sizeof(f32));
-        if (changes) decode_change_row_(d, &d->best[i], &d->best_prob[i]);
-        if (d->p.n_top) decode_keep_top_(d, d->targets[i], d->best[i], d->best_prob[i]);
-        f64 width = spread ? decode_spread_(d, score, i, &tools) : 0;
-        f64 u = sample_uniform(d->p.sample.seed, d->targets[i], draw);
-        d->best[i] = sample_token(d->row, m->n_vocab, &d->p.sample, d->best[i], d->best_prob[i], u,
-                                  &tools, &d->best_prob[i]);
-        d->scores[i] = spread ? width : (f64)d->best_prob[i];
+        d->scores[i] = (f64)d->best_prob[i];
+        if (whole) decode_choose_(d, i);
     }
     return true;
 }

@@ -165,8 +165,12 @@ static bool engine_plan_graph_(Engine *g, const EngineOptions *o, Err *e) {
         .n_slots = o->n_slots, .n_ctx = n_ctx, .n_rows_max = rows, .kv_type = o->kv_type};
     i32 targets = MAX_OF(MIN_OF(g->block_size_max, n_ctx),
                          MIN_OF(o->n_slots * g->model.decode.sub_block_size, ENGINE_LOGITS_MAX));
-    g->graph_options.n_targets_max = targets;
     g->graph_options.n_logits_max = MIN_OF(targets, ENGINE_LOGITS_MAX);
+    if (g->model.decode.attention == ATTEND_FULL) { /* guided rows come in pairs */
+        targets *= 2;
+        g->graph_options.n_logits_max = MAX_OF(g->graph_options.n_logits_max & ~1, 2);
+    }
+    g->graph_options.n_targets_max = targets;
     return true;
 }
 

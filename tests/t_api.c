@@ -120,7 +120,8 @@ static void numeric_field(ApiRoute r, const ApiField *f) {
     char z[64];
     const f64 step = f->kind == API_INT ? 1 : 0.001;
     bool pairs = strcmp(f->name, "sub_block_size") == 0 || strcmp(f->name, "block_size") == 0 ||
-                 strcmp(f->name, "best_of") == 0 || strcmp(f->name, "top_logprobs") == 0 ||
+                 strcmp(f->name, "best_of") == 0 || strcmp(f->name, "cfg_scale") == 0 ||
+                 strcmp(f->name, "top_logprobs") == 0 ||
                  (r == API_LLAMA && f->at == offsetof(ApiRequest, n));
     const struct {
         f64 v;
@@ -299,6 +300,8 @@ static void test_together(void) {
     refused(API_COMPLETIONS, "{\"prompt\":\"x\",\"echo\":true,\"logprobs\":0}", "echo", "logprobs");
     refused(API_COMPLETIONS, "{\"prompt\":[\"a\",\"b\",\"c\",\"d\",\"e\"],\"n\":8}", "n", "32");
     refused(API_COMPLETIONS, "{\"prompt\":\"x\",\"suffix\":\"y\"}", "suffix", "full attention");
+    refused(API_CHAT, CHAT("\"cfg_scale\":0.5"), "cfg_scale", "here it is block");
+    accepted(API_CHAT, CHAT("\"cfg_scale\":0"));
     i32 attention = model.decode.attention;
     model.decode.attention = ATTEND_FULL;
     p = parse(API_COMPLETIONS, "{\"prompt\":\"x\",\"suffix\":\" the end\"}");
@@ -307,6 +310,23 @@ static void test_together(void) {
     done(p);
     refused(API_COMPLETIONS, "{\"prompt\":\"x\",\"suffix\":\"y\",\"decode_mode\":\"ar\"}", "suffix",
             "full attention");
+    p = parse(API_LLAMA, "{\"prompt\":\"x\",\"cfg_scale\":1.5}");
+    CHECK(p->ok && p->r.decode.cfg_scale == 1.5f);
+    TokIds ids = {0};
+    ApiError too_long = {0};
+    served.n_ctx =
+        4; /* of which guidance leaves two: a token of the prompt, and one of the answer */
+    CHECK(api_prompt(&p->r, 0, &served, 0, &ids, &too_long) && ids.n == 1);
+    served.n_ctx = 3;
+    ids.n = 0;
+    CHECK(!api_prompt(&p->r, 0, &served, 0, &ids, &too_long));
+    CHECK_CSTR(too_long.code, "context_length_exceeded");
+    served.n_ctx = 256;
+    tok_ids_free(&ids);
+    done(p);
+    accepted(API_MESSAGES, CHAT("\"max_tokens\":9,\"cfg_scale\":100"));
+    refused(API_CHAT, CHAT("\"cfg_scale\":1,\"decode_mode\":\"ar\""), "cfg_scale",
+            "here it is causal");
     model.decode.attention = attention;
     refused(API_LLAMA, "{\"prompt\":\"x\",\"n\":2}", "n", "/v1/completions");
     refused(API_CHAT, "", "", "invalid JSON");

@@ -60,11 +60,13 @@ static void read_text(const JsonDoc *d, u32 object, const char *key, char *out, 
 
 static Set read_set(const JsonDoc *d, u32 node, u64 seed) {
     Set s = {.d = d, .p = decode_params_default()};
-    f64 threshold = 0;
+    f64 threshold = 0, cfg = 0;
     read_text(d, node, "name", s.name, sizeof s.name);
     read_text(d, node, "convention", s.convention, sizeof s.convention);
     json_f64(d, json_get(d, node, "threshold"), &threshold);
     s.p.threshold = (f32)threshold;
+    json_f64(d, json_get(d, node, "cfg"), &cfg);
+    s.p.cfg_scale = (f32)cfg;
     s.p.rule = name_index(d, node, "rule", MODEL_RULE_NAMES, COUNT_OF(MODEL_RULE_NAMES));
     s.p.cache = name_index(d, node, "cache", MODEL_CACHE_NAMES, COUNT_OF(MODEL_CACHE_NAMES));
     s.p.block_size = field(d, node, "block");
@@ -250,6 +252,77 @@ static void check_suffix(const char *model) {
     CHECK_ERR(e, ERR_USAGE, "fast-dllm-v2");
 }
 
+/* ---- guidance ---- */
+
+static TokIds said(Engine *g, const i32 *prompt, i32 n_prompt, const DecodeParams *p, i32 n_rows) {
+    Rows rows = {0};
+    DecodeEvents ev = {.arg = &rows, .step = count_rows};
+    DecodeResult r;
+    Err e = {0};
+    CHECK_OK(engine_generate(g, 0, prompt, n_prompt, p, &ev, &r, &e), e);
+    if (n_rows) CHECK_INT(rows.n_rows, n_rows);
+    TokIds ids = r.ids;
+    r.ids = (TokIds){0};
+    decode_result_free(&r);
+    return ids;
+}
+
+static void check_same(TokIds a, TokIds b, bool same) {
+    CHECK_INT(a.n == b.n && memcmp(a.p, b.p, a.n * sizeof *a.p) == 0, same);
+    tok_ids_free(&a);
+    tok_ids_free(&b);
+}
+
+/* The canvas lies in the slot twice, so half the context is the most; what was given is hidden in the
+ * second, a suffix too. */
+static void check_guidance(const char *model) {
+    const i32 prompt[32] = {3, 5, 8, 2}, suffix[] = {1, 9, 4};
+    Engine *g = open_engine(model, "llada", 0, 1);
+    DecodeParams none = decode_params_default(), p = none;
+    DecodeResult r;
+    Err e = {0};
+    i32 room = g->graph_options.n_ctx / 2;
+    CHECK_INT(room, 32);
+    none.max_tokens = 20, none.early_stop = false;
+    p = none, p.cfg_scale = 1e-6f; /* next to nothing: what is said without */
+    check_same(said(g, prompt, 4, &none, 24), said(g, prompt, 4, &p, 48), true);
+    p.cfg_scale = 5;
+    check_same(said(g, prompt, 4, &none, 24), said(g, prompt, 4, &p, 48), false);
+    p.max_tokens = INT32_MAX;
+    TokIds all = said(g, prompt, 4, &p, 2 * room);
+    CHECK((i32)all.n <= room - 4);
+    tok_ids_free(&all);
+    p.max_tokens = 20, p.suffix = suffix, p.n_suffix = 3;
+    all = said(g, prompt, 4, &p, 2 * (4 + 20 + 3));
+    const DlmRow *blind = g->rows + 27; /* the last forward's rows */
+    for (i32 i = 0; i < 27; i++) {
+        CHECK_INT(blind[i].pos, i);
+        CHECK_INT(blind[i].cell, 27 + i);
+        CHECK_INT(blind[i].kv_lo, 27);
+        CHECK_INT(blind[i].kv_hi, 54);
+        if (i < 4 || i >= 24) CHECK_INT(blind[i].token, g->model.decode.mask_id);
+    }
+    tok_ids_free(&all);
+    p.n_suffix = 0, p.sample.temperature = 0.8f, p.sample.seed = 11, p.n_top = 3;
+    p.frequency_penalty = 0.5f;
+    TokIds drawn = said(g, prompt, 4, &p, 48);
+    g->graph.n_logits_max = 2;
+    check_same(drawn, said(g, prompt, 4, &p, 48), true);
+    CHECK(!engine_generate(g, 0, prompt, room, &p, NULL, &r, &e));
+    CHECK_ERR(e, ERR_RUNTIME, "holds 32 when guidance keeps it twice");
+    err_clear(&e);
+    p.mode = DECODE_AR;
+    CHECK(!engine_generate(g, 0, prompt, 4, &p, NULL, &r, &e));
+    CHECK_ERR(e, ERR_USAGE, "wants full attention, and here it is causal");
+    err_clear(&e);
+    engine_close(g);
+    g = open_engine(model, "sdar", 0, 1);
+    p.mode = DECODE_ITERATIVE;
+    CHECK(!engine_generate(g, 0, prompt, 4, &p, NULL, &r, &e));
+    CHECK_ERR(e, ERR_USAGE, "wants full attention, and here it is block");
+    engine_close(g);
+}
+
 /* ---- a block of one, whose token the commit before it gives ---- */
 
 static void check_lone_tokens(const char *model) {
@@ -329,6 +402,7 @@ int main(void) {
         engine_close(g);
     }
     check_suffix(model);
+    check_guidance(model);
     check_lone_tokens(model);
     json_free(&d);
     test_file_free(text);

@@ -12,7 +12,7 @@ probability, and random draws come from dlm's generator. Prompts whose answer ho
 are passed over, so that every loop runs to its end.
 
 Writes {"made_by", "versions", "model", "seed", "sets": [{
-   "name", "convention", "rule", "block", "sub", "steps", "threshold", "cache",   as dlm is told
+   "name", "convention", "rule", "block", "sub", "steps", "threshold", "cache", "cfg",   as dlm is told
    "max_tokens", "cases": [{"ids", "trace", "near"}]}]}
 trace: the steps, each a list of [position, token, probability]; near: the first step that hangs on
 a difference below NEAR, after which another rounding may go another way, or -1.
@@ -121,6 +121,15 @@ class Run:
         n = len(self.x)
         grid = [[sees is None or sees(i, j) for j in range(n)] for i in range(n)]
         return self.m.forward(self.x, list(range(n)), grid)
+
+    def guided(self, n_prompt, cfg):
+        """The same with classifier-free guidance, against a forward whose prompt is all masks."""
+        logits, seen = self.full(), self.x
+        if cfg == 0:
+            return logits
+        self.x = [self.m.mask] * n_prompt + seen[n_prompt:]
+        blind, self.x = self.full(), seen
+        return blind + (cfg + 1) * (logits - blind)
 
     def guess(self, rows):
         """Of each row: token, probability, margin, entropy. rows: {position: logits}."""
@@ -274,7 +283,7 @@ def sdar(model, prompt, block, steps, threshold, rule, **_):
     return run
 
 
-def llada(model, prompt, block, steps, threshold, rule, **_):
+def llada(model, prompt, block, steps, threshold, rule, cfg, **_):
     """All see all; blocks of masks from left to right; no shift."""
     run = Run(model, prompt)
     run.add_masks(MAX_TOKENS)
@@ -284,7 +293,7 @@ def llada(model, prompt, block, steps, threshold, rule, **_):
             todo = run.masked & set(range(at, at + block))
             if not todo:
                 break
-            logits = run.full()
+            logits = run.guided(len(prompt), cfg)
             guess = run.guess({pos: logits[pos] for pos in todo})
             if rule == "threshold":
                 places = run.above_or_best(probs(guess), threshold)
@@ -296,24 +305,29 @@ def llada(model, prompt, block, steps, threshold, rule, **_):
     return run
 
 
-def llada_block(model, prompt, block, threshold, **_):
+def llada_block(model, prompt, block, threshold, cfg, **_):
     """Fast-dLLM's dual cache: a block's first forward runs everything, and reveals; the later ones
-    run the block alone, against what the first left of the rest."""
+    run the block alone, against what the first left of the rest. Guidance, which Fast-dLLM leaves
+    out here, has a second cache."""
     run = Run(model, prompt)
     run.add_masks(MAX_TOKENS)
-    n, kv = len(run.x), model.cache(len(run.x))
+    n, kv, blind_kv = len(run.x), model.cache(len(run.x)), model.cache(len(run.x))
     for at in range(len(prompt), n, block):
         cells = list(range(n))
         while todo := sorted(run.masked & set(range(at, at + block))):
             all_seen = [[True] * n] * len(cells)
             logits = model.forward([run.x[i] for i in cells], cells, all_seen, kv, cells)
+            if cfg:
+                hidden = [model.mask if i < len(prompt) else run.x[i] for i in cells]
+                blind = model.forward(hidden, cells, all_seen, blind_kv, cells)
+                logits = blind + (cfg + 1) * (logits - blind)
             guess = run.guess({pos: logits[cells.index(pos)] for pos in todo})
             run.reveal(guess, run.above_or_best(probs(guess), threshold))
             cells = list(range(at, at + block))
     return run
 
 
-def dream(model, prompt, steps, rule, **_):
+def dream(model, prompt, steps, rule, cfg, **_):
     """All see all; logits row i predicts i + 1; time runs from 1 to eps, and a step from t to s
     reveals the share 1 - s/t of the masks."""
     run, eps = Run(model, prompt), 1e-3
@@ -322,7 +336,7 @@ def dream(model, prompt, steps, rule, **_):
     for i in range(steps):
         if not run.masked:
             break
-        logits = run.full()
+        logits = run.guided(len(prompt), cfg)
         guess = run.guess({pos: logits[pos - 1] for pos in run.masked})
         share = float(1 - times[i + 1] / times[i]) if i < steps - 1 else 1.0
         if rule == "origin":
@@ -395,18 +409,27 @@ SETS = [
     (dream, "dream", dict(rule="maskgit_plus", steps=10)),
     (dream, "dream", dict(rule="topk_margin", steps=30)),
     (dream, "dream", dict(rule="entropy", steps=24)),
+    (llada, "llada", dict(rule="low_confidence", block=12, steps=5, cfg=1.5)),
+    (llada, "llada", dict(rule="threshold", block=8, threshold=0.3, cfg=0.5)),
+    (
+        llada_block,
+        "llada-block",
+        dict(rule="threshold", block=8, threshold=0.3, cache="dual", cfg=1),
+    ),
+    (dream, "dream", dict(rule="entropy", steps=12, cfg=2)),
     (dream_block, "dream-block", dict(rule="threshold", block=8, threshold=0.3, cache="dual")),
     (wedlm, "wedlm", dict(rule="entropy_bound", block=8, threshold=2.0)),
 ]
 
 
 def make_set(model, loop, convention, options):
-    o = dict(block=0, sub=0, steps=0, threshold=0, cache="none") | options
+    o = dict(block=0, sub=0, steps=0, threshold=0, cache="none", cfg=0) | options
     if not o["sub"]:
         o["sub"] = o["block"]
     rng, cases, width = np.random.default_rng(SEED), [], []
-    while len(cases) < PROMPTS:
-        prompt = [int(t) for t in rng.integers(0, min(model.stops), rng.integers(3, 25))]
+    longest, count = (8, PROMPTS // 2) if o["cfg"] else (24, PROMPTS)  # two canvases, one context
+    while len(cases) < count:
+        prompt = [int(t) for t in rng.integers(0, min(model.stops), rng.integers(3, longest + 1))]
         run = loop(model, prompt, **o)
         if any(token in model.stops for step in run.trace for _, token, _ in step):
             continue

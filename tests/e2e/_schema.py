@@ -156,6 +156,7 @@ SETTINGS = obj(
         "sub_block_size": INT,
         "cache": one_of("none", "dual", "masked"),
         "dual_cache": BOOL,
+        "cfg_scale": POSITIVE,
         "early_stop": BOOL,
         "stop": array(TEXT, 0, 16),
     }

@@ -311,6 +311,7 @@ def test_json():
             "sub_block_size": int,
             "cache": str,
             "dual_cache": bool,
+            "cfg_scale": float,
             "early_stop": bool,
             "temperature": float,
             "top_k": int,
@@ -495,6 +496,14 @@ def test_info():
     llada = ["-q", "-m", f"{golden}/family-llada.gguf", "--raw", "-p", "abc", "-n", "8"]
     fill = [json.loads(run(*llada, "--suffix", text, "--json").stdout) for text in ("xyz", "def")]
     t.check(all(o["decode"]["rule"] == "low_confidence" for o in fill), fill)
+    guided, plain = (
+        json.loads(run(*llada, "-p", "abcdefg", "--cfg-scale", x, "--json").stdout) for x in "30"
+    )
+    t.check(guided["decode"]["cfg_scale"] == 3 and plain["decode"]["cfg_scale"] == 0, guided)
+    t.check(guided["ids"] != plain["ids"], "guidance changes nothing")
+    for verb in ("run", "chat", "serve"):
+        refused = run(verb, "-q", "--cfg-scale", "1", *(["-p", "x"] if verb == "run" else []))
+        one_line(f"{verb}: guidance under block attention", refused, 2, "full attention")
     one_line("a suffix under block attention", run("-q", "-p", "x", "--suffix", "y"), 2, "suffix")
     one_line("a convention", run("-q", "-p", "x", "--convention", "klingon"), 2, "fast-dllm-v2")
     t.check(sum(x["weights"] for x in o["tensors"]) == o["weights"], "the groups do not add up")

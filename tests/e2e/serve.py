@@ -701,10 +701,35 @@ def test_knobs():
             names = [k for k in more if k != "dual_cache"]
             t.check([used[k] for k in names] == [more[k] for k in names], f"{more}: {used}")
         for path in ("/v1/chat/completions", "/v1/completions", "/completion", "/v1/messages"):
+            status, _, answer = s.ask("POST", path, chat(STORY, max_tokens=9, cfg_scale=1))
+            if "chat" in path or "mess" in path:
+                t.check(status == 400 and "full attention" in answer["error"]["message"], answer)
             for k, v in (("rule", "best"), ("steps", -1), ("steps", "4"), ("cache", 1)):
                 body = {"messages": []} if "chat" in path or "mess" in path else {"prompt": "x"}
                 status, _, answer = s.ask("POST", path, {**body, k: v})
                 t.check(status == 400 and f"'{k}' must be" in answer["error"]["message"], answer)
+
+
+def test_guidance():
+    """Only models with full attention have it; beside other answers it is what it is alone."""
+    model = os.path.join("tests", "golden", "family-llada.gguf")
+    ask = {"prompt": "abcdefg", "n_predict": 8, "return_tokens": True}
+    one = ("-m", model, "--json", "--raw", "-p", ask["prompt"], "-n", "8")
+    with Server("-m", model, "-np", "3") as s:
+        params = s.ask("GET", "/props")[2]["default_generation_settings"]["params"]
+        t.check(params["cfg_scale"] == 0, params)
+        scales = [0, 3, 0.5] * 3
+        with ThreadPoolExecutor(9) as pool:
+            answers = pool.map(
+                lambda x: s.ask("POST", "/completion", {**ask, "cfg_scale": x})[2], scales
+            )
+            for x, answer in zip(scales, answers):
+                want = json.loads(run(*one, "--cfg-scale", f"{x}").stdout)["ids"]
+                t.check(answer["tokens"] == want, f"{x}: {answer['tokens']}, not {want}")
+        many = "xyz" * 20
+        for path in ("/completion", "/v1/completions"):
+            status, _, answer = s.ask("POST", path, {"prompt": many, "cfg_scale": 1})
+            t.check(status == 400 and "32 tokens" in answer["error"]["message"], answer)
 
 
 QUESTIONS = [f"What is {a}+{b}?" for a in range(2, 6) for b in range(3, 7)]
