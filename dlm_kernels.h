@@ -396,6 +396,13 @@ typedef struct DlmOps {
     /* in host memory: x[i] = exp(x[i]), as the kernels have it; NULL: the scalar one */
     void (*exps)(float *x, int32_t n);
 
+    /* Calls fn for each part of a forward, of which `lanes` at a time, with ops that have scratch of
+     * their own for the part's rows, from first[part] on, and run in the thread that calls them. For
+     * parts that do not look at each other's rows. NULL: rows cannot be run apart. */
+    void (*apart)(struct DlmOps *ops, int32_t n_parts, const int32_t *first,
+                  void (*fn)(void *arg, struct DlmOps *ops, int32_t part), void *arg);
+    int32_t lanes;
+
     /* What follows may be NULL: the CPU, whose calls have run when they return, needs none of it. */
 
     void (*close)(struct DlmOps *ops); /* gives back what the door that filled the table took */

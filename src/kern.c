@@ -574,6 +574,42 @@ static void cpu_top1(void *self, f32 *logits, i32 n_rows, i32 n, i32 banned, i32
     pool_for(j.c->pool, n_rows, cpu_grain_(16 * (i64)n), cpu_top1_rows_, &j);
 }
 
+/* ---- parts of a forward, each in one thread ---- */
+
+typedef struct {
+    DlmOps *ops;
+    const i32 *first;
+    void (*fn)(void *arg, DlmOps *ops, i32 part);
+    void *arg;
+} ApartJob;
+
+static void cpu_apart_parts_(void *arg, i32 begin, i32 end, i32 thread) {
+    const ApartJob *j = arg;
+    const Cpu *c = j->ops->self;
+    Cpu lane = *c;
+    DlmOps ops = *j->ops;
+    ops.self = &lane;
+    lane.scores +=
+        (i64)thread * DLM_ATTEND_Q * c->n_cell_max; /* loops within this one are thread 0's */
+    for (i32 i = begin; i < end; i++) {
+        i64 row = j->first[i], at = row * c->q_stride_max;
+        lane.n_rows_max = c->n_rows_max - (i32)row;
+        lane.q = c->q + at;
+        lane.inv_scale = c->inv_scale + row;
+        lane.sum = c->sum + row;
+        lane.block_d = c->block_d + at / 32;
+        lane.block_sums = c->block_sums + at / 16;
+        j->fn(j->arg, &ops, i);
+    }
+}
+
+static void cpu_apart(DlmOps *ops, i32 n_parts, const i32 *first,
+                      void (*fn)(void *arg, DlmOps *ops, i32 part), void *arg) {
+    Cpu *c = ops->self;
+    ApartJob j = {ops, first, fn, arg};
+    pool_for(c->pool, n_parts, 1, cpu_apart_parts_, &j);
+}
+
 /* ---- door ---- */
 
 /* Fills ops with the CPU backend at the named level (NULL: the best). The pool must outlive it. */
@@ -602,7 +638,9 @@ static bool kern_open_cpu(DlmOps *ops, Pool *pool, const char *level, Err *e) {
                     .attend = cpu_attend,
                     .gather = cpu_gather,
                     .top1 = cpu_top1,
-                    .exps = k->exps};
+                    .exps = k->exps,
+                    .apart = cpu_apart,
+                    .lanes = pool_threads(pool)};
     return true;
 }
 

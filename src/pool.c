@@ -42,7 +42,7 @@ typedef struct Pool {
     PoolJob_ job; /* written by the caller before it opens the gates, constant until pending is 0 */
     i32 n_threads;
     i32 spins;            /* looks at a gate before sleeping; 0 when threads outnumber processors */
-    bool busy;            /* a loop is running: pool_for does not nest */
+    bool busy;            /* a loop is running */
     PoolWorker_ *workers; /* [n_threads - 1] */
 } Pool;
 
@@ -149,13 +149,14 @@ static bool pool_open(Pool **out, i32 n_threads, Err *e) {
 }
 
 /* Splits [0, n) into contiguous ranges whose ends are multiples of `grain` (except n) and runs
- * fn on all threads, the caller among them. Runs inline when there is one chunk or one thread. */
+ * fn on all threads, the caller among them. Runs inline when there is one chunk or one thread, and
+ * within a loop, whose threads all have work already; inline, as thread 0. */
 static void pool_for(Pool *p, i32 n, i32 grain, PoolFn fn, void *arg) {
-    ASSERT(n >= 0 && grain >= 1 && !p->busy);
+    ASSERT(n >= 0 && grain >= 1);
     if (n == 0) return;
     i32 n_chunks = n / grain + (n % grain != 0);
     i32 n_parts = MIN_OF(p->n_threads, n_chunks);
-    if (n_parts == 1) {
+    if (n_parts == 1 || p->busy) {
         fn(arg, 0, n, 0);
         return;
     }

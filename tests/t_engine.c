@@ -268,12 +268,17 @@ static void check_reuse(void) {
 
 #define SLOTS 5
 
-/* Every slot's answer, started at different times beside others of other modes, is its solo answer. */
+/* Every slot's answer, started at different times beside others of other modes, is its solo answer,
+ * whatever the number of threads. */
 static void check_slots(void) {
     EngineOptions o = options(MODEL_PATH, 2, NULL), alone = o;
     o.n_slots = SLOTS;
-    Engine *g = open_with(&o), *solo = open_with(&alone);
-    for (int round = 0; g && solo && round < 4; round++) {
+    Engine *g = NULL, *solo = open_with(&alone);
+    for (int round = 0; solo && round < 4; round++) {
+        o.n_threads = 1 + round;
+        engine_close(g);
+        g = open_with(&o);
+        if (!g) break;
         TokIds ids[SLOTS];
         DecodeParams p[SLOTS];
         i32 started = 0, steps = 0;
@@ -314,6 +319,51 @@ static void check_slots(void) {
     }
     engine_close(g);
     engine_close(solo);
+}
+
+#define APART_ROWS 60
+
+/* Rows of several slots give the logits, to the bit, that each slot's rows give alone: where the slots
+ * are run apart, and where one has so many rows that all threads share it. */
+static void check_apart(void) {
+    static const i32 shares[][SLOTS] = {{3, 3, 3, 3, 3}, {1, 1, 1, 1, 1}, {40, 1, 2, 3, 4}};
+    static DlmRow rows[APART_ROWS];
+    for (i32 threads = 1; threads <= 4; threads++) {
+        EngineOptions o = options(MODEL_PATH, threads, NULL);
+        o.n_slots = SLOTS;
+        Engine *e = open_with(&o);
+        for (size_t s = 0; e && s < COUNT_OF(shares); s++) {
+            Graph *g = &e->graph;
+            GraphApart_ a = {.g = g, .rows = rows};
+            i32 n = 0, n_logits = 0, from = 0, n_vocab = e->model.n_vocab;
+            for (i32 slot = 0; slot < SLOTS; slot++)
+                for (i32 pos = 0; pos < shares[s][slot]; pos++, n++)
+                    rows[n] = (DlmRow){.token = (37 * n) % 1000,
+                                       .pos = pos,
+                                       .slot = slot,
+                                       .cell = pos,
+                                       .kv_hi = pos + 1,
+                                       .logits = pos % 3 == 1 ? -1 : n_logits++};
+            CHECK_INT(graph_cut_(g, &a, n, n_logits),
+                      s < 2 ? threads == 2 || threads == 3 : threads == 1);
+            graph_forward(g, rows, n, n_logits);
+            Buf together = {0};
+            buf_put(&together, g->logits, (size_t)n_logits * (size_t)n_vocab * sizeof(f32));
+            for (i32 slot = 0, first = 0; slot < SLOTS; from += shares[s][slot++]) {
+                i32 n_own = 0;
+                for (i32 r = from; r < from + shares[s][slot]; r++)
+                    if (rows[r].logits >= 0) rows[r].logits = n_own++;
+                graph_forward(g, rows + from, shares[s][slot], n_own);
+                CHECK_MSG(memcmp(g->logits,
+                                 together.p + (size_t)first * (size_t)n_vocab * sizeof(f32),
+                                 (size_t)n_own * (size_t)n_vocab * sizeof(f32)) == 0,
+                          "%d threads, shares %zu, slot %d", threads, s, slot);
+                first += n_own;
+            }
+            buf_free(&together);
+        }
+        engine_close(e);
+    }
 }
 
 static void keep_reveals(void *arg, const DecodeStep *s) {
@@ -525,6 +575,7 @@ int main(void) {
     check_wide_context();
     check_reuse();
     check_slots();
+    check_apart();
     check_commits();
     check_masked_cache();
     check_changed_logits();

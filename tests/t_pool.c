@@ -47,6 +47,29 @@ static void check_split(Pool *p, i32 n, i32 grain) {
 }
 
 typedef struct {
+    Pool *pool;
+    Rows rows[8];
+} Nest;
+
+static void visit_inside(void *arg, i32 begin, i32 end, i32 thread) {
+    Nest *n = arg;
+    (void)thread;
+    for (i32 i = begin; i < end; i++) pool_for(n->pool, 5, 1, visit, &n->rows[i]);
+}
+
+/* A loop within a loop runs in its own thread, all of it. */
+static void check_nesting(Pool *p) {
+    static Nest n;
+    memset(&n, 0, sizeof n);
+    n.pool = p;
+    for (i32 i = 0; i < 8; i++) n.rows[i] = (Rows){.n = 5, .grain = 1, .n_threads = 1};
+    pool_for(p, 8, 1, visit_inside, &n);
+    for (i32 i = 0; i < 8; i++)
+        for (i32 k = 0; k < 5; k++)
+            CHECK(n.rows[i].visits[k] == 1 && (pool_threads(p) == 1 || n.rows[i].end[k] == 5 * !k));
+}
+
+typedef struct {
     i64 sums[POOL_THREADS_MAX][8]; /* one cache line each */
 } Sums;
 
@@ -102,6 +125,7 @@ int main(void) {
         CHECK_INT(pool_threads(p), n_threads);
         for (size_t i = 0; i < COUNT_OF(sizes); i++)
             for (size_t g = 0; g < COUNT_OF(grains); g++) check_split(p, sizes[i], grains[g]);
+        check_nesting(p);
         check_sleepers(p);
         f64 us = us_per_loop(p, n_threads <= os_cpu_count() ? loops : loops / 20);
         printf("t_pool: %d threads, %d looks: %.2f us per loop\n", n_threads, p->spins, us);
