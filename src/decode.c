@@ -217,6 +217,7 @@ typedef struct {
     /* what has come out */
     i32 n_out; /* tokens of the answer that are out: positions [n_prompt, n_prompt + n_out) */
     Buf text;
+    Buf piece;     /* the bytes of one token */
     size_t n_sent; /* bytes of text given to the text event */
     TokUtf8 utf8;
     const char *finish; /* NULL until the answer has ended */
@@ -252,6 +253,7 @@ static void decode_close(Decode *d) {
                    d->heap,       d->row,     d->counts, d->tops,      d->blind};
     for (size_t i = 0; i < COUNT_OF(all); i++) mem_free(all[i]);
     buf_free(&d->text);
+    buf_free(&d->piece);
     *d = (Decode){0};
 }
 
@@ -696,15 +698,14 @@ static bool decode_cut_at_stop_(Decode *d) {
 }
 
 static bool decode_put_token_(Decode *d, i32 token, Err *e) {
-    Buf piece = {0};
     const Tok *tok = d->m->tok;
-    bool ok = tok_bytes(tok, token, false, &piece);
-    Str bytes = buf_view(&piece);
+    buf_clear(&d->piece);
+    bool ok = tok_bytes(tok, token, false, &d->piece);
+    Str bytes = buf_view(&d->piece);
     /* Behind a special token a text of its own begins, with the blank that encoding would put there. */
     if (d->n_out == 1 && tok_is_special(tok, d->tokens[d->n_prompt - 1]))
         bytes = tok_without_blank(tok, bytes);
     if (ok) tok_utf8_put(&d->utf8, bytes, &d->text);
-    buf_free(&piece);
     if (ok && !d->text.failed) return true;
     return err_set(e, ERR_MEMORY, "out of memory for the answer's text");
 }

@@ -413,6 +413,7 @@ typedef struct {
     DecodePhase phase;
     i32 begin, end, block, step,
         n_commit; /* of the decoder, as they were when the rows were planned */
+    bool taken;   /* it has its logits */
 } EnginePart_;
 
 #define ENGINE_SLOTS_MAX 256
@@ -477,6 +478,18 @@ static bool engine_take_(Engine *g, const EnginePart_ *part, bool together, Err 
     return true;
 }
 
+typedef struct {
+    Engine *g;
+    EnginePart_ *parts;
+} EngineTake_;
+
+static void engine_take_some_(void *arg, i32 begin, i32 end, i32 thread) {
+    const EngineTake_ *t = arg;
+    (void)thread;
+    for (i32 i = begin; i < end; i++)
+        t->parts[i].taken = engine_take_(t->g, &t->parts[i], true, NULL);
+}
+
 static bool engine_absorb_(Engine *g, const EnginePart_ *part, f64 from_ms, Err *e) {
     EngineSlot *s = &g->slots[part->slot];
     const DecodeEvents timed = {.arg = s, .text = engine_on_text_, .token = engine_on_token_};
@@ -502,8 +515,11 @@ static bool engine_step(Engine *g, Err *e) {
     g->turn =
         (parts[n_parts - 1].slot + 1) % g->n_slots; /* whoever did not fit comes first next time */
     graph_forward(&g->graph, g->rows, n_rows, n_logits);
-    for (i32 i = 0; i < n_parts; i++)
-        if (!engine_take_(g, &parts[i], n_logits <= g->graph.n_logits_max, e) ||
+    bool together = n_logits <= g->graph.n_logits_max;
+    EngineTake_ take = {g, parts};
+    if (together && g->ops.apart) pool_for(g->pool, n_parts, 1, engine_take_some_, &take);
+    for (i32 i = 0; i < n_parts; i++) /* what could not be taken says why when it is tried again */
+        if ((!parts[i].taken && !engine_take_(g, &parts[i], together, e)) ||
             !engine_absorb_(g, &parts[i], from_ms, e)) {
             engine_cancel(g, parts[i].slot);
             return false;
