@@ -196,7 +196,7 @@ debug() {
 
 # From Turing on; later GPUs compile the last one's PTX.
 CUDA_ARCHS='75 80 86 89 90'
-CUDA_HOST='-fPIC,-fno-exceptions,-fno-threadsafe-statics,-fno-rtti' # without them the C++ library is needed
+CUDA_HOST='-fPIC,-fno-strict-aliasing,-fno-exceptions,-fno-threadsafe-statics,-fno-rtti' # the last three: no C++ library
 
 find_nvcc() { # sets NVCC, CUDA
     NVCC=$(command -v nvcc || echo "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc")

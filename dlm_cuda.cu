@@ -50,44 +50,37 @@ typedef int64_t i64;
         check_(cudaPeekAtLastError(), #kernel);                   \
     } while (0)
 
-/* d += a b: 16 outputs x 32 inputs by 32 inputs x 8 rows. Turing has the instruction in quarters. */
-static __device__ __forceinline__ void mma_s8_k32(i32 d[4], const u32 a[4], u32 b0, u32 b1) {
-#if __CUDA_ARCH__ >= 800
+/* Is this compiled for Ampere or later? Turing lacks half of what follows. */
+#ifdef __CUDA_ARCH__
+#define AMPERE (__CUDA_ARCH__ >= 800)
+#else
+#define AMPERE true /* the host's pass, which runs none of it */
+#endif
+
+/* The instructions themselves, m x n x k; in a branch that AMPERE rules out they are not assembled. */
+static __device__ __forceinline__ void mma_s8_16x8x32(i32 d[4], const u32 a[4], u32 b0, u32 b1) {
     asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
         "{%0,%1,%2,%3};"
         : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-#else
-    for (int i = 0; i < 4; i++)
-        asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
-            : "+r"(d[2 * (i % 2)]), "+r"(d[2 * (i % 2) + 1])
-            : "r"(a[i]), "r"(i < 2 ? b0 : b1));
-#endif
 }
 
-/* d = a b with 16 inputs. */
-static __device__ __forceinline__ void mma_s8_k16(i32 d[4], u32 a0, u32 a1, u32 b) {
-    d[0] = d[1] = d[2] = d[3] = 0;
-#if __CUDA_ARCH__ >= 800
+static __device__ __forceinline__ void mma_s8_16x8x16(i32 d[4], u32 a0, u32 a1, u32 b) {
     asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, "
         "{%0,%1,%2,%3};"
         : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
         : "r"(a0), "r"(a1), "r"(b));
-#else
-    asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
-        : "+r"(d[0]), "+r"(d[1])
-        : "r"(a0), "r"(b));
-    asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
-        : "+r"(d[2]), "+r"(d[3])
-        : "r"(a1), "r"(b));
-#endif
 }
 
-/* d += a b with 16 inputs of F16 or BF16. Turing has halves of the first and not the second. */
+static __device__ __forceinline__ void mma_s8_8x8x16(i32 d[2], u32 a, u32 b) {
+    asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
+        : "+r"(d[0]), "+r"(d[1])
+        : "r"(a), "r"(b));
+}
+
 template <bool BF16>
-static __device__ __forceinline__ void mma_f16(float d[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0,
-                                               u32 b1) {
-#if __CUDA_ARCH__ >= 800
+static __device__ __forceinline__ void mma_f16_16x8x16(float d[4], u32 a0, u32 a1, u32 a2, u32 a3,
+                                                       u32 b0, u32 b1) {
     if (BF16)
         asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
             "{%8,%9}, {%0,%1,%2,%3};"
@@ -98,16 +91,13 @@ static __device__ __forceinline__ void mma_f16(float d[4], u32 a0, u32 a1, u32 a
             "{%8,%9}, {%0,%1,%2,%3};"
             : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
             : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-#else
+}
+
+static __device__ __forceinline__ void mma_f16_16x8x8(float d[4], u32 a0, u32 a1, u32 b) {
     asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, "
         "{%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a0), "r"(a1), "r"(b0));
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, "
-        "{%0,%1,%2,%3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a2), "r"(a3), "r"(b1));
-#endif
+        : "r"(a0), "r"(a1), "r"(b));
 }
 
 /* Four 8 x 8 tiles of 16-bit values, transposed: lane 8 i + j gives the address of row j of tile i; of
@@ -119,28 +109,19 @@ static __device__ __forceinline__ void load_transposed(u32 d[4], const u16 *row)
                  : "memory");
 }
 
-/* 16 bytes from device to shared memory. They are there once copies_wait and a barrier have passed. */
-static __device__ __forceinline__ void copy_16(void *shared, const void *global) {
-#if __CUDA_ARCH__ >= 800
+static __device__ __forceinline__ void copy_16_async(void *shared, const void *global) {
     asm volatile(
         "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((u32)__cvta_generic_to_shared(shared)),
         "l"(__cvta_generic_to_global(global))
         : "memory");
-#else
-    *(uint4 *)shared = *(const uint4 *)global;
-#endif
 }
 
-static __device__ __forceinline__ void copies_commit() { /* ends a group of copies */
-#if __CUDA_ARCH__ >= 800
+static __device__ __forceinline__ void copies_commit_async() {
     asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
 }
 
-template <int N> static __device__ __forceinline__ void copies_wait() { /* for all but N groups */
-#if __CUDA_ARCH__ >= 800
+template <int N> static __device__ __forceinline__ void copies_wait_async() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
-#endif
 }
 
 static __device__ __forceinline__ u16 to_f16(float x) {
@@ -158,6 +139,53 @@ static __device__ __forceinline__ float from_f16(u16 h) {
 #else
 #include "tests/cuda_emu.h"
 #endif
+
+/* d += a b: 16 outputs x 32 inputs by 32 inputs x 8 rows. Turing has the instruction in quarters. */
+static __device__ __forceinline__ void mma_s8_k32(i32 d[4], const u32 a[4], u32 b0, u32 b1) {
+    if (AMPERE) {
+        mma_s8_16x8x32(d, a, b0, b1);
+    } else {
+#pragma unroll
+        for (int i = 0; i < 4; i++) mma_s8_8x8x16(d + 2 * (i % 2), a[i], i < 2 ? b0 : b1);
+    }
+}
+
+/* d = a b with 16 inputs. */
+static __device__ __forceinline__ void mma_s8_k16(i32 d[4], u32 a0, u32 a1, u32 b) {
+    d[0] = d[1] = d[2] = d[3] = 0;
+    if (AMPERE)
+        mma_s8_16x8x16(d, a0, a1, b);
+    else
+        mma_s8_8x8x16(d, a0, b), mma_s8_8x8x16(d + 2, a1, b);
+}
+
+/* d += a b with 16 inputs of F16 or BF16. Turing has halves of the first and not the second
+ * (widens_). */
+template <bool BF16>
+static __device__ __forceinline__ void mma_f16(float d[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0,
+                                               u32 b1) {
+    if (AMPERE)
+        mma_f16_16x8x16<BF16>(d, a0, a1, a2, a3, b0, b1);
+    else
+        mma_f16_16x8x8(d, a0, a1, b0), mma_f16_16x8x8(d, a2, a3, b1);
+}
+
+/* 16 bytes from device to shared memory. They are there once copies_wait and a barrier have passed; on
+ * Turing, which copies through registers, at once. */
+static __device__ __forceinline__ void copy_16(void *shared, const void *global) {
+    if (AMPERE)
+        copy_16_async(shared, global);
+    else
+        *(uint4 *)shared = *(const uint4 *)global;
+}
+
+static __device__ __forceinline__ void copies_commit() { /* ends a group of copies */
+    if (AMPERE) copies_commit_async();
+}
+
+template <int N> static __device__ __forceinline__ void copies_wait() { /* for all but N groups */
+    if (AMPERE) copies_wait_async<N>();
+}
 
 static __device__ __forceinline__ float from_bf16(u16 h) {
     return __uint_as_float((u32)h << 16);
@@ -338,8 +366,8 @@ static __host__ __device__ __forceinline__ i32 spread(i32 i) { /* an element's p
 
 /* A warp takes 256 inputs, a lane 8 of them. */
 template <int BLOCK> __global__ void quantize_blocks(BlockRows out, const float *x, i32 n) {
-    i64 row = blockIdx.y;
-    i32 lane = threadIdx.x, from = blockIdx.x * 256 + 8 * lane;
+    i64 row = blockIdx.x;
+    i32 lane = threadIdx.x, from = blockIdx.y * 256 + 8 * lane;
     x += row * n;
     float v[8], max = 0;
     load_4(v, x, from, n), load_4(v + 4, x, from + 4, n);
@@ -919,14 +947,14 @@ static __device__ float weight_of(const EmbedMat &m, i64 o, i32 i) {
 }
 
 __global__ void embed_rows(float *y, EmbedMat m, const DlmRow *rows) {
-    i64 row = blockIdx.y;
-    i32 i = blockIdx.x * ROW_THREADS + threadIdx.x;
+    i64 row = blockIdx.x;
+    i32 i = blockIdx.y * ROW_THREADS + threadIdx.x;
     if (i < m.n_in) y[row * m.n_in + i] = weight_of(m, rows[row].token, i);
 }
 
 __global__ void gather_rows(float *y, const float *x, const DlmRow *rows, i32 n) {
-    i64 row = blockIdx.y, to = rows[row].logits;
-    i32 i = blockIdx.x * ROW_THREADS + threadIdx.x;
+    i64 row = blockIdx.x, to = rows[row].logits;
+    i32 i = blockIdx.y * ROW_THREADS + threadIdx.x;
     if (i < n && to >= 0) y[to * n + i] = x[row * n + i];
 }
 
@@ -975,9 +1003,9 @@ static __device__ void store_head(const Store &s, void *cells, const float *x, c
 
 /* A warp for each head of a row: queries turn; keys turn and are stored; values are stored. */
 __global__ void turn_and_store(Turn q, Turn k, Store store, const DlmRow *rows) {
-    DlmRow row = rows[blockIdx.y];
-    i64 r = blockIdx.y;
-    i32 head = blockIdx.x, n_q = q.x ? q.n_head : 0, n_k = k.x ? k.n_head : store.n_head;
+    DlmRow row = rows[blockIdx.x];
+    i64 r = blockIdx.x;
+    i32 head = blockIdx.y, n_q = q.x ? q.n_head : 0, n_k = k.x ? k.n_head : store.n_head;
     if (head < n_q) {
         turn_head(q, q.x + (r * n_q + head) * q.head_dim, row.pos);
     } else if (head < n_q + n_k) {
@@ -1003,9 +1031,9 @@ struct Attend {
     i32 n_head, n_head_kv, head_dim;
     bool f16;
     float scale;
-    float
-        *part; /* [tiles][heads kv][splits][ATTEND_QUERIES][head_dim + 2], when there are splits */
-    i32 n_split;
+    i32 segment; /* cells whose sums are made on their own, then joined: a multiple of ATTEND_CELLS */
+    i32 n_split; /* segments of a cache, each by a block of its own; or 1, one block for all */
+    float *part; /* [rows][n_head][n_split][head_dim + 2]: a segment's sums, its maximum, its sum */
 };
 
 /* Any size, any cache: a warp for each head of a row goes through the cells one by one. Softmax with a
@@ -1017,10 +1045,10 @@ static __device__ __forceinline__ float cell_value(const Attend &a, const void *
 }
 
 __global__ void attend_any(Attend a, const DlmRow *rows) {
-    DlmRow row = rows[blockIdx.y];
+    DlmRow row = rows[blockIdx.x];
     i32 lane = threadIdx.x, dim = a.head_dim, n = (dim + WARP - 1) / WARP;
-    i32 head_kv = blockIdx.x / (a.n_head / a.n_head_kv);
-    i64 at = ((i64)blockIdx.y * a.n_head + blockIdx.x) * dim;
+    i32 head_kv = blockIdx.y / (a.n_head / a.n_head_kv);
+    i64 at = ((i64)blockIdx.x * a.n_head + blockIdx.y) * dim;
     float q[ATTEND_LANE_MAX], acc[ATTEND_LANE_MAX], max = MINUS_INF, sum = 0;
     for (i32 j = 0; j < n; j++) {
         q[j] = lane + WARP * j < dim ? a.q[at + lane + WARP * j] : 0;
@@ -1046,10 +1074,17 @@ __global__ void attend_any(Attend a, const DlmRow *rows) {
 /* The usual case, on tensor cores: an F16 cache and heads of up to 128. A tile is a run of rows of one
  * slot; with the heads that share their keys they make up to 64 queries, 16 a warp. Cells go by in tiles
  * of 64 (Dao 2023). Queries and probabilities are split into two F16 each, so that only the cache's own
- * rounding remains. Where there are few tiles, n_split blocks share the cells, and attend_join joins
- * what they found. */
+ * rounding remains.
+ *
+ * A row's result must not depend on the rows beside it. So tiles of cells begin at multiples of 64, and
+ * sums at multiples of a segment, whatever the tile of rows sees: cells that a row does not see add
+ * exact zeros. The sums of the segments are joined in rising order, by the block itself or, where few
+ * rows would leave multiprocessors idle, by attend_join after blocks that took a segment each. */
 #define ATTEND_QUERIES 64
 #define ATTEND_CELLS 64
+#define ATTEND_DIM_MAX 128
+#define ATTEND_SEGMENT 256 /* cells, at least */
+#define ATTEND_SPLITS 16   /* segments of a slot's cache, at most */
 
 struct AttendTile { /* rows [first, first + n), all of one slot; the cells that any of them sees */
     i32 first, n, slot, lo, hi;
@@ -1099,6 +1134,19 @@ static __device__ __forceinline__ void load_queries(u32 (*high)[4], u32 (*low)[4
         }
 }
 
+/* What the cells so far found, and then those of one more segment: factors for the sums of both. */
+struct Join {
+    float max, sum, keep, take;
+};
+
+static __device__ __forceinline__ void join(Join &j, float max, float sum) {
+    j.keep = 1, j.take = 0;
+    if (max == MINUS_INF) return; /* the row sees none of these */
+    float more = fmaxf(j.max, max);
+    j.keep = exp2f(j.max - more), j.take = exp2f(max - more);
+    j.sum = fmaf(sum, j.take, j.sum * j.keep), j.max = more;
+}
+
 /* long: one pass over the cells, its state in registers throughout */
 template <int D>
 __global__ void __launch_bounds__(128)
@@ -1109,139 +1157,153 @@ __global__ void __launch_bounds__(128)
     i32 head_kv = blockIdx.y, group = a.n_head / a.n_head_kv, n_queries = tile.n * group;
     i64 stride = (i64)a.n_head_kv * dim, slot = tile.slot * a.slot_stride + (i64)head_kv * dim;
     const u16 *k = (const u16 *)a.k + slot, *v = (const u16 *)a.v + slot;
-    i32 pieces = (tile.hi - tile.lo + ATTEND_CELLS - 1) / ATTEND_CELLS;
-    i32 each = (pieces + a.n_split - 1) / a.n_split * ATTEND_CELLS;
-    i32 begin = tile.lo + blockIdx.z * each, end = begin + each < tile.hi ? begin + each : tile.hi;
+    bool split = a.n_split > 1;
+    i32 first = split ? blockIdx.z : tile.lo / a.segment,
+        last = split ? first : (tile.hi - 1) / a.segment;
     i32 query[2], lo[2], hi[2];
     const float *x[2];
     for (int h = 0; h < 2; h++) { /* a query past the last repeats it */
         query[h] = threadIdx.x / WARP * 16 + g + 8 * h;
         i32 i = query[h] < n_queries ? query[h] : n_queries - 1;
         const DlmRow &row = rows[tile.first + i / group];
-        lo[h] = row.kv_lo, hi[h] = row.kv_hi < end ? row.kv_hi : end;
+        lo[h] = row.kv_lo, hi[h] = row.kv_hi;
         x[h] = a.q + ((i64)(tile.first + i / group) * a.n_head + head_kv * group + i % group) * dim;
     }
     u32 q_high[D / 16][4], q_low[D / 16][4];
     load_queries<D>(q_high, q_low, a, x);
-    float out[D / 8][4] = {}, max[2] = {MINUS_INF, MINUS_INF}, sum[2] = {0, 0};
-    if (begin < end) load_cells<D>(shared.k, k, stride, begin, end, dim);
-    for (i32 from = begin; from < end; from += ATTEND_CELLS) {
-        load_cells<D>(shared.v, v, stride, from, end, dim);
-        copies_wait<1>();
-        __syncthreads(); /* the keys are there */
-        float p[8][4];
-#pragma unroll
-        for (int n = 0; n < 8; n++) { /* scores of 8 cells */
-            p[n][0] = p[n][1] = p[n][2] = p[n][3] = 0;
-#pragma unroll
-            for (int j = 0; j < D / 32; j++) {
-                uint4 b = *(const uint4 *)&shared.k[8 * n + g][32 * j + 8 * t];
-                u32(*qh)[4] = q_high + 2 * j, (*ql)[4] = q_low + 2 * j;
-                mma_f16<false>(p[n], ql[0][0], ql[0][1], ql[0][2], ql[0][3], b.x, b.y);
-                mma_f16<false>(p[n], ql[1][0], ql[1][1], ql[1][2], ql[1][3], b.z, b.w);
-                mma_f16<false>(p[n], qh[0][0], qh[0][1], qh[0][2], qh[0][3], b.x, b.y);
-                mma_f16<false>(p[n], qh[1][0], qh[1][1], qh[1][2], qh[1][3], b.z, b.w);
-            }
-        }
-        float more[2] = {max[0], max[1]};
-#pragma unroll
-        for (int n = 0; n < 8; n++)
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                i32 cell = from + 8 * n + 2 * t + j % 2;
-                if (cell < lo[j / 2] || cell >= hi[j / 2]) p[n][j] = MINUS_INF;
-                more[j / 2] = fmaxf(more[j / 2], p[n][j]);
-            }
-        float shrink[2];
-#pragma unroll
-        for (int h = 0; h < 2; h++) { /* the four lanes of a query agree on the maximum */
-            more[h] = fmaxf(more[h], __shfl_xor_sync(ALL_LANES, more[h], 1));
-            more[h] = fmaxf(more[h], __shfl_xor_sync(ALL_LANES, more[h], 2));
-            float base = more[h] == MINUS_INF ? 0 : more[h]; /* no cell seen yet */
-            shrink[h] = exp2f(max[h] - base);
-            max[h] = more[h], more[h] = base, sum[h] *= shrink[h];
-        }
-#pragma unroll
-        for (int n = 0; n < 8; n++)
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                p[n][j] = exp2f(p[n][j] - more[j / 2]);
-                sum[j / 2] += p[n][j];
-            }
-#pragma unroll
-        for (int n = 0; n < D / 8; n++)
-#pragma unroll
-            for (int j = 0; j < 4; j++) out[n][j] *= shrink[j / 2];
-        __syncthreads(); /* the keys have been read */
-        if (from + ATTEND_CELLS < end) {
-            load_cells<D>(shared.k, k, stride, from + ATTEND_CELLS, end, dim);
+    Join all[2] = {{MINUS_INF, 0, 1, 0}, {MINUS_INF, 0, 1, 0}};
+    for (i32 segment = first; segment <= last; segment++) {
+        float out[D / 8][4] = {}, max[2] = {MINUS_INF, MINUS_INF}, sum[2] = {0, 0};
+        i32 begin = segment * a.segment, end = begin + a.segment;
+        begin = begin < tile.lo ? tile.lo / ATTEND_CELLS * ATTEND_CELLS : begin;
+        end = end < tile.hi ? end : tile.hi;
+        if (begin < end) load_cells<D>(shared.k, k, stride, begin, end, dim);
+        for (i32 from = begin; from < end; from += ATTEND_CELLS) {
+            load_cells<D>(shared.v, v, stride, from, end, dim);
             copies_wait<1>();
-        } else {
-            copies_wait<0>();
-        }
-        __syncthreads(); /* the values are there */
+            __syncthreads(); /* the keys are there */
+            float p[8][4];
 #pragma unroll
-        for (int c = 0; c < ATTEND_CELLS / 16; c++) {
-            u32 ph[4], pl[4];
+            for (int n = 0; n < 8; n++) { /* scores of 8 cells */
+                p[n][0] = p[n][1] = p[n][2] = p[n][3] = 0;
 #pragma unroll
-            for (int r = 0; r < 4; r++)
-                split_pair(&ph[r], &pl[r], p[2 * c + r / 2][r % 2 * 2],
-                           p[2 * c + r / 2][r % 2 * 2 + 1]);
-#pragma unroll
-            for (int n = 0; n < D / 16; n++) {
-                u32 b[4];
-                load_transposed(
-                    b, &shared.v[16 * c + lane / 8 % 2 * 8 + lane % 8][16 * n + lane / 16 * 8]);
-#pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    mma_f16<false>(out[2 * n + h], pl[0], pl[1], pl[2], pl[3], b[2 * h],
-                                   b[2 * h + 1]);
-                    mma_f16<false>(out[2 * n + h], ph[0], ph[1], ph[2], ph[3], b[2 * h],
-                                   b[2 * h + 1]);
+                for (int j = 0; j < D / 32; j++) {
+                    uint4 b = *(const uint4 *)&shared.k[8 * n + g][32 * j + 8 * t];
+                    u32(*qh)[4] = q_high + 2 * j, (*ql)[4] = q_low + 2 * j;
+                    mma_f16<false>(p[n], ql[0][0], ql[0][1], ql[0][2], ql[0][3], b.x, b.y);
+                    mma_f16<false>(p[n], ql[1][0], ql[1][1], ql[1][2], ql[1][3], b.z, b.w);
+                    mma_f16<false>(p[n], qh[0][0], qh[0][1], qh[0][2], qh[0][3], b.x, b.y);
+                    mma_f16<false>(p[n], qh[1][0], qh[1][1], qh[1][2], qh[1][3], b.z, b.w);
                 }
             }
+            float more[2] = {max[0], max[1]};
+#pragma unroll
+            for (int n = 0; n < 8; n++)
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    i32 cell = from + 8 * n + 2 * t + j % 2;
+                    if (cell < lo[j / 2] || cell >= hi[j / 2]) p[n][j] = MINUS_INF;
+                    more[j / 2] = fmaxf(more[j / 2], p[n][j]);
+                }
+            float shrink[2];
+#pragma unroll
+            for (int h = 0; h < 2; h++) { /* the four lanes of a query agree on the maximum */
+                more[h] = fmaxf(more[h], __shfl_xor_sync(ALL_LANES, more[h], 1));
+                more[h] = fmaxf(more[h], __shfl_xor_sync(ALL_LANES, more[h], 2));
+                float base = more[h] == MINUS_INF ? 0 : more[h]; /* no cell seen yet */
+                shrink[h] = exp2f(max[h] - base);
+                max[h] = more[h], more[h] = base, sum[h] *= shrink[h];
+            }
+#pragma unroll
+            for (int n = 0; n < 8; n++)
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    p[n][j] = exp2f(p[n][j] - more[j / 2]);
+                    sum[j / 2] += p[n][j];
+                }
+#pragma unroll
+            for (int n = 0; n < D / 8; n++)
+#pragma unroll
+                for (int j = 0; j < 4; j++) out[n][j] *= shrink[j / 2];
+            __syncthreads(); /* the keys have been read */
+            if (from + ATTEND_CELLS < end) {
+                load_cells<D>(shared.k, k, stride, from + ATTEND_CELLS, end, dim);
+                copies_wait<1>();
+            } else {
+                copies_wait<0>();
+            }
+            __syncthreads(); /* the values are there */
+#pragma unroll
+            for (int c = 0; c < ATTEND_CELLS / 16; c++) {
+                u32 ph[4], pl[4];
+#pragma unroll
+                for (int r = 0; r < 4; r++)
+                    split_pair(&ph[r], &pl[r], p[2 * c + r / 2][r % 2 * 2],
+                               p[2 * c + r / 2][r % 2 * 2 + 1]);
+#pragma unroll
+                for (int n = 0; n < D / 16; n++) {
+                    u32 b[4];
+                    load_transposed(
+                        b, &shared.v[16 * c + lane / 8 % 2 * 8 + lane % 8][16 * n + lane / 16 * 8]);
+#pragma unroll
+                    for (int h = 0; h < 2; h++) {
+                        mma_f16<false>(out[2 * n + h], pl[0], pl[1], pl[2], pl[3], b[2 * h],
+                                       b[2 * h + 1]);
+                        mma_f16<false>(out[2 * n + h], ph[0], ph[1], ph[2], ph[3], b[2 * h],
+                                       b[2 * h + 1]);
+                    }
+                }
+            }
+            __syncthreads(); /* the values have been read */
         }
-        __syncthreads(); /* the values have been read */
-    }
-    i64 block = ((i64)blockIdx.x * a.n_head_kv + head_kv) * a.n_split + blockIdx.z;
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-        sum[h] += __shfl_xor_sync(ALL_LANES, sum[h], 1);
-        sum[h] += __shfl_xor_sync(ALL_LANES, sum[h], 2);
-        if (query[h] >= n_queries) continue;
-        bool whole = a.n_split == 1;
-        float *to =
-            whole ? a.out + (x[h] - a.q) : a.part + (block * ATTEND_QUERIES + query[h]) * (dim + 2);
+        for (int h = 0; h < 2; h++) {
+            sum[h] += __shfl_xor_sync(ALL_LANES, sum[h], 1);
+            sum[h] += __shfl_xor_sync(ALL_LANES, sum[h], 2);
+            join(all[h], max[h], sum[h]);
+            if (query[h] >= n_queries) continue;
+            i64 at = (x[h] - a.q) / dim;
+            float *part = a.part + (at * a.n_split + (split ? segment : 0)) * (dim + 2);
+            if (split && t == 0) part[dim] = max[h], part[dim + 1] = sum[h];
+            if (split && begin >= end) continue;
 #pragma unroll
-        for (int n = 0; n < D / 8; n++)
+            for (int n = 0; n < D / 8; n++)
 #pragma unroll
-            for (int j = 0; j < 2; j++)
-                if (8 * n + 2 * t + j < dim)
-                    to[8 * n + 2 * t + j] = whole ? out[n][2 * h + j] / sum[h] : out[n][2 * h + j];
-        if (!whole && t == 0) to[dim] = max[h], to[dim + 1] = sum[h];
+                for (int j = 0; j < 2; j++) {
+                    i32 i = 8 * n + 2 * t + j;
+                    float v = out[n][2 * h + j];
+                    if (i >= dim) continue;
+                    if (!split)
+                        v = fmaf(v, all[h].take, segment > first ? part[i] * all[h].keep : 0);
+                    if (split || segment < last)
+                        part[i] = v;
+                    else
+                        a.out[at * dim + i] = v / all[h].sum;
+                }
+        }
     }
 }
 
-/* A warp for each query of a tile and head of keys. */
-__global__ void attend_join(Attend a, const AttendTile *tiles) {
-    AttendTile tile = tiles[blockIdx.x];
-    i32 group = a.n_head / a.n_head_kv, query = blockIdx.z, dim = a.head_dim;
-    if (query >= tile.n * group) return;
-    i64 block = ((i64)blockIdx.x * a.n_head_kv + blockIdx.y) * a.n_split;
-    const float *part = a.part + (block * ATTEND_QUERIES + query) * (dim + 2);
-    i64 apart = (i64)ATTEND_QUERIES * (dim + 2);
-    float max = MINUS_INF, sum = 0;
-    for (i32 s = 0; s < a.n_split; s++) max = fmaxf(max, part[s * apart + dim]);
-    for (i32 s = 0; s < a.n_split; s++)
-        sum += part[s * apart + dim + 1] * exp2f(part[s * apart + dim] - max);
-    float *to =
-        a.out +
-        ((i64)(tile.first + query / group) * a.n_head + blockIdx.y * group + query % group) * dim;
-    for (i32 i = threadIdx.x; i < dim; i += WARP) {
-        float v = 0;
-        for (i32 s = 0; s < a.n_split; s++)
-            v = fmaf(part[s * apart + i], exp2f(part[s * apart + dim] - max), v);
-        to[i] = v / sum;
+/* A warp for each head of a row: joins its segments, as attend_tiles does where it takes them all. */
+__global__ void attend_join(Attend a) {
+    i64 at = (i64)blockIdx.x * a.n_head + blockIdx.y;
+    i32 dim = a.head_dim;
+    const float *part = a.part + at * a.n_split * (dim + 2);
+    Join all = {MINUS_INF, 0, 1, 0};
+    float out[ATTEND_DIM_MAX / WARP] = {};
+    for (i32 s = 0; s < a.n_split; s++, part += dim + 2) {
+        join(all, part[dim], part[dim + 1]);
+        if (part[dim] == MINUS_INF) continue;
+#pragma unroll
+        for (int j = 0; j < ATTEND_DIM_MAX / WARP; j++) {
+            i32 i = (i32)threadIdx.x + WARP * j;
+            if (i < dim) out[j] = fmaf(part[i], all.take, out[j] * all.keep);
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < ATTEND_DIM_MAX / WARP; j++) {
+        i32 i = (i32)threadIdx.x + WARP * j;
+        if (i < dim) a.out[at * dim + i] = out[j] / all.sum;
     }
 }
 
@@ -1360,10 +1422,13 @@ struct Cuda {
     i32 n_sm, compute; /* compute: 75, 80, ... */
     i32 needs;         /* forms of activations that the loaded matrices take */
     i32 n_rows_max, n_in_max;
+    i32 host_out;           /* outputs of the widest matrix that the CPU keeps; 0: it keeps none */
+    float *host_x, *host_y; /* pinned: its rows, and what it makes of them */
     Int8Rows int8;
     BlockRows blocks;
     HalfRows halves;
-    float *part;
+    float *part;   /* [part_rows][5 / 4 n_in_max] */
+    i64 part_rows; /* rows times segments that attention finds room for */
     RowSet sets[2];
     i32 tile_rows; /* rows of an attention tile at most; 0: not known yet */
     Pending pending;
@@ -1389,6 +1454,8 @@ static void check_(cudaError_t e, const char *what) {
     _Exit(1);
 }
 
+/* Blocks for n things, `each` of them a block. In grids rows come first: of x there may be 2^31 blocks,
+ * of y and z 65535. */
 static u32 blocks_of_(i64 n, i64 each) {
     return (u32)((n + each - 1) / each);
 }
@@ -1409,7 +1476,7 @@ static u32 turn_heads_(const Turn &turn) {
 static void launch_turns_(Cuda *c, const Turn &q, const Turn &k, const Store &store,
                           const DlmRow *rows, i32 n_rows) {
     u32 n_k = store.n_head ? (u32)store.n_head : turn_heads_(k);
-    dim3 grid(turn_heads_(q) + n_k + (u32)store.n_head, (u32)n_rows);
+    dim3 grid((u32)n_rows, turn_heads_(q) + n_k + (u32)store.n_head);
     LAUNCH(c, turn_and_store, grid, WARP, q, k, store, rows);
 }
 
@@ -1489,50 +1556,90 @@ static const char *refused_(Cuda *c, const char *what, u64 n_bytes) {
     return c->error;
 }
 
-/* Scratch of one kind: [n_rows][each bytes], zeroed, so that rows past the last are finite. */
-static bool scratch_(Cuda *c, void *pointer, i64 n_rows, i64 each, u64 *refused) {
-    *(void **)pointer = *refused ? NULL : cuda_alloc(c, (u64)(n_rows * each));
-    if (!*(void **)pointer && !*refused) *refused = (u64)(n_rows * each);
-    return *refused == 0;
+/* What cudaMalloc takes for n bytes: beyond a MiB, pages of 2 MiB. */
+static u64 taken_(u64 n) {
+    return (u64)round_up((i64)n, n >= (u64)1 << 20 ? (i64)2 << 20 : 512);
+}
+
+/* The scratch of a backend, as data: where it is kept, rows, bytes each; 0 rows: not needed. Zeroed, so
+ * that rows past the last are finite. */
+struct Scratch {
+    void *at; /* of a pointer to device memory */
+    i64 n_rows, each;
+};
+
+#define SCRATCH_MAX 13
+
+static void scratch_plan_(Cuda *c, i64 n_rows_max, i64 n_in_max, Scratch plan[SCRATCH_MAX]) {
+    i64 rows = round_up(n_rows_max, TILED_ROWS), in = round_up(n_in_max, 256);
+    i64 int8 = c->needs & NEEDS_INT8 ? rows : 0, blocks = c->needs & NEEDS_BLOCKS ? rows : 0;
+    i64 halves = c->needs & (NEEDS_F16 | NEEDS_BF16) ? rows : 0;
+    i64 part = rows > 64 * ATTEND_SPLITS ? rows : 64 * ATTEND_SPLITS;
+    i64 set = rows * (i64)(sizeof(DlmRow) + sizeof(AttendTile));
+    const Scratch all[SCRATCH_MAX] = {
+        {&c->int8.q, int8, in},
+        {&c->int8.inv, int8, 4},
+        {&c->int8.sum, int8, 4},
+        {&c->int8.sums, int8, in / 64 * 4},
+        {&c->blocks.q, blocks, in},
+        {&c->blocks.d, blocks, in / 32 * 4},
+        {&c->blocks.sums, blocks, in / 16 * 2},
+        {&c->halves.planes, halves, (c->needs & NEEDS_BF16 ? 3 : 2) * in * 2},
+        {&c->halves.factor, halves, 4},
+        {&c->part, part,
+         5 * in}, /* 4 bytes, times (8 + 2) / 8: heads have 8 elements or more, and 2 */
+        {&c->choices, rows, sizeof(Choice)},
+        {&c->sets[0].rows, 1, set},
+        {&c->sets[1].rows, 1, set},
+    };
+    c->part_rows = part, c->halves.plane = rows * in;
+    memcpy(plan, all, sizeof all);
+}
+
+static u64 cuda_scratch_bytes(void *self, i32 n_rows_max, i32 n_in_max) {
+    Scratch plan[SCRATCH_MAX];
+    u64 n = 0;
+    scratch_plan_((Cuda *)self, n_rows_max, n_in_max, plan);
+    for (int i = 0; i < SCRATCH_MAX; i++) n += taken_((u64)(plan[i].n_rows * plan[i].each));
+    return n;
+}
+
+static const char *pinned_(Cuda *c, void *pointer, u64 n_bytes) {
+    if (cudaMallocHost((void **)pointer, n_bytes) == cudaSuccess) return NULL;
+    cudaGetLastError();
+    *(void **)pointer = NULL;
+    snprintf(c->error, sizeof c->error,
+             "out of memory: %.1f MiB of the host's were refused to the GPU",
+             (double)n_bytes / 1048576.0);
+    return c->error;
 }
 
 static const char *cuda_reserve(void *self, i32 n_rows_max, i32 n_in_max, i32 n_cell_max) {
     Cuda *c = (Cuda *)self;
-    i64 rows = round_up(n_rows_max, TILED_ROWS), in = round_up(n_in_max, 256);
-    u64 refused = 0;
+    const DlmOps *cpu = c->host->cpu;
+    u64 rows = (u64)round_up(n_rows_max, TILED_ROWS), y = (u64)(n_rows_max + 1) * sizeof(float);
+    Scratch plan[SCRATCH_MAX];
+    const char *why = NULL;
     (void)n_cell_max;
     c->n_rows_max = n_rows_max, c->n_in_max = n_in_max;
-    if (c->needs & NEEDS_INT8) {
-        scratch_(c, &c->int8.q, rows, in, &refused);
-        scratch_(c, &c->int8.inv, rows, 4, &refused);
-        scratch_(c, &c->int8.sum, rows, 4, &refused);
-        scratch_(c, &c->int8.sums, rows, in / 64 * 4, &refused);
+    scratch_plan_(c, n_rows_max, n_in_max, plan);
+    for (int i = 0; !why && i < SCRATCH_MAX; i++) {
+        u64 n = (u64)(plan[i].n_rows * plan[i].each);
+        void *p = n ? cuda_alloc(c, n) : NULL;
+        *(void **)plan[i].at = p;
+        if (n && !p) why = refused_(c, "scratch", n);
     }
-    if (c->needs & NEEDS_BLOCKS) {
-        scratch_(c, &c->blocks.q, rows, in, &refused);
-        scratch_(c, &c->blocks.d, rows, in / 32 * 4, &refused);
-        scratch_(c, &c->blocks.sums, rows, in / 16 * 2, &refused);
-    }
-    if (c->needs & (NEEDS_F16 | NEEDS_BF16)) {
-        c->halves.plane = rows * in;
-        scratch_(c, &c->halves.planes, rows, (c->needs & NEEDS_BF16 ? 3 : 2) * in * 2, &refused);
-        scratch_(c, &c->halves.factor, rows, 4, &refused);
-    }
-    scratch_(c, &c->part, 2 * c->n_sm, ATTEND_QUERIES * (128 + 2) * 4, &refused);
-    scratch_(c, &c->choices, rows, sizeof(Choice), &refused);
-    if (!refused &&
-        cudaMallocHost((void **)&c->host_choices, (u64)rows * sizeof(Choice)) != cudaSuccess)
-        refused = (u64)rows * sizeof(Choice), cudaGetLastError();
-    u64 set = (u64)rows * (sizeof(DlmRow) + sizeof(AttendTile));
-    for (int i = 0; i < 2; i++) {
+    if (!why) why = pinned_(c, &c->host_choices, rows * sizeof(Choice));
+    for (int i = 0; !why && i < 2; i++) {
         RowSet *s = &c->sets[i];
-        scratch_(c, &s->rows, 1, (i64)set, &refused);
-        if (!refused && cudaMallocHost((void **)&s->host_rows, set) != cudaSuccess)
-            refused = set, cudaGetLastError();
+        why = pinned_(c, &s->host_rows, rows * (sizeof(DlmRow) + sizeof(AttendTile)));
         s->tiles = (AttendTile *)(s->rows + rows);
         s->host_tiles = (AttendTile *)(s->host_rows + rows);
     }
-    return refused ? refused_(c, "scratch", refused) : NULL;
+    if (why || !c->host_out) return why;
+    why = cpu->reserve(cpu->self, n_rows_max, n_in_max, 1); /* a cell: it attends to nothing */
+    if (!why) why = pinned_(c, &c->host_x, y * (u64)n_in_max);
+    return why ? why : pinned_(c, &c->host_y, y * JOBS_MAX * (u64)c->host_out);
 }
 
 static u64 cuda_memory_free(void *self) {
@@ -1570,6 +1677,11 @@ static DlmMatKind kind_of_(const Cuda *c, DlmType type) {
     }
 }
 
+static i32 needs_of_(DlmMatKind kind) {
+    static const i32 needs[] = {0, NEEDS_F16, NEEDS_BF16, NEEDS_BLOCKS, NEEDS_INT8};
+    return needs[kind];
+}
+
 /* Bytes of the device's layout. */
 static u64 layout_bytes_(const Cuda *c, DlmType type, i64 n_out, i64 n_in) {
     switch (kind_of_(c, type)) {
@@ -1580,8 +1692,16 @@ static u64 layout_bytes_(const Cuda *c, DlmType type, i64 n_out, i64 n_in) {
     }
 }
 
+/* Ternary blocks may turn out to have a scale each; their number is that of the file's blocks. */
 static u64 cuda_mat_bytes(void *self, const DlmTensor *t) {
-    return layout_bytes_((const Cuda *)self, t->type, t->n_out, t->n_in);
+    Cuda *c = (Cuda *)self;
+    DlmMatKind kind = kind_of_(c, t->type);
+    i32 block = (i32)type_info_(t->type)->block;
+    u64 n = taken_(layout_bytes_(c, t->type, t->n_out, t->n_in));
+    if (kind == DLM_MAT_TERNARY && block >= DLM_QK2_0)
+        n += taken_((u64)(round_up(t->n_out, 16) * (t->n_in / block)) * sizeof(float));
+    c->needs |= needs_of_(kind);
+    return n;
 }
 
 /* The CPU's tiles, once on the device, are put in our order there. */
@@ -1686,22 +1806,33 @@ static bool load_dense_(Cuda *c, u8 *to, const DlmMat *cpu, bool widen) {
         }
         from = wide, row *= 2;
     }
-    check_(cudaMemcpy2DAsync(to, pitch, from, row, row, n, cudaMemcpyHostToDevice, c->stream),
-           "an upload");
-    check_(cudaStreamSynchronize(c->stream), "an upload");
+    if (pitch == row) { /* the usual case, and the quickest from memory that is not pinned */
+        cuda_upload(c, to, from, n * row);
+    } else {
+        check_(cudaMemcpy2DAsync(to, pitch, from, row, row, n, cudaMemcpyHostToDevice, c->stream),
+               "an upload");
+        check_(cudaStreamSynchronize(c->stream), "an upload");
+    }
     free(wide);
     return true;
 }
 
 static void cuda_mat_free(void *self, DlmMat *m) {
+    const DlmOps *cpu = ((Cuda *)self)->host->cpu;
+    if (m->on_host) {
+        cpu->mat_free(cpu->self, m);
+        return;
+    }
     cuda_free(self, m->owned);
     cuda_free(self, m->owned_scales);
     *m = DlmMat();
 }
 
-/* The CPU's backend reads the tensor and finds what is wrong with it; the result moves over. */
+#define OUTPUTS_MAX (8 * 65535) /* what the narrowest grid holds */
+
+/* The CPU's backend reads the tensor and finds what is wrong with it; the result moves over, unless the
+ * layer stays there. */
 static const char *cuda_mat_load(void *self, DlmMat *m, const DlmTensor *t) {
-    static const i32 needs[] = {0, NEEDS_F16, NEEDS_BF16, NEEDS_BLOCKS, NEEDS_INT8};
     Cuda *c = (Cuda *)self;
     DlmOps *cpu = c->host->cpu;
     DlmMat from = {};
@@ -1710,9 +1841,21 @@ static const char *cuda_mat_load(void *self, DlmMat *m, const DlmTensor *t) {
         cpu->mat_free(cpu->self, &from);
         return why;
     }
-    u64 n = cuda_mat_bytes(c, t);
-    u8 *to = (u8 *)cuda_alloc(c, n);
     *m = from;
+    if (t->layer >= 0 && t->layer < c->host->n_layers_host) {
+        m->on_host = true;
+        if (m->n_out > c->host_out) c->host_out = m->n_out;
+        return NULL;
+    }
+    if (t->n_out > OUTPUTS_MAX) {
+        snprintf(c->error, sizeof c->error,
+                 "tensor %s has %lld outputs; on the GPU a matrix has up to %d", t->name,
+                 (long long)t->n_out, OUTPUTS_MAX);
+        cpu->mat_free(cpu->self, m);
+        return c->error;
+    }
+    u64 n = layout_bytes_(c, t->type, t->n_out, t->n_in);
+    u8 *to = (u8 *)cuda_alloc(c, n);
     m->kind = kind_of_(c, t->type);
     m->data = m->owned = to;
     m->owned_bytes = n;
@@ -1725,7 +1868,7 @@ static const char *cuda_mat_load(void *self, DlmMat *m, const DlmTensor *t) {
     else if (ok)
         ok = load_dense_(c, to, &from, m->kind == DLM_MAT_F32);
     cpu->mat_free(cpu->self, &from);
-    c->needs |= needs[m->kind];
+    c->needs |= needs_of_(m->kind);
     if (ok) return NULL;
     cuda_mat_free(c, m);
     return refused_(c, t->name, n);
@@ -1746,15 +1889,20 @@ static void plan_tiles_(RowSet *s, i32 tile_rows) {
     }
 }
 
-static void upload_rows_(Cuda *c, RowSet *s, const DlmRow *rows, i32 n) {
-    check_(cudaEventSynchronize(s->uploaded), "an upload"); /* the pinned copy is free again */
-    memcpy(s->host_rows, rows, (size_t)n * sizeof *rows);
-    s->n = n;
+/* Sends the set's rows, and the tiles that attention makes of them. */
+static void send_rows_(Cuda *c, RowSet *s) {
     plan_tiles_(s, c->tile_rows);
     u64 bytes = (u64)((u8 *)(s->host_tiles + s->n_tiles) - (u8 *)s->host_rows);
     check_(cudaMemcpyAsync(s->rows, s->host_rows, bytes, cudaMemcpyHostToDevice, c->stream),
            "an upload");
     check_(cudaEventRecord(s->uploaded, c->stream), "an upload");
+}
+
+static void upload_rows_(Cuda *c, RowSet *s, const DlmRow *rows, i32 n) {
+    check_(cudaEventSynchronize(s->uploaded), "an upload"); /* the pinned copy is free again */
+    memcpy(s->host_rows, rows, (size_t)n * sizeof *rows);
+    s->n = n;
+    send_rows_(c, s);
 }
 
 /* The set that holds these rows; uploads them when none does. */
@@ -1786,7 +1934,8 @@ static Pass *find_pass_(Cuda *c, i32 n_rows, i32 n_logits) {
     return oldest;
 }
 
-/* The first pass of a shape runs as it is called, the second is recorded, later ones are replayed. */
+/* The first pass of a shape runs as it is called, the second is recorded, later ones are replayed;
+ * where the CPU has a part, all run as they are called. */
 static bool cuda_begin(void *self, const DlmRow *rows, const DlmRow *near, i32 n_rows,
                        i32 n_logits) {
     Cuda *c = (Cuda *)self;
@@ -1801,7 +1950,7 @@ static bool cuda_begin(void *self, const DlmRow *rows, const DlmRow *near, i32 n
         if (!from[i]) s->n = s->n_tiles = 0;
     }
     Pass *p = find_pass_(c, n_rows, n_logits);
-    bool seen = p->used != 0 && c->tile_rows != 0;
+    bool seen = p->used != 0 && c->tile_rows != 0 && !c->host_out;
     p->used = ++c->clock;
     if (p->graph) {
         check_(cudaGraphLaunch(p->graph, c->stream), "a recorded pass");
@@ -1847,7 +1996,7 @@ static void cuda_embed(void *self, float *y, const DlmMat *w, const DlmRow *rows
                   w->n_out,
                   w->scale_block,
                   (i32)type_info_(w->type)->block};
-    dim3 grid(blocks_of_(w->n_in, ROW_THREADS), (u32)n_rows);
+    dim3 grid((u32)n_rows, blocks_of_(w->n_in, ROW_THREADS));
     LAUNCH(c, embed_rows, grid, ROW_THREADS, y, m, rows_(c, rows, n_rows)->rows);
 }
 
@@ -1921,7 +2070,7 @@ static void linear_blocks_(Cuda *c, const Jobs &jobs, DlmType type, const float 
     bool large = type_info_(type)->block == 256, many = n_rows > 8;
     BlockRows rows = c->blocks;
     rows.stride = (i32)round_up(jobs.n_in, 256);
-    dim3 quantize((u32)rows.stride / 256, (u32)n_rows);
+    dim3 quantize((u32)n_rows, (u32)rows.stride / 256);
     void (*quantizer)(BlockRows, const float *, i32) =
         large ? quantize_blocks<256> : quantize_blocks<32>;
     LAUNCH(c, quantizer, quantize, WARP, rows, x, jobs.n_in);
@@ -1952,20 +2101,42 @@ static i32 unit_of_(const DlmMat *w, i32 n_rows) {
 
 /* Can one launch make both? */
 static bool alike_(const DlmMat *a, const DlmMat *b) {
+    if (a->on_host || b->on_host) return a->on_host == b->on_host;
     if (a->kind == DLM_MAT_BLOCKS) return b->type == a->type;
     return a->kind == b->kind && !a->scales == !b->scales;
 }
 
-static void cuda_linear(void *self, const DlmLinear *jobs, i32 n_jobs, const float *x, i32 n_rows) {
-    Cuda *c = (Cuda *)self;
+/* Matrices that stayed with the CPU: the rows cross the bus, and return multiplied. What it costs is
+ * the CPU's own time, for the rows are few bytes beside the weights; keys, values and attention are the
+ * GPU's in all layers, so that they have one home and one law. */
+static void linear_on_host_(Cuda *c, const DlmLinear *jobs, i32 n, const float *x, i32 n_rows) {
+    const DlmOps *cpu = c->host->cpu;
+    DlmLinear host[JOBS_MAX];
+    float *at = c->host_y;
+    cuda_download(c, c->host_x, x, (u64)n_rows * (u64)jobs[0].w->n_in * sizeof *x);
+    for (i32 j = 0; j < n; j++) {
+        u64 n_out = (u64)jobs[j].w->n_out;
+        host[j] = jobs[j], host[j].y = at;
+        at += (u64)n_rows * n_out;
+        if (!jobs[j].bias) continue;
+        cuda_download(c, at, jobs[j].bias, n_out * sizeof *at);
+        host[j].bias = at;
+        at += n_out;
+    }
+    cpu->linear(cpu->self, host, n, c->host_x, n_rows);
+    for (i32 j = 0; j < n; j++)
+        cuda_upload(c, jobs[j].y, host[j].y, (u64)n_rows * (u64)jobs[j].w->n_out * sizeof *at);
+}
+
+static void linear_on_device_(Cuda *c, const DlmLinear *jobs, i32 n, const float *x, i32 n_rows) {
     const DlmMat *w = jobs[0].w;
     Jobs all = {};
-    all.n_in = w->n_in;
-    for (; all.n < n_jobs && all.n < JOBS_MAX && alike_(w, jobs[all.n].w); all.n++) {
-        const DlmLinear *j = &jobs[all.n];
+    all.n_in = w->n_in, all.n = n;
+    for (i32 i = 0; i < n; i++) {
+        const DlmLinear *j = &jobs[i];
         Job job = {(const u8 *)j->w->data, j->y,        j->bias,    j->w->scales, j->w->scale,
                    j->w->scale_block,      j->w->n_out, all.n_units};
-        all.job[all.n] = job;
+        all.job[i] = job;
         all.n_units += (i32)blocks_of_(job.n_out, unit_of_(w, n_rows));
     }
     bool ready = c->int8_of == x && c->int8_rows == n_rows && c->int8_n == w->n_in;
@@ -1983,10 +2154,20 @@ static void cuda_linear(void *self, const DlmLinear *jobs, i32 n_jobs, const flo
         LAUNCH(c, f32_linear, grid, ROW_THREADS, all, x, (i32)round_up(w->n_in, 32), n_rows);
     } else
         linear_halves_(c, all, w->kind == DLM_MAT_BF16, x, n_rows);
-    for (i32 j = 0; j < all.n; j++) writes_(c, jobs[j].y);
-    const DlmLinear *last = &jobs[all.n - 1];
+}
+
+static void cuda_linear(void *self, const DlmLinear *jobs, i32 n_jobs, const float *x, i32 n_rows) {
+    Cuda *c = (Cuda *)self;
+    i32 n = 1;
+    while (n < n_jobs && n < JOBS_MAX && alike_(jobs[0].w, jobs[n].w)) n++;
+    if (jobs[0].w->on_host)
+        linear_on_host_(c, jobs, n, x, n_rows);
+    else
+        linear_on_device_(c, jobs, n, x, n_rows);
+    for (i32 j = 0; j < n; j++) writes_(c, jobs[j].y);
+    const DlmLinear *last = &jobs[n - 1];
     c->last = last->y, c->last_rows = n_rows, c->last_n = last->w->n_out, c->n_choices = 0;
-    if (all.n < n_jobs) cuda_linear(c, jobs + all.n, n_jobs - all.n, x, n_rows);
+    if (n < n_jobs) cuda_linear(c, jobs + n, n_jobs - n, x, n_rows);
 }
 
 static void wait_for_next_(Cuda *c, PendingKind kind, float *y, const float *x, i64 n, i32 act) {
@@ -2072,8 +2253,8 @@ static void cuda_attend(void *self, float *out, const float *q, const DlmKv *kv,
     a.k = cells_of_(kv, kv->k, layer, &a.slot_stride);
     a.v = cells_of_(kv, kv->v, layer, &a.slot_stride);
     a.f16 = kv->type == DLM_F16, a.scale = scale;
-    if (!a.f16 || dim % 8 != 0 || dim > 128 || group > ATTEND_QUERIES) {
-        dim3 grid((u32)n_head, (u32)n_rows);
+    if (!a.f16 || dim % 8 != 0 || dim > ATTEND_DIM_MAX || group > ATTEND_QUERIES) {
+        dim3 grid((u32)n_rows, (u32)n_head);
         if (c->tile_rows == 0) c->tile_rows = 1;
         LAUNCH(c, attend_any, grid, WARP, a, rows_(c, rows, n_rows)->rows);
         return;
@@ -2082,26 +2263,22 @@ static void cuda_attend(void *self, float *out, const float *q, const DlmKv *kv,
     if (c->tile_rows != ATTEND_QUERIES / group) { /* the first attention of a model */
         c->tile_rows = ATTEND_QUERIES / group;
         forget_passes_(c);
+        cuda_sync(c);
         for (int i = 0; i < 2; i++)
-            if (c->sets[i].n) {
-                cuda_sync(c);
-                upload_rows_(c, &c->sets[i], s == &c->sets[i] ? rows : c->sets[i].from,
-                             c->sets[i].n);
-            }
+            if (c->sets[i].n) send_rows_(c, &c->sets[i]);
     }
     static void (*const kernels[])(Attend, const DlmRow *, const AttendTile *) = {
         attend_tiles<32>, attend_tiles<64>, attend_tiles<96>, attend_tiles<128>};
     void (*kernel)(Attend, const DlmRow *, const AttendTile *) = kernels[(dim - 1) / 32];
-    i32 blocks = s->n_tiles * a.n_head_kv, most = (kv->n_cell + ATTEND_CELLS - 1) / ATTEND_CELLS;
-    a.n_split = 2 * c->n_sm / blocks;
-    if (a.n_split > most) a.n_split = most;
-    if (a.n_split > 16) a.n_split = 16;
-    if (a.n_split < 1) a.n_split = 1;
+    i64 each = round_up(blocks_of_(kv->n_cell, ATTEND_SPLITS), ATTEND_CELLS);
+    a.segment = (i32)(each > ATTEND_SEGMENT ? each : ATTEND_SEGMENT);
+    i32 n_segments = (i32)blocks_of_(kv->n_cell, a.segment);
+    bool split = s->n_tiles * a.n_head_kv < 2 * c->n_sm && (i64)n_rows * n_segments <= c->part_rows;
+    a.n_split = split ? n_segments : 1;
     a.part = c->part;
-    dim3 grid((u32)s->n_tiles, (u32)a.n_head_kv, (u32)a.n_split);
+    dim3 grid((u32)s->n_tiles, (u32)a.n_head_kv, (u32)a.n_split), heads((u32)n_rows, (u32)n_head);
     LAUNCH(c, kernel, grid, 128, a, s->rows, s->tiles);
-    dim3 queries((u32)s->n_tiles, (u32)a.n_head_kv, (u32)(c->tile_rows * group));
-    if (a.n_split > 1) LAUNCH(c, attend_join, queries, WARP, a, s->tiles);
+    if (a.n_split > 1) LAUNCH(c, attend_join, heads, WARP, a);
 }
 
 static void cuda_gather(void *self, float *y, const float *x, const DlmRow *rows, i32 n_rows,
@@ -2109,7 +2286,7 @@ static void cuda_gather(void *self, float *y, const float *x, const DlmRow *rows
     Cuda *c = (Cuda *)self;
     settle_(c);
     writes_(c, y);
-    dim3 grid(blocks_of_(n, ROW_THREADS), (u32)n_rows);
+    dim3 grid((u32)n_rows, blocks_of_(n, ROW_THREADS));
     LAUNCH(c, gather_rows, grid, ROW_THREADS, y, x, rows_(c, rows, n_rows)->rows, n);
 }
 
@@ -2188,16 +2365,14 @@ static void cuda_close(DlmOps *ops) {
     Cuda *c = (Cuda *)ops->self;
     cuda_sync(c);
     forget_passes_(c);
-    void *scratch[] = {c->int8.q,      c->int8.inv, c->int8.sum,      c->int8.sums,
-                       c->blocks.q,    c->blocks.d, c->blocks.sums,   c->halves.planes,
-                       c->part,        c->choices,  c->halves.factor, c->sets[0].rows,
-                       c->sets[1].rows};
-    for (size_t i = 0; i < sizeof scratch / sizeof *scratch; i++) cuda_free(c, scratch[i]);
-    for (int i = 0; i < 2; i++) {
-        if (c->sets[i].host_rows) check_(cudaFreeHost(c->sets[i].host_rows), "freeing memory");
-        check_(cudaEventDestroy(c->sets[i].uploaded), "closing");
-    }
-    if (c->host_choices) check_(cudaFreeHost(c->host_choices), "freeing memory");
+    Scratch plan[SCRATCH_MAX];
+    void *pinned[] = {c->sets[0].host_rows, c->sets[1].host_rows, c->host_choices, c->host_x,
+                      c->host_y};
+    scratch_plan_(c, 1, 1, plan);
+    for (int i = 0; i < SCRATCH_MAX; i++) cuda_free(c, *(void **)plan[i].at);
+    for (size_t i = 0; i < sizeof pinned / sizeof *pinned; i++)
+        if (pinned[i]) check_(cudaFreeHost(pinned[i]), "freeing memory");
+    for (int i = 0; i < 2; i++) check_(cudaEventDestroy(c->sets[i].uploaded), "closing");
     check_(cudaStreamDestroy(c->stream), "closing");
     free(c);
     *ops = DlmOps();
@@ -2256,8 +2431,8 @@ extern "C" const char *dlm_cuda_open(DlmOps *ops, const DlmCudaHost *host) {
     all.attend = cuda_attend, all.gather = cuda_gather, all.top1 = cuda_top1;
     all.exps = host->cpu->exps; /* in host memory */
     all.begin = cuda_begin, all.end = cuda_end, all.sync = cuda_sync;
-    all.memory_free = cuda_memory_free, all.mat_bytes = cuda_mat_bytes,
-    all.ceilings = cuda_ceilings;
+    all.memory_free = cuda_memory_free, all.mat_bytes = cuda_mat_bytes;
+    all.scratch_bytes = cuda_scratch_bytes, all.ceilings = cuda_ceilings;
     *ops = all;
     return NULL;
 }

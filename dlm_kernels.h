@@ -217,6 +217,7 @@ typedef struct {
 /* A weight as it lies in the file: [n_out][n_in], n_in contiguous. */
 typedef struct {
     const char *name; /* NUL-terminated, for messages */
+    int32_t layer;    /* -1: of none; only a GPU that holds some of them asks */
     DlmType type;
     DlmI2sLayout i2s_layout; /* for DLM_I2_S */
     DlmTlTiling tl;          /* for DLM_TL1 and DLM_TL2 */
@@ -256,6 +257,7 @@ typedef struct {
     void *owned; /* what mat_free gives back, or NULL when data lies in the file's mapping */
     void *owned_scales;
     uint64_t owned_bytes; /* of both */
+    bool on_host;         /* a GPU's backend left it to the CPU's */
 } DlmMat;
 
 /* ---- what a row of a forward pass is ---- */
@@ -413,9 +415,11 @@ typedef struct DlmOps {
                   int32_t n_logits);
     void (*end)(void *self);
     void (*sync)(void *self); /* returns when all calls have run */
-    /* bytes of the backend's own memory: free now; what mat_load would take for this tensor */
+    /* bytes of the backend's own memory: free now; the most that mat_load takes for this tensor; what
+     * `reserve` takes, once mat_bytes was asked for every tensor */
     uint64_t (*memory_free)(void *self);
     uint64_t (*mat_bytes)(void *self, const DlmTensor *t);
+    uint64_t (*scratch_bytes)(void *self, int32_t n_rows_max, int32_t n_in_max);
     /* measured ceilings, in billions a second: bytes copied (read and written), and multiply-adds of
      * the 8-bit and 16-bit matrix instructions */
     const char *(*ceilings)(void *self, double *copy_gbs, double *int8_gmacs, double *f16_gmacs);
@@ -429,6 +433,7 @@ typedef struct {
     void *pool;
     void (*parallel)(void *pool, int32_t n, int32_t grain,
                      void (*fn)(void *arg, int32_t begin, int32_t end, int32_t thread), void *arg);
+    int32_t n_layers_host; /* matrices of layers below this stay with the CPU */
 } DlmCudaHost;
 
 typedef struct {

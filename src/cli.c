@@ -312,8 +312,14 @@ static const CliOpt CLI_OPTS[] = {
      .help = "Instruction set to use, one of those that dlm version lists."},
     {0, "device", NULL, CLI_WORD, "DEVICE", CLI_AT(engine.device), .words = CLI_DEVICES,
      .verbs = CLI_ENGINE | CLI_BENCH, .group = CLI_G_MODEL,
-     .help = "Where the model runs. auto: in dlm-cuda on the first GPU, when it holds the whole "
-             "model, else on the CPU."},
+     .help = "Where the model runs. auto: in dlm-cuda on the first GPU, as many of its layers as "
+             "fit there, else on the CPU."},
+    {0, "gpu-layers", "-ngl --n-gpu-layers", CLI_INT, "N", CLI_AT(engine.gpu_layers), .min = -1,
+     .max = 100000, .verbs = CLI_ENGINE | CLI_BENCH, .group = CLI_G_MODEL,
+     .unset = "as many as fit",
+     .help =
+         "How many layers the GPU has, the last ones; the CPU multiplies by the others' matrices. "
+         "0: the CPU has all."},
     {0, "i2s-layout", NULL, CLI_WORD, "LAYOUT", CLI_AT(engine.i2s_layout), .words = CLI_LAYOUTS,
      .verbs = CLI_ENGINE | CLI_INFO | CLI_CONVERT, .group = CLI_G_MODEL,
      .help = "How the codes of I2_S tensors lie, which their files do not say."},
@@ -1388,7 +1394,7 @@ static bool cli_sandbox_mode_(const Cli *c, SandboxMode *mode, Err *e) {
 #ifdef DLM_CUDA
     DlmCudaDevice gpu;
     int n = 0;
-    if (c->engine.device == ENGINE_DEVICE_CPU || *mode == SANDBOX_OFF) return true;
+    if (!engine_wants_gpu(&c->engine) || *mode == SANDBOX_OFF) return true;
     if (dlm_cuda_devices(&gpu, 1, &n)) return true; /* there is none to talk to */
     if (*mode == SANDBOX_STRICT)
         return err_set(

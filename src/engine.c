@@ -38,6 +38,7 @@ typedef struct {
     i32 n_threads;         /* 0: os_cpu_count() */
     const char *cpu_level; /* NULL: the best this machine has */
     i32 device;            /* EngineDevice */
+    i32 gpu_layers;        /* layers that a GPU has: its last ones; -1: as many as fit */
     i32 mask_token_id;     /* -1: from the model */
     DlmI2sLayout i2s_layout;
     const char *tl_config; /* NULL, or the file that says how TL1 and TL2 lie */
@@ -52,7 +53,8 @@ typedef struct {
 } EngineOptions;
 
 static EngineOptions engine_options_default(void) {
-    return (EngineOptions){.mask_token_id = -1, .kv_type = DLM_F16, .n_slots = 1, .notes = -1};
+    return (EngineOptions){
+        .mask_token_id = -1, .kv_type = DLM_F16, .n_slots = 1, .notes = -1, .gpu_layers = -1};
 }
 
 /* One generation at a time, and the cache that it leaves behind for the next. */
@@ -188,47 +190,144 @@ static bool engine_open_slots_(Engine *g, const EngineOptions *o, Err *e) {
     return true;
 }
 
-/* ---- the device: a GPU that holds the whole model, or the CPU ---- */
+/* ---- the device: a GPU that holds the whole model or its last layers, or the CPU ---- */
 
 #ifdef DLM_CUDA
-#define ENGINE_CUDA_SPARE ((u64)256 << 20) /* scratch, recorded passes and the driver's own */
+#define ENGINE_CUDA_SPARE ((u64)256 << 20) /* recorded passes, and what the driver takes */
+#define ENGINE_CUDA_ROWS 1024              /* of one forward, where there is room: a GPU wants */
+#define ENGINE_CUDA_LOGITS 512             /* many at a time */
+#define ENGINE_MIB(n) ((f64)(n) / 1048576.0)
+
+/* What a model takes of a GPU. The cache of all layers is there, and attention, also where the CPU
+ * multiplies by a layer's matrices: so only those matrices are a matter of choice. */
+typedef struct {
+    u64 weights; /* embedding, output, vectors */
+    u64 cache;
+    u64 scratch; /* and what is spared */
+    u64 *layers; /* [n_layer] matrices */
+    u64 all, free;
+} EngineCudaPlan_;
 
 static void engine_parallel_(void *pool, i32 n, i32 grain, PoolFn fn, void *arg) {
     pool_for(pool, n, grain, fn, arg);
 }
 
-static u64 engine_cuda_bytes_(const Engine *g, const DlmOps *ops) {
-    u64 n = ENGINE_CUDA_SPARE + graph_kv_bytes(&g->model, &g->graph_options) +
-            graph_scratch_bytes(&g->model, &g->graph_options);
+/* The layer of a tensor by its name, blk.N.*, or -1. */
+static i32 engine_layer_of_(const Engine *g, Str name) {
+    i64 n = 0;
+    if (!str_starts(name, STR("blk."))) return -1;
+    for (size_t i = 4; i < name.n && name.p[i] >= '0' && name.p[i] <= '9' && n <= INT32_MAX; i++)
+        n = 10 * n + (name.p[i] - '0');
+    return n < g->model.n_layer ? (i32)n : -1;
+}
+
+/* plan->layers is the caller's, zeroed. */
+static void engine_plan_cuda_(const Engine *g, const GraphOptions *o, const DlmOps *ops,
+                              EngineCudaPlan_ *plan) {
+    const Model *m = &g->model;
     for (u32 i = 0; i < g->file.n_tensors; i++) {
         const GgufTensor *t = &g->file.tensors[i];
         const DlmTensor d = {.type = t->type, .n_in = (i64)t->ne[0], .n_out = (i64)t->ne[1]};
-        n += t->n_dims < 2 ? t->ne[0] * sizeof(f32) : ops->mat_bytes(ops->self, &d);
+        i32 layer = t->n_dims < 2 ? -1 : engine_layer_of_(g, t->name);
+        u64 *sum = layer < 0 ? &plan->weights : &plan->layers[layer];
+        *sum += t->n_dims < 2 ? t->ne[0] * sizeof(f32) : ops->mat_bytes(ops->self, &d);
     }
+    i32 n_in = MAX_OF(MAX_OF(m->n_embd, m->n_head * m->head_dim), m->n_ff);
+    plan->cache = graph_kv_bytes(m, o);
+    plan->scratch = graph_scratch_bytes(m, o) + ENGINE_CUDA_SPARE +
+                    ops->scratch_bytes(ops->self, o->n_rows_max, n_in);
+    plan->all = plan->weights + plan->cache + plan->scratch;
+    for (i32 i = 0; i < m->n_layer; i++) plan->all += plan->layers[i];
+    plan->free = ops->memory_free(ops->self);
+}
+
+/* Bytes with the last n layers. */
+static u64 engine_cuda_bytes_(const Engine *g, const EngineCudaPlan_ *plan, i32 n) {
+    u64 sum = plan->weights + plan->cache + plan->scratch;
+    for (i32 i = g->model.n_layer - n; i < g->model.n_layer; i++) sum += plan->layers[i];
+    return sum;
+}
+
+static i32 engine_cuda_fits_(const Engine *g, const EngineCudaPlan_ *plan) {
+    i32 n = -1;
+    while (n < g->model.n_layer && engine_cuda_bytes_(g, plan, n + 1) <= plan->free) n++;
     return n;
 }
 
-static bool engine_open_cuda_(Engine *g, Err *why) {
+/* Decides how many layers the GPU has, and says so when it is not all of them. False: none. */
+static bool engine_cuda_layers_(Engine *g, const EngineOptions *o, const EngineCudaPlan_ *plan,
+                                i32 *n, Err *why) {
+    i32 all = g->model.n_layer, fits = engine_cuda_fits_(g, plan);
+    *n = o->gpu_layers < 0 ? fits : MIN_OF(o->gpu_layers, all);
+    u64 need = engine_cuda_bytes_(g, plan, MAX_OF(*n, 0));
+    char parts[160];
+    snprintf(parts, sizeof parts,
+             "%.1f MiB: weights %.1f, cache %.1f, scratch and reserve %.1f, where %.1f are free",
+             ENGINE_MIB(need), ENGINE_MIB(need - plan->cache - plan->scratch),
+             ENGINE_MIB(plan->cache), ENGINE_MIB(plan->scratch), ENGINE_MIB(plan->free));
+    if (*n > fits)
+        return err_set(why, ERR_MEMORY,
+                       "%d of %d layers on the GPU need %s; %d would fit: ask for fewer with "
+                       "--gpu-layers, or for a smaller context with -c",
+                       *n, all, parts, MAX_OF(fits, 0));
+    if (*n < 1)
+        return err_set(why, ERR_RUNTIME,
+                       "the model and its cache need %.1f MiB on the GPU, where %.1f are free, too "
+                       "few for a part of it",
+                       ENGINE_MIB(plan->all), ENGINE_MIB(plan->free));
+    log_line(*n < all ? LOG_INFO : LOG_DEBUG, "the GPU has %d of %d layers (%s)%s", *n, all, parts,
+             *n < all ? ", the CPU the others" : "");
+    return true;
+}
+
+/* Forwards as wide as a GPU likes them. */
+static GraphOptions engine_wide_(const Engine *g) {
+    GraphOptions o = g->graph_options;
+    i64 cells = (i64)o.n_slots * o.n_ctx, logits = (i64)o.n_slots * g->model.decode.sub_block_size;
+    o.n_rows_max = MAX_OF(o.n_rows_max, (i32)MIN_OF(cells, ENGINE_CUDA_ROWS));
+    o.n_logits_max = MAX_OF(o.n_logits_max, (i32)MIN_OF(logits, ENGINE_CUDA_LOGITS) & ~1);
+    o.n_targets_max = MAX_OF(o.n_targets_max, o.n_logits_max);
+    return o;
+}
+
+/* Wide forwards where the whole model fits with them, else forwards as the CPU has them. */
+static bool engine_place_(Engine *g, const EngineOptions *o, const DlmOps *ops, u64 *layers,
+                          Err *why) {
+    const GraphOptions wide = engine_wide_(g), *try[] = {&wide, &g->graph_options};
+    for (int i = 0; i < 2; i++) {
+        EngineCudaPlan_ plan = {.layers = layers};
+        memset(layers, 0, (size_t)g->model.n_layer * sizeof *layers);
+        engine_plan_cuda_(g, try[i], ops, &plan);
+        bool whole =
+            plan.all <= plan.free && (o->gpu_layers < 0 || o->gpu_layers >= g->model.n_layer);
+        i32 n = 0;
+        if (i == 0 && !whole) continue;
+        if (!engine_cuda_layers_(g, o, &plan, &n, why)) return false;
+        g->cuda_host.n_layers_host = g->model.n_layer - n;
+        g->graph_options = *try[i];
+        return true;
+    }
+    return false;
+}
+
+static bool engine_open_cuda_(Engine *g, const EngineOptions *o, Err *why) {
     DlmOps ops = {0};
     g->cuda_host = (DlmCudaHost){
         .cpu = &g->cpu, .unpack = quant_unpack, .pool = g->pool, .parallel = engine_parallel_};
     const char *refusal = dlm_cuda_open(&ops, &g->cuda_host);
     if (refusal) return err_set(why, ERR_RUNTIME, "%s", refusal);
-    u64 need = engine_cuda_bytes_(g, &ops), have = ops.memory_free(ops.self);
-    if (need <= have) {
-        log_line(LOG_DEBUG, "running on the GPU: %.1f of its %.1f free MiB are needed",
-                 (f64)need / 1048576.0, (f64)have / 1048576.0);
+    u64 *layers = mem_alloc_n((u64)g->model.n_layer, sizeof *layers, why);
+    bool ok = layers && engine_place_(g, o, &ops, layers, why);
+    mem_free(layers);
+    if (ok)
         g->ops = ops;
-        return true;
-    }
-    ops.close(&ops);
-    return err_set(why, ERR_MEMORY,
-                   "the model and its cache need %.1f MiB on the GPU, where %.1f are free",
-                   (f64)need / 1048576.0, (f64)have / 1048576.0);
+    else
+        ops.close(&ops);
+    return ok;
 }
 #else
-static bool engine_open_cuda_(Engine *g, Err *why) {
-    (void)g;
+static bool engine_open_cuda_(Engine *g, const EngineOptions *o, Err *why) {
+    (void)g, (void)o;
     return err_set(
         why, ERR_USAGE,
         "this program was built for the CPU alone; `./build.sh cuda` makes dlm-cuda, which "
@@ -236,16 +335,21 @@ static bool engine_open_cuda_(Engine *g, Err *why) {
 }
 #endif
 
-static bool engine_choose_device_(Engine *g, const EngineOptions *o, Err *e) {
+/* May the model run on a GPU? */
+static bool engine_wants_gpu(const EngineOptions *o) {
 #ifdef DLM_CUDA
-    bool wanted = o->device != ENGINE_DEVICE_CPU;
+    return o->device != ENGINE_DEVICE_CPU && o->gpu_layers != 0;
 #else
-    bool wanted = o->device == ENGINE_DEVICE_CUDA;
+    return o->device == ENGINE_DEVICE_CUDA ||
+           (o->device == ENGINE_DEVICE_AUTO && o->gpu_layers > 0);
 #endif
+}
+
+static bool engine_choose_device_(Engine *g, const EngineOptions *o, Err *e) {
     Err why = {0};
     g->ops = g->cpu;
-    if (!wanted || engine_open_cuda_(g, &why)) return true;
-    if (why.code == ERR_USAGE) return err_set(e, why.code, "%s", why.msg);
+    if (!engine_wants_gpu(o) || engine_open_cuda_(g, o, &why)) return true;
+    if (why.code != ERR_RUNTIME) return err_set(e, why.code, "%s", why.msg);
     log_line(LOG_INFO, "%s; running on the CPU", why.msg);
     return true;
 }

@@ -772,7 +772,8 @@ static bool model_can_diffuse(const Model *m, Err *why) {
 typedef struct {
     Model *m;
     const ModelOptions *o;
-    u8 *used; /* [n_tensors] which tensors of the file the graph takes */
+    u8 *used;  /* [n_tensors] which tensors of the file the graph takes */
+    i32 layer; /* being bound, or -1 */
     Err *e;
 } ModelBinder;
 
@@ -855,6 +856,7 @@ static bool model_matrix_(ModelBinder *b, const char *base, i32 n_in, i32 n_out,
     if (!g) return model_absent_(b, name);
     if (!model_shape_(b, g, name, (u64)n_in, (u64)n_rows)) return false;
     DlmTensor t = {.name = name,
+                   .layer = b->layer,
                    .type = g->type,
                    .i2s_layout = b->o->i2s_layout,
                    .n_in = n_in,
@@ -967,6 +969,7 @@ static bool model_layer_matrix_(ModelBinder *b, i32 index, size_t i) {
 static bool model_layer_(ModelBinder *b, i32 index) {
     const Model *m = b->m;
     char name[96];
+    b->layer = index;
     for (size_t i = 0; i < COUNT_OF(MODEL_MATRICES); i++)
         if (!model_layer_matrix_(b, index, i)) return false;
     for (size_t i = 0; i < COUNT_OF(MODEL_VECTORS); i++) {
@@ -1076,7 +1079,7 @@ static void model_unload(Model *m) {
 
 /* Binds and checks every weight through the backend. */
 static bool model_load(Model *m, const ModelOptions *o, DlmOps *ops, Err *e) {
-    ModelBinder b = {.m = m, .o = o, .e = e};
+    ModelBinder b = {.m = m, .o = o, .layer = -1, .e = e};
     m->ops = ops;
     m->layers = mem_alloc_n((u64)m->n_layer, sizeof *m->layers, e);
     b.used = m->layers ? mem_alloc(m->file->n_tensors, e) : NULL;

@@ -27,7 +27,8 @@ ask() { # ask PROGRAM ARGS...: the answer, what went to stderr, the exit status
 
 is() { [ "$(cat "$tmp/$1")" = "$2" ]; }
 says() { grep -q "$1" "$tmp/err"; }
-silent() { ! grep -q "running on the CPU" "$tmp/err"; }
+silent() { ! grep -q "running on the CPU\|GPU" "$tmp/err"; }
+one_line() { [ "$(grep -c "GPU" "$tmp/err")" = 1 ] && grep -q "$1" "$tmp/err"; }
 once() { [ "$(grep -c "running on the CPU" "$tmp/err")" = 1 ]; }
 
 ask "$DLM"
@@ -39,6 +40,8 @@ check 'dlm --device cuda is a wrong command line' is status 2
 check 'dlm --device cuda says how to get dlm-cuda' says 'build.sh cuda'
 ask "$DLM" --device cpu
 check 'dlm --device cpu answers' is out "$answer"
+ask "$DLM" --gpu-layers 3
+check 'dlm --gpu-layers is a wrong command line' is status 2
 
 without() { # without LABEL PROGRAM...: there is no GPU
     label=$1
@@ -62,11 +65,25 @@ if [ -n "$EMULATED" ]; then
     without 'no driver' env DLM_EMU=off
     without 'a small GPU' env DLM_EMU_MEMORY=50000000
     ask env DLM_EMU_MEMORY=50000000 "$PROGRAM"
+    cp "$tmp/err" "$tmp/small"
     check 'a small GPU: the numbers' says 'need [0-9.]* MiB on the GPU, where 47.7 are free'
     "$PROGRAM" info >"$tmp/out" 2>"$tmp/err"
     check 'info lists the GPU' grep -q 'emulated GPU, compute capability 8.0' "$tmp/out"
     "$PROGRAM" info --json >"$tmp/out" 2>"$tmp/err"
     check 'info --json lists the GPU' grep -q '"gpus":\[{"name":"emulated GPU","capability":"8.0"' "$tmp/out"
+    need=$(sed -n 's/.* need \([0-9.]*\) MiB on the GPU.*/\1/p' "$tmp/small" | head -n 1)
+    most=$(awk "BEGIN { printf \"%.0f\", ($need - 0.15) * 1048576 }")
+    ask env DLM_EMU_MEMORY="$most" "$PROGRAM"
+    check 'a GPU for some of the layers: exit status' is status 0
+    check 'a GPU for some of the layers: the answer' is out "$answer"
+    check 'a GPU for some of the layers: one line with the numbers' one_line \
+        'the GPU has [1-3] of 4 layers ([0-9.]* MiB: weights [0-9.]*, cache [0-9.]*, .* are free), the CPU the others'
+    ask env DLM_EMU_MEMORY=50000000 "$PROGRAM" --gpu-layers 2
+    check 'more layers than fit: exit status' is status 4
+    check 'more layers than fit: one line with the numbers' one_line '2 of 4 layers on the GPU need [0-9.]* MiB: .*; 0 would fit'
+    ask "$PROGRAM" -ngl 0
+    check 'no layers: the answer' is out "$answer"
+    check 'no layers: no word about it' silent
     ask "$PROGRAM"
     check 'on the GPU: exit status' is status 0
     check 'on the GPU: the answer' is out "$answer"

@@ -9,7 +9,9 @@
  * rounds inside a matrix instruction, what its memory model permits within a warp, and any time.
  *
  *     DLM_EMU=off            there is no GPU
- *     DLM_EMU_MEMORY=BYTES   of this GPU (1 GiB) */
+ *     DLM_EMU_MEMORY=BYTES   of this GPU (1 GiB)
+ *     DLM_EMU_CAPABILITY=75  its compute capability (80); below 80 it has Turing's instructions alone
+ *     DLM_EMU_SMS=N          its multiprocessors (2): how finely work is split among them */
 #ifndef DLM_CUDA_EMU_H
 #define DLM_CUDA_EMU_H
 
@@ -245,6 +247,18 @@ static i32 atomicAdd(i32 *p, i32 v) {
 
 /* ---- matrix instructions. Lane 4 g + t: see dlm_cuda.cu. ---- */
 
+static int emu_number(const char *variable, int otherwise) {
+    const char *text = getenv(variable);
+    return text ? atoi(text) : otherwise;
+}
+
+static int emu_capability() {
+    static const int n = emu_number("DLM_EMU_CAPABILITY", 80);
+    return n;
+}
+
+#define AMPERE (emu_capability() >= 80)
+
 struct EmuMma {
     void *d;
     u32 a[4], b[2];
@@ -277,15 +291,34 @@ static void emu_mma_s8_k16(void *args[32]) {
     emu_mma_s8((EmuMma **)args, 1);
 }
 
-static void mma_s8_k32(i32 d[4], const u32 a[4], u32 b0, u32 b1) {
+/* Turing's: 8 outputs by 8 rows, lane 4 g + t has of both operands bytes 4 t.. of row g. */
+static void emu_mma_s8_8(void *args[32]) {
+    EmuMma **m = (EmuMma **)args;
+    for (int o = 0; o < 8; o++)
+        for (int r = 0; r < 8; r++) {
+            i32 sum = 0;
+            for (int i = 0; i < 16; i++) {
+                i8 a = (i8)(m[4 * o + i / 4]->a[0] >> 8 * (i % 4));
+                i8 b = (i8)(m[4 * r + i / 4]->b[0] >> 8 * (i % 4));
+                sum += a * b;
+            }
+            ((i32 *)m[4 * o + r / 2]->d)[r % 2] += sum;
+        }
+}
+
+static void mma_s8_16x8x32(i32 d[4], const u32 a[4], u32 b0, u32 b1) {
     EmuMma m = {d, {a[0], a[1], a[2], a[3]}, {b0, b1}};
     emu_together(emu_mma_s8_k32, &m);
 }
 
-static void mma_s8_k16(i32 d[4], u32 a0, u32 a1, u32 b) {
+static void mma_s8_16x8x16(i32 d[4], u32 a0, u32 a1, u32 b) {
     EmuMma m = {d, {a0, a1, 0, 0}, {b, 0}};
-    d[0] = d[1] = d[2] = d[3] = 0;
     emu_together(emu_mma_s8_k16, &m);
+}
+
+static void mma_s8_8x8x16(i32 d[2], u32 a, u32 b) {
+    EmuMma m = {d, {a, 0, 0, 0}, {b, 0}};
+    emu_together(emu_mma_s8_8, &m);
 }
 
 static float from_f16(u16 h) {
@@ -328,10 +361,27 @@ template <bool BF16> static void emu_mma_f16(void *args[32]) {
         }
 }
 
+/* Turing's: lane 4 g + t has inputs 2 t and 2 t + 1 of outputs g and g + 8, and of row g. */
+static void emu_mma_f16_8(void *args[32]) {
+    EmuMma **m = (EmuMma **)args;
+    for (int o = 0; o < 16; o++)
+        for (int r = 0; r < 8; r++) {
+            float *d = (float *)m[4 * (o % 8) + r / 2]->d + o / 8 * 2 + r % 2;
+            for (int i = 0; i < 8; i++)
+                *d += emu_half<false>(m[4 * (o % 8) + i / 2]->a[o / 8], i % 2) *
+                      emu_half<false>(m[4 * r + i / 2]->b[0], i % 2);
+        }
+}
+
 template <bool BF16>
-static void mma_f16(float d[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+static void mma_f16_16x8x16(float d[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     EmuMma m = {d, {a0, a1, a2, a3}, {b0, b1}};
     emu_together(emu_mma_f16<BF16>, &m);
+}
+
+static void mma_f16_16x8x8(float d[4], u32 a0, u32 a1, u32 b) {
+    EmuMma m = {d, {a0, a1, 0, 0}, {b, 0}};
+    emu_together(emu_mma_f16_8, &m);
 }
 
 struct EmuTranspose {
@@ -358,18 +408,18 @@ static void load_transposed(u32 d[4], const u16 *row) {
 
 /* ---- asynchronous copies ---- */
 
-static void copy_16(void *shared, const void *global) {
+static void copy_16_async(void *shared, const void *global) {
     EmuFiber *f = &emu.fibers[emu.self];
     if (((uintptr_t)shared | (uintptr_t)global) % 16) emu_die("a copy that is not aligned");
     if (f->n_copies == EMU_COPIES_MAX) emu_die("too many copies under way");
     f->copies[f->n_copies++] = EmuCopy{shared, global, f->group};
 }
 
-static void copies_commit() {
+static void copies_commit_async() {
     emu.fibers[emu.self].group++;
 }
 
-template <int N> static void copies_wait() {
+template <int N> static void copies_wait_async() {
     EmuFiber *f = &emu.fibers[emu.self];
     int left = 0;
     for (int i = 0; i < f->n_copies; i++) {
@@ -389,7 +439,11 @@ enum cudaError_t {
     cudaErrorInsufficientDriver = 35
 };
 enum { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
-enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2, cudaStreamCaptureModeThreadLocal = 1 };
+enum {
+    cudaStreamNonBlocking = 1,
+    cudaEventDisableTiming = 2,
+    cudaStreamCaptureModeThreadLocal = 1
+};
 
 struct EmuNode { /* a recorded launch */
     void (*kernel)(void *);
@@ -429,7 +483,9 @@ static cudaError_t emu_quiet(const char *what) { /* not while recording */
 }
 
 static const char *cudaGetErrorString(cudaError_t e) {
-    return e == cudaSuccess ? "no error" : e == cudaErrorMemoryAllocation ? "out of memory" : "no GPU";
+    return e == cudaSuccess                 ? "no error"
+           : e == cudaErrorMemoryAllocation ? "out of memory"
+                                            : "no GPU";
 }
 
 static cudaError_t cudaPeekAtLastError() {
@@ -448,7 +504,8 @@ static cudaError_t cudaGetDeviceCount(int *n) {
 }
 
 static cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
-    *p = cudaDeviceProp{"emulated GPU", 8, 0, 2, emu_host.total};
+    *p = cudaDeviceProp{"emulated GPU", emu_capability() / 10, emu_capability() % 10,
+                        emu_number("DLM_EMU_SMS", 2), emu_host.total};
     return cudaSuccess;
 }
 
@@ -615,7 +672,7 @@ template <typename K, typename... A> static auto emu_bind(K kernel, A... args) {
     return [=] { kernel(args...); };
 }
 
-#define SHARED(type, name) \
+#define SHARED(type, name)                                               \
     static_assert(sizeof(type) <= EMU_SHARED, "too much shared memory"); \
     type &name = *(type *)emu.shared
 #define LAUNCH(c, kernel, grid, n_threads, ...) \

@@ -113,6 +113,8 @@ cuda_tests() {
         run gcc $CFLAGS -O1 -g -DDLM_CUDA tests/cuda_check.c build/cuda/emulated.o -o build/cuda/emulated_check \
             -lpthread -lm
     ! chosen tests/cuda_check || try "emulated cuda_check" build/cuda/emulated_check --quick
+    ! chosen tests/cuda_check || try "emulated Turing cuda_check" env DLM_EMU_CAPABILITY=75 DLM_EMU_SMS=132 \
+        build/cuda/emulated_check --quick --kernels
     stale build/cuda/dlm-emulated $SOURCES build/cuda/emulated.o &&
         run gcc $CFLAGS -O1 -DDLM_CUDA dlm.c build/cuda/emulated.o -o build/cuda/dlm-emulated -lpthread -lm
     ! chosen tests/cuda || try "emulated cuda" sh tests/cuda.sh build/cuda/dlm-emulated emulated
