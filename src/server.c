@@ -422,22 +422,26 @@ static void server_fail_(ServerWorker *w, const ApiError *x) {
 /* ---- generating ---- */
 
 typedef struct {
+    TokIds prompt; /* of choice i: the i-th prompt, whichever choices it is for */
+    ApiLogprobs logprobs;
+    Buf logprobs_json;
+    ApiHeld held;
+} ServerChoice_;
+
+typedef struct {
     ServerWorker *w;
     ApiRequest req;
     ApiReply reply;
     HttpReply http;
     ApiError x;
     BatchCall call;
-    BatchJob jobs[API_CHOICES_MAX];
-    TokIds prompts[API_CHOICES_MAX];
-    ApiLogprobs logprobs[API_CHOICES_MAX];
-    ApiHeld held[API_CHOICES_MAX];
-    Buf logprobs_json[API_CHOICES_MAX];
-    ApiAnswer answers[API_CHOICES_MAX];
+    i32 n_choices;
+    BatchJob *jobs;         /* [n_choices] */
+    ServerChoice_ *choices; /* [n_choices] */
+    ApiAnswer *answers;     /* [n_choices] */
     Buf mail, events;
     Buf text; /* of choice text_of: came, and is no event yet */
     i32 text_of;
-    i32 n_choices;
     bool begun;  /* the head of the stream has been written */
     bool queued; /* its jobs are in the batch */
     bool gone;   /* the client is */
@@ -446,12 +450,15 @@ typedef struct {
 
 static void server_free_call_(ServerCall_ *c) {
     batch_call_free(&c->call);
-    for (i32 i = 0; i < API_CHOICES_MAX; i++) {
-        tok_ids_free(&c->prompts[i]);
-        api_logprobs_free(&c->logprobs[i]);
-        buf_free(&c->logprobs_json[i]);
-        buf_free(&c->held[i].text);
+    for (i32 i = 0; c->choices && i < c->n_choices; i++) {
+        tok_ids_free(&c->choices[i].prompt);
+        api_logprobs_free(&c->choices[i].logprobs);
+        buf_free(&c->choices[i].logprobs_json);
+        buf_free(&c->choices[i].held.text);
     }
+    mem_free(c->jobs);
+    mem_free(c->choices);
+    mem_free(c->answers);
     buf_free(&c->mail);
     buf_free(&c->events);
     buf_free(&c->text);
@@ -459,19 +466,28 @@ static void server_free_call_(ServerCall_ *c) {
     mem_free(c);
 }
 
+static bool server_alloc_choices_(ServerCall_ *c, Err *e) {
+    u64 n = (u64)api_n_choices(&c->req);
+    c->n_choices = (i32)n;
+    c->jobs = mem_alloc_n(n, sizeof *c->jobs, e);
+    c->choices = mem_alloc_n(n, sizeof *c->choices, e);
+    c->answers = mem_alloc_n(n, sizeof *c->answers, e);
+    return c->jobs && c->choices && c->answers;
+}
+
 /* The request's jobs, one for each choice. */
 static bool server_prepare_(ServerCall_ *c) {
     const ApiModel *m = &c->w->server->model;
     u64 random[3];
     Err e = {0};
-    if (!os_random(random, sizeof random, &e)) return api_take_err(&c->x, &e);
+    if (!os_random(random, sizeof random, &e) || !server_alloc_choices_(c, &e))
+        return api_take_err(&c->x, &e);
     i64 now = os_now_unix();
     for (i32 i = 0; i < c->req.n_prompts; i++)
-        if (!api_prompt(&c->req, i, m, now, &c->prompts[i], &c->x)) return false;
+        if (!api_prompt(&c->req, i, m, now, &c->choices[i].prompt, &c->x)) return false;
     c->reply = api_reply(&c->req, m, now, random);
-    c->n_choices = api_n_choices(&c->req);
     for (i32 i = 0; i < c->n_choices; i++) {
-        const TokIds *prompt = &c->prompts[i / c->req.n];
+        const TokIds *prompt = &c->choices[i / c->req.n].prompt;
         c->jobs[i] = (BatchJob){.prompt = prompt->p,
                                 .n_prompt = (i32)prompt->n,
                                 .params = api_decode_params(&c->req, i, random[2] & UINT32_MAX)};
@@ -508,20 +524,25 @@ static void server_flush_(ServerCall_ *c) {
 
 /* The log probabilities of choice i that have been collected, as JSON; empty when none are wanted. */
 static Str server_logprobs_(ServerCall_ *c, i32 i) {
-    if (!c->req.logprobs || (c->req.stream && c->logprobs[i].n == 0)) return (Str){0};
-    buf_clear(&c->logprobs_json[i]);
-    api_put_logprobs(&c->logprobs_json[i], &c->reply, &c->logprobs[i]);
-    if (c->logprobs_json[i].failed) c->w->broken = true;
-    api_logprobs_clear(&c->logprobs[i]);
-    return buf_view(&c->logprobs_json[i]);
+    ApiLogprobs *l = &c->choices[i].logprobs;
+    Buf *json = &c->choices[i].logprobs_json;
+    if (!c->req.logprobs || (c->req.stream && l->n == 0)) return (Str){0};
+    buf_clear(json);
+    api_put_logprobs(json, &c->reply, l);
+    if (json->failed) c->w->broken = true;
+    api_logprobs_clear(l);
+    return buf_view(json);
 }
 
 /* Makes an event of the text that has come. */
 static void server_put_text_(ServerCall_ *c) {
     i32 i = c->text_of;
-    Str text = c->text.n ? api_release(&c->held[i], &c->reply, buf_view(&c->text)) : (Str){0};
+    if (c->text.failed) c->w->broken = true;
+    if (!c->text.n) return;
+    ApiHeld *held = &c->choices[i].held;
+    Str text = api_release(held, &c->reply, buf_view(&c->text));
     if (text.n) api_put_stream_text(&c->events, &c->reply, i, text, server_logprobs_(c, i));
-    if (c->text.failed || c->held[i].text.failed) c->w->broken = true;
+    if (held->text.failed) c->w->broken = true;
     buf_clear(&c->text);
 }
 
@@ -541,12 +562,12 @@ static void server_take_event_(ServerCall_ *c, const BatchEvent *ev) {
     case BATCH_BEGIN:
         if (stream) api_put_stream_begin(&c->events, &c->reply, i, ev->n_prompt, ev->n_cached);
         break;
-    case BATCH_TOKEN: api_logprobs_add(&c->logprobs[i], &c->reply, &ev->token); break;
+    case BATCH_TOKEN: api_logprobs_add(&c->choices[i].logprobs, &c->reply, &ev->token); break;
     case BATCH_TEXT: server_take_text_(c, i, ev->text); break;
     case BATCH_STEP: api_put_stream_step(&c->events, &c->reply, i, &ev->step); break;
     case BATCH_DONE:
         c->answers[i].ms_queue = j->ms_queue;
-        c->answers[i].n_sent = c->held[i].n_sent;
+        c->answers[i].n_sent = c->choices[i].held.n_sent;
         if (j->err.code) {
             api_take_err(&c->x, &j->err);
             break;

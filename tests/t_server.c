@@ -330,6 +330,8 @@ static void check_texts(void) {
     c->w = &w;
     c->req = (ApiRequest){.route = API_LLAMA, .stream = true};
     c->reply = (ApiReply){.req = &c->req};
+    c->req.n_prompts = 1, c->req.n = 2;
+    CHECK_OK(server_alloc_choices_(c, &e), e);
     check_events(c, "nothing", 0, STR(""));
     server_take_event_(c, &(BatchEvent){.kind = BATCH_TEXT, .text = STR("one ")});
     server_take_event_(c, &(BatchEvent){.kind = BATCH_TEXT, .text = STR("two")});
