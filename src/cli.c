@@ -582,7 +582,7 @@ static const CliTopic CLI_TOPICS[] = {
      "  sdar          blocks of 4 (--block-size says another); low_confidence_dynamic\n"
      "  llada         full attention, blocks of 32; low_confidence\n"
      "  llada-block   the same with threshold and dual cache (Fast-dLLM)\n"
-     "  dream         full attention, shifted, blocks of up to 256; entropy\n"
+     "  dream         full attention, shifted, the whole answer as one block; entropy\n"
      "  dream-block   the same in blocks of 32 with threshold and dual cache (Fast-dLLM)\n"
      "  wedlm         causal, a window of 16 with what is revealed first; entropy_bound\n"},
     {"formats", "What can be read",

@@ -330,15 +330,19 @@ static i32 decode_quota_(DecodeQuota kind, i32 step, i32 steps, i32 n_places, i3
 }
 
 /* Marks what is revealed of c [n], by rising position, and returns how many: see above. Of equal
- * scores the first is the higher. */
+ * scores the first is the higher. What is above the limit is the best there is: only what the quota
+ * wants beyond it has to be looked for. */
 static i32 decode_pick_(DecodeCandidate *c, i32 n, i32 quota, f64 limit) {
     i32 n_chosen = 0;
     for (i32 i = 0; i < n; i++) {
-        i32 better = 0;
-        for (i32 k = 0; k < n; k++)
-            better += c[k].score > c[i].score || (c[k].score == c[i].score && k < i);
-        c[i].chosen = better < quota || c[i].score > limit;
+        c[i].chosen = quota >= n || c[i].score > limit;
         n_chosen += c[i].chosen;
+    }
+    for (; n_chosen < quota && n_chosen < n; n_chosen++) {
+        i32 best = -1;
+        for (i32 i = 0; i < n; i++)
+            if (!c[i].chosen && (best < 0 || c[i].score > c[best].score)) best = i;
+        c[best].chosen = true;
     }
     return n_chosen;
 }
@@ -542,7 +546,8 @@ static bool decode_begin(Decode *d, const i32 *prompt, i32 n_prompt, const Decod
 static i32 decode_rows_needed(const Decode *d) {
     if (d->phase == PHASE_AR) return 1;
     if (d->attention == ATTEND_FULL) return d->n_total * (1 + d->guided);
-    return d->phase == PHASE_DENOISE ? d->block_end - d->n_cached : d->p.block_size;
+    if (d->phase == PHASE_PREFILL) return MIN_OF(d->p.block_size, d->block_begin - d->n_cached);
+    return d->block_end - d->n_cached;
 }
 
 static i32 decode_logits_needed(const Decode *d) {

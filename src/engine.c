@@ -157,22 +157,21 @@ static bool engine_context_(const Engine *g, const EngineOptions *o, i32 *n_ctx,
 static bool engine_plan_graph_(Engine *g, const EngineOptions *o, Err *e) {
     i32 n_ctx = 0;
     if (!engine_context_(g, o, &n_ctx, e)) return false;
+    bool full = g->model.decode.attention == ATTEND_FULL;
+    g->block_size_max = MAX_OF(g->model.decode.block_size, o->block_size_max);
+    i32 block = MIN_OF(g->block_size_max, n_ctx);
+    i32 two = MIN_OF(2 * block, n_ctx); /* with the commit of the one before, or with blind rows */
+    i32 all = MIN_OF((i64)o->n_slots * g->model.decode.sub_block_size, ENGINE_LOGITS_MAX);
+    i32 logits = MIN_OF(MAX_OF(block, all), ENGINE_LOGITS_MAX);
     /* under full attention every step runs the whole canvas; else the largest forward is a prefill
      * chunk */
-    i32 rows = MAX_OF(o->n_rows_max, ENGINE_ROWS_MAX);
-    g->block_size_max = MAX_OF(g->model.decode.block_size, o->block_size_max);
-    rows = MAX_OF(rows, 2 * g->block_size_max); /* a block, and the commit of the one before */
-    if (g->model.decode.attention == ATTEND_FULL) rows = MAX_OF(rows, n_ctx);
     g->graph_options = (GraphOptions){
-        .n_slots = o->n_slots, .n_ctx = n_ctx, .n_rows_max = rows, .kv_type = o->kv_type};
-    i32 targets = MAX_OF(MIN_OF(g->block_size_max, n_ctx),
-                         MIN_OF(o->n_slots * g->model.decode.sub_block_size, ENGINE_LOGITS_MAX));
-    g->graph_options.n_logits_max = MIN_OF(targets, ENGINE_LOGITS_MAX);
-    if (g->model.decode.attention == ATTEND_FULL) { /* guided rows come in pairs */
-        targets *= 2;
-        g->graph_options.n_logits_max = MAX_OF(g->graph_options.n_logits_max & ~1, 2);
-    }
-    g->graph_options.n_targets_max = targets;
+        .n_slots = o->n_slots,
+        .n_ctx = n_ctx,
+        .n_rows_max = MAX_OF(MAX_OF(o->n_rows_max, ENGINE_ROWS_MAX), full ? n_ctx : two),
+        .n_logits_max = full ? MAX_OF(logits & ~1, 2) : logits, /* pairs */
+        .n_targets_max = MAX_OF(full ? two : block, all),
+        .kv_type = o->kv_type};
     return true;
 }
 

@@ -24,7 +24,7 @@
 #define MODEL_HEAD_MAX 1024
 #define MODEL_HEAD_DIM_MAX 1024
 #define MODEL_CTX_MAX (1 << 24)
-#define MODEL_BLOCK_MAX 256 /* tokens in a diffusion block */
+#define MODEL_BLOCK_MAX 65536 /* tokens in a diffusion block; as a block size: the whole answer */
 
 /* ---- the decode record: how this checkpoint was trained to be decoded ---- */
 

@@ -323,6 +323,45 @@ static void check_guidance(const char *model) {
     engine_close(g);
 }
 
+/* ---- a long canvas ---- */
+
+typedef struct {
+    i32 counts[8], n, n_rows;
+} Counts;
+
+static void count_reveals(void *arg, const DecodeStep *s) {
+    Counts *c = arg;
+    if (c->n < (i32)COUNT_OF(c->counts)) c->counts[c->n] = s->n_reveals;
+    c->n++;
+    c->n_rows = s->n_rows;
+}
+
+/* Dream's schedule runs over the whole answer, with logits for more rows than are in memory at a time;
+ * guided it has two of each. */
+static void check_long_canvas(void) {
+    const i32 prompt[] = {300, 5, 8, 2};
+    EngineOptions o = engine_options_default();
+    Engine *g = NULL;
+    Err e = {0};
+    o.path = "tests/golden/tiny-dlm.gguf", o.convention = "dream", o.n_ctx = 1024;
+    if (!CHECK_OK(engine_open(&g, &o, &e), e)) return;
+    CHECK_INT(g->graph.n_logits_max, ENGINE_LOGITS_MAX);
+    for (int guided = 0; guided < 2; guided++) {
+        DecodeParams p = decode_params_default();
+        Counts c = {0};
+        DecodeEvents ev = {.arg = &c, .step = count_reveals};
+        DecodeResult r;
+        p.max_tokens = 400, p.steps = 4, p.early_stop = false, p.cfg_scale = (f32)guided;
+        CHECK_OK(engine_generate(g, 0, prompt, 4, &p, &ev, &r, &e), e);
+        CHECK_INT(c.n, 4);
+        CHECK_INT(c.n_rows, 404 * (1 + guided));
+        for (i32 i = 0, left = 400; i < 4; left -= c.counts[i++])
+            CHECK_INT(c.counts[i], (i32)(left * decode_share_(i, 4)));
+        decode_result_free(&r);
+    }
+    engine_close(g);
+}
+
 /* ---- a block of one, whose token the commit before it gives ---- */
 
 static void check_lone_tokens(const char *model) {
@@ -403,6 +442,7 @@ int main(void) {
     }
     check_suffix(model);
     check_guidance(model);
+    check_long_canvas();
     check_lone_tokens(model);
     json_free(&d);
     test_file_free(text);

@@ -127,7 +127,7 @@ def test_usage():
         ("-p", "x", "-t", "1000"): "from 0 to 256",
         ("-p", "x", "-c", "100000"): "100000",
         ("-p", "x", "--kv-type", "q8_0"): "f16, f32",
-        ("-p", "x", "--block-size", "257"): "from 0 to 256",
+        ("-p", "x", "--block-size", "65537"): "from 0 to 65536",
         ("-p", "x", "--decode-mode", "fast"): "greedy, iterative, adaptive, ar",
         ("-p", "x", "--mask-token-id", "5000"): "vocabulary of 1024",
         ("-p", "x", "--cpu", "pentium"): "'pentium'",

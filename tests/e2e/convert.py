@@ -210,7 +210,7 @@ def test_record(folder):
         ("llada", ("full", False, 32, "low_confidence")),
         ("fast-dllm", ("block", True, 32, "threshold")),
         ("sdar", ("block", False, 4, "low_confidence_dynamic")),
-        ("dream", ("full", True, 256, "entropy")),
+        ("dream", ("full", True, 65536, "entropy")),
         ("wedlm", ("causal", False, 16, "entropy_bound")),
         ("smollm2", ("causal", True, 32, "threshold")),
     ):
