@@ -225,6 +225,7 @@ typedef struct {
     const uint8_t *data;
     uint64_t n_bytes;
     float extra_scale; /* the optional `.scale` tensor's value, else 1 */
+    bool rows_only;    /* its rows are looked up, nothing is multiplied by it */
 } DlmTensor;
 
 /* The in-memory ternary layout. A tile is DLM_TILE_OUT outputs by DLM_TILE_IN inputs in 64 bytes:
@@ -241,7 +242,7 @@ typedef enum {
     DLM_MAT_F32,
     DLM_MAT_F16,
     DLM_MAT_BF16,
-    DLM_MAT_BLOCKS, /* Q4_0 to MXFP4, in place */
+    DLM_MAT_BLOCKS, /* Q4_0 to MXFP4, in place; strips of them may lie in `owned` */
     DLM_MAT_TERNARY
 } DlmMatKind;
 
@@ -298,6 +299,7 @@ typedef enum { DLM_ACT_SILU /* x / (1 + exp(-x)) */, DLM_ACT_RELU2 /* max(x, 0)^
  * bit for bit too, and each output row depends on its own input row alone: not on the batch, the
  * level or the thread count. */
 #define DLM_ATTEND_Q 16
+#define DLM_STRIP_OUT 32
 typedef struct {
     const char *name;
     /* q[n] = clamp(rint(x * s), -128, 127), s = 127 / max(max|x|, 1e-5); *inv_scale = 1 / s; *sum =
@@ -309,15 +311,21 @@ typedef struct {
                     const int8_t *q, int64_t q_stride, const float *inv_scale, const int32_t *sum,
                     int32_t n_rows);
     /* Activations for DLM_MAT_BLOCKS, in blocks of `block` inputs (32 or 256): d = max|x| / 127, q
-     * = rint(x / d), sums[i] = sum of q over inputs 16 i .. 16 i + 15. Zeros follow up to a whole
-     * run of 256 inputs, n_run in all; within a run, q lies in an order of the level's own */
+     * = rint(x / d), sums[i] = sum of q over inputs 16 i .. 16 i + 15, of blocks of 256 over 8 i ..
+     * 8 i + 7. Zeros follow up to a whole run of 256 inputs, n_run in all; within a run, q lies in
+     * an order of the level's own */
     void (*quantize_blocks)(int8_t *q, float *d, int16_t *sums, const float *x, int32_t n,
                             int32_t block);
     /* y[m][o] = sum over blocks b, rising, of dw_b * d[m][b] * (sum of scale * q_w * q) - dmin_b *
      * d[m][b] * (sum of minimum * sums), both sums exact integers; q: [n_rows][n_run], d:
-     * [n_rows][n_run / block], sums: [n_rows][n_run / 16] */
+     * [n_rows][n_run / block], sums: [n_rows][n_run / 16] or [n_rows][n_run / 8] */
     void (*blocks)(float *y, int64_t y_stride, const DlmMat *w, int32_t out_lo, int32_t out_hi,
                    const int8_t *q, const float *d, const int16_t *sums, int32_t n_rows);
+    /* How the level wants a matrix of blocks: bytes of DLM_STRIP_OUT outputs as `blocks` multiplies
+     * by them when they lie in w->owned (64-byte aligned), 0: as in the file. `strip` puts outputs
+     * out .. out + 31 there, out a multiple of 32. NULL: no type */
+    int64_t (*strip_bytes)(const DlmMat *w);
+    void (*strip)(uint8_t *to, const DlmMat *w, int32_t out);
     /* y[m][o] = dot(w row o, x row m) in f32, for w of kind F32, F16, BF16 */
     void (*dense)(float *y, int64_t y_stride, const DlmMat *w, int32_t out_lo, int32_t out_hi,
                   const float *x, int64_t x_stride, int32_t n_rows);

@@ -54,7 +54,7 @@ typedef struct {
     f32 *inv_scale;  /* [n_rows_max] */
     i32 *sum;        /* [n_rows_max] */
     f32 *block_d;    /* [n_rows_max][q_stride_max / 32] scales of block activations */
-    i16 *block_sums; /* [n_rows_max][q_stride_max / 16] */
+    i16 *block_sums; /* [n_rows_max][q_stride_max / 8] */
     f32 *scores;     /* [threads][DLM_ATTEND_Q][n_cell_max] */
     char error[ERR_MSG_MAX];
 } Cpu;
@@ -95,7 +95,7 @@ static const char *cpu_reserve(void *self, i32 n_rows_max, i32 n_in_max, i32 n_c
     c->inv_scale = mem_alloc_n((u64)n_rows_max, sizeof(f32), &e);
     c->sum = mem_alloc_n((u64)n_rows_max, sizeof(i32), &e);
     c->block_d = mem_alloc_n((u64)n_rows_max * (u64)c->q_stride_max / 32, sizeof(f32), &e);
-    c->block_sums = mem_alloc_n((u64)n_rows_max * (u64)c->q_stride_max / 16, sizeof(i16), &e);
+    c->block_sums = mem_alloc_n((u64)n_rows_max * (u64)c->q_stride_max / 8, sizeof(i16), &e);
     c->scores = mem_alloc_n((u64)pool_threads(c->pool) * DLM_ATTEND_Q * (u64)c->n_cell_max,
                             sizeof(f32), &e);
     if (e.code == ERR_NONE) return NULL;
@@ -206,7 +206,36 @@ static bool cpu_repack_(Cpu *c, DlmMat *m, const DlmTensor *t, Err *e) {
     return ok;
 }
 
-/* Dense weights stay where they lie; ternary ones are repacked into tiles. */
+typedef struct {
+    const DlmKernels *k;
+    const DlmMat *m;
+    u8 *to;
+} Strips;
+
+static void cpu_strips_(void *arg, i32 begin, i32 end, i32 thread) {
+    const Strips *s = arg;
+    (void)thread;
+    i64 bytes = s->k->strip_bytes(s->m);
+    for (i32 i = begin; i < end; i++) s->k->strip(s->to + i * bytes, s->m, i * DLM_STRIP_OUT);
+}
+
+/* Blocks as the level wants them, beside those of the file, whose rows can still be read. */
+static bool cpu_strip_(Cpu *c, DlmMat *m, Err *e) {
+    i32 n = (m->n_out + DLM_STRIP_OUT - 1) / DLM_STRIP_OUT;
+    Strips s = {.k = c->k, .m = m};
+    u64 bytes = c->k->strip_bytes ? (u64)n * (u64)c->k->strip_bytes(m) : 0;
+    if (!bytes) return true;
+    s.to = mem_alloc(bytes, e);
+    if (!s.to) return false;
+    os_want_huge_pages(s.to, bytes);
+    pool_for(c->pool, n, 1, cpu_strips_, &s);
+    m->owned = s.to;
+    m->owned_bytes = bytes;
+    return true;
+}
+
+/* Dense weights stay where they lie; ternary ones are repacked into tiles, and blocks into strips
+ * where the level has them. */
 static const char *cpu_mat_load(void *self, DlmMat *m, const DlmTensor *t) {
     Cpu *c = self;
     Err e = {0};
@@ -231,6 +260,7 @@ static const char *cpu_mat_load(void *self, DlmMat *m, const DlmTensor *t) {
                 t->name, quant_info(t->type)->name);
     else if (!cpu_repack_(c, m, t, &e) && e.code == ERR_NONE)
         err_set(&e, ERR_MEMORY, "out of memory");
+    if (m->kind == DLM_MAT_BLOCKS && !t->rows_only) cpu_strip_(c, m, &e);
     if (e.code == ERR_NONE) return NULL;
     memcpy(c->error, e.msg, sizeof c->error);
     return c->error;
@@ -302,7 +332,8 @@ static void cpu_quantize_blocks_(void *arg, i32 begin, i32 end, i32 thread) {
     for (i32 r = begin; r < end; r++) {
         i64 at = (i64)r * kern_padded(j->n);
         j->c->k->quantize_blocks(j->c->q + at, j->c->block_d + at / j->block,
-                                 j->c->block_sums + at / 16, j->x + (i64)r * j->n, j->n, j->block);
+                                 j->c->block_sums + at / kern_sum_run(j->block),
+                                 j->x + (i64)r * j->n, j->n, j->block);
     }
 }
 
@@ -332,8 +363,9 @@ static void cpu_linear_part_(const LinearJob *l, const DlmLinear *job, i32 lo, i
                           c->sum + m, n);
         } else if (w->kind == DLM_MAT_BLOCKS) {
             i64 at = (i64)m * kern_padded(w->n_in);
-            c->k->blocks(y, n_out, w, lo, hi, c->q + at,
-                         c->block_d + at / quant_info(w->type)->block, c->block_sums + at / 16, n);
+            i32 block = (i32)quant_info(w->type)->block;
+            c->k->blocks(y, n_out, w, lo, hi, c->q + at, c->block_d + at / block,
+                         c->block_sums + at / kern_sum_run(block), n);
         } else {
             c->k->dense(y, n_out, w, lo, hi, l->x + m * n_in, n_in, n);
         }

@@ -347,7 +347,8 @@ static void neon_quantize_blocks(i8 *q, f32 *d, i16 *sums, const f32 *x, i32 n, 
     i32 rest = kern_padded(n) - n; /* zeros */
     memset(q + n, 0, (size_t)rest);
     memset(d + n / block, 0, (size_t)(rest / block) * sizeof *d);
-    memset(sums + n / 16, 0, (size_t)(rest / 16) * sizeof *sums);
+    i32 run = kern_sum_run(block);
+    memset(sums + n / run, 0, (size_t)(rest / run) * sizeof *sums);
     for (i32 b = 0; b < n / block; b++, x += block, q += block) {
         float32x4_t max4 = vdupq_n_f32(0);
         for (i32 i = 0; i < block; i += 4) max4 = neon_max_(vabsq_f32(vld1q_f32(x + i)), max4);
@@ -364,7 +365,10 @@ static void neon_quantize_blocks(i8 *q, f32 *d, i16 *sums, const f32 *x, i32 n, 
             int16x8_t lo = vcombine_s16(vmovn_s32(c[0]), vmovn_s32(c[1]));
             int16x8_t hi = vcombine_s16(vmovn_s32(c[2]), vmovn_s32(c[3]));
             vst1q_s8(q + i, vcombine_s8(vmovn_s16(lo), vmovn_s16(hi)));
-            *sums++ = vaddvq_s16(vaddq_s16(lo, hi));
+            if (run == 8)
+                *sums++ = vaddvq_s16(lo), *sums++ = vaddvq_s16(hi);
+            else
+                *sums++ = vaddvq_s16(vaddq_s16(lo, hi));
         }
     }
 }
@@ -407,7 +411,8 @@ static i32 neon_block_low_(const DlmUnpacked *u, const i16 *sums, i32 block) {
     int32x4_t low = vdupq_n_s32(0);
     UNROLL
     for (int i = 0; i < DLM_QK_K / 16; i += 4)
-        low = vmlal_s16(low, vld1_s16(u->minimum + i), vld1_s16(sums + i));
+        low = vmlal_s16(low, vld1_s16(u->minimum + i),
+                        vpadd_s16(vld1_s16(sums + 2 * i), vld1_s16(sums + 2 * i + 4)));
     return vaddvq_s32(low);
 }
 
@@ -423,7 +428,7 @@ typedef struct {
 
 INLINE void neon_block_add_(const NeonBlock *b, const DlmUnpacked *u, i32 m, int32x4_t dot) {
     f32 d = b->d[(i64)m * b->stride / b->block];
-    i32 low = neon_block_low_(u, b->sums + (i64)m * b->stride / 16, b->block);
+    i32 low = neon_block_low_(u, b->sums + (i64)m * b->stride / kern_sum_run(b->block), b->block);
     b->acc[m * KERN_BLOCK_LANES] += (f32)vaddvq_s32(dot) * (u->d * d) - (f32)low * (u->dmin * d);
 }
 
@@ -473,7 +478,7 @@ INLINE void neon_blocks_out_(NeonBlockFn *block_fn, f32 *y, i64 y_stride, const 
             quant_unpack(w->type, p, &u);
         at.acc = &lane[0][at.block == 32 ? b % KERN_BLOCK_LANES : 0];
         block_fn(&at, &u);
-        at.q += at.block, at.sums += at.block / 16, at.d++;
+        at.q += at.block, at.sums += at.block / kern_sum_run(at.block), at.d++;
     }
     for (i32 m = 0; m < at.n_rows; m++) {
         for (int half = KERN_BLOCK_LANES / 2; half > 0; half /= 2) /* lanes of 256-blocks are 0 */
@@ -490,7 +495,7 @@ INLINE void neon_blocks_by_(NeonBlockFn *block_fn, f32 *y, i64 y_stride, const D
         for (i32 m = 0; m < n_rows; m += NEON_BLOCK_ROWS) {
             i64 at = (i64)m * stride;
             NeonBlock rows = {.q = q + at,
-                              .sums = sums + at / 16,
+                              .sums = sums + at / kern_sum_run(block),
                               .d = d + at / block,
                               .stride = stride,
                               .block = block,

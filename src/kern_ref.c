@@ -247,6 +247,11 @@ static i32 kern_padded(i32 n_in) {
     return (n_in + KERN_RUN - 1) / KERN_RUN * KERN_RUN;
 }
 
+/* Inputs of one of the sums that go with block activations. */
+static i32 kern_sum_run(i32 block) {
+    return block == 32 ? 16 : 8;
+}
+
 /* Bytes of one row of a matrix that is not ternary. */
 static i64 kern_row_bytes(const DlmMat *w) {
     return (i64)quant_row_bytes(w->type, w->n_in);
@@ -285,9 +290,9 @@ static void ref_quantize_blocks(i8 *q, f32 *d, i16 *sums, const f32 *x, i32 n, i
             q[i] = (i8)f32_rint_(MIN_OF(v, 127.0f));
         }
     }
-    for (i32 s = 0; s < padded / 16; s++) {
+    for (i32 s = 0, run = kern_sum_run(block); s < padded / run; s++) {
         sums[s] = 0;
-        for (i32 i = 16 * s; i < 16 * s + 16; i++) sums[s] = (i16)(sums[s] + q[i]);
+        for (i32 i = run * s; i < run * s + run; i++) sums[s] = (i16)(sums[s] + q[i]);
     }
 }
 
@@ -296,7 +301,8 @@ static void ref_quantize_blocks(i8 *q, f32 *d, i16 *sums, const f32 *x, i32 n, i
 static f32 ref_block_dot_(const DlmUnpacked *u, const i8 *q, const i16 *sums, i32 block, f32 d) {
     i32 dot = 0, low = 0;
     for (i32 i = 0; i < block; i++) dot += u->scale[i / 16] * u->q[i] * q[i];
-    for (i32 s = 0; s < block / 16; s++) low += u->minimum[s] * sums[s];
+    for (i32 s = 0, run = kern_sum_run(block); s < block / run; s++)
+        low += u->minimum[s * run / 16] * sums[s];
     return (f32)dot * (u->d * d) - (f32)low * (u->dmin * d);
 }
 
@@ -316,8 +322,8 @@ static void ref_blocks(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 ou
                 DlmUnpacked u;
                 i64 at = (i64)m * stride + b * block;
                 quant_unpack(w->type, row + (i64)b * info->bytes, &u);
-                lane[b % n_lanes] +=
-                    ref_block_dot_(&u, q + at, sums + at / 16, block, d[at / block]);
+                lane[b % n_lanes] += ref_block_dot_(&u, q + at, sums + at / kern_sum_run(block),
+                                                    block, d[at / block]);
             }
             for (i32 half = n_lanes / 2; half > 0; half /= 2)
                 for (i32 j = 0; j < half; j++) lane[j] += lane[j + half];

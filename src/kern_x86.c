@@ -818,20 +818,6 @@ AVX2_FN INLINE i32 avx2_sum_i32_(__m256i v) {
     return _mm_cvtsi128_si32(_mm_add_epi32(t, _mm_shuffle_epi32(t, 0xb1)));
 }
 
-/* Sums of 8 registers of 8 lanes, as the 8 lanes of one; those from the n-th on are zeros. */
-AVX2_FN INLINE __m256i avx2_sum8_(const __m256i v[8], int n) {
-    const __m256i zero = _mm256_setzero_si256();
-    __m256i a = _mm256_hadd_epi32(n > 1 ? _mm256_hadd_epi32(v[0], v[1]) : v[0],
-                                  n > 2 ? _mm256_hadd_epi32(v[2], v[3]) : zero);
-    if (n == 1) a = _mm256_hadd_epi32(a, zero);
-    if (n <= 4)
-        return _mm256_zextsi128_si256(
-            _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1)));
-    __m256i b = _mm256_hadd_epi32(_mm256_hadd_epi32(v[4], v[5]), _mm256_hadd_epi32(v[6], v[7]));
-    return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20),
-                            _mm256_permute2x128_si256(a, b, 0x31));
-}
-
 /* 8 groups of 32 bytes, transposed: 4 bytes of each, the next 4 of each, and so on. */
 AVX2_FN INLINE void avx2_transpose_(i8 *to, const __m256i v[8]) {
     __m256i a[8], b[8];
@@ -854,14 +840,21 @@ AVX2_FN INLINE void avx2_transpose_(i8 *to, const __m256i v[8]) {
     }
 }
 
-/* A run of 256 inputs lies transposed for the types whose blocks are 32 inputs long; see there. */
+/* Each 16 bytes as 0 1 8 9, 2 3 10 11, 4 5 12 13, 6 7 14 15. */
+AVX2_FN INLINE __m256i avx2_order_(__m256i v) {
+    const __m128i order = _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15);
+    return _mm256_shuffle_epi8(v, _mm256_set_m128i(order, order));
+}
+
+/* A run of 256 inputs lies transposed for the types whose blocks are 32 inputs long, and in the order
+ * of avx2_order_ for the others; see there. */
 AVX2_FN static void avx2_quantize_blocks(i8 *q, f32 *d, i16 *sums, const f32 *x, i32 n, i32 block) {
     const __m256 abs_mask = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     __m256 inv = _mm256_setzero_ps();
     for (i32 run = 0; run < n; run += KERN_RUN, q += KERN_RUN) {
         __m256i group[8];
-        for (i32 g = 0; g < 8; g++, sums += 2) {
+        for (i32 g = 0; g < 8; g++, sums += 32 / kern_sum_run(block)) {
             i32 at = run + 32 * g;
             if (at % block == 0) {
                 __m256 max8 = _mm256_setzero_ps();
@@ -874,7 +867,7 @@ AVX2_FN static void avx2_quantize_blocks(i8 *q, f32 *d, i16 *sums, const f32 *x,
                 inv = _mm256_set1_ps(max > 0 ? 127.0f / max : 0);
             }
             group[g] = _mm256_setzero_si256();
-            sums[0] = sums[1] = 0;
+            memset(sums, 0, (size_t)(32 / kern_sum_run(block)) * sizeof *sums);
             if (at >= n) continue;
             __m256i c[4];
             for (int j = 0; j < 4; j++) {
@@ -883,283 +876,442 @@ AVX2_FN static void avx2_quantize_blocks(i8 *q, f32 *d, i16 *sums, const f32 *x,
                 c[j] = _mm256_cvtps_epi32(_mm256_min_ps(v, _mm256_set1_ps(127.0f)));
             }
             __m256i lo = _mm256_packs_epi32(c[0], c[1]), hi = _mm256_packs_epi32(c[2], c[3]);
-            sums[0] = (i16)avx2_sum_i32_(_mm256_madd_epi16(lo, _mm256_set1_epi16(1)));
-            sums[1] = (i16)avx2_sum_i32_(_mm256_madd_epi16(hi, _mm256_set1_epi16(1)));
+            __m256i eights =
+                _mm256_hadd_epi32(_mm256_hadd_epi32(c[0], c[1]), _mm256_hadd_epi32(c[2], c[3]));
+            __m128i sum =
+                _mm_add_epi32(_mm256_castsi256_si128(eights), _mm256_extracti128_si256(eights, 1));
+            if (block == 32) sum = _mm_hadd_epi32(sum, sum);
+            sum = _mm_packs_epi32(sum, sum);
+            memcpy(sums, &sum, (size_t)(32 / kern_sum_run(block)) * sizeof *sums);
             group[g] = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(lo, hi), order);
         }
         if (block == 32)
             avx2_transpose_(q, group);
         else
-            for (int g = 0; g < 8; g++) avx2_store_(q + 32 * g, group[g]);
+            for (int g = 0; g < 8; g++) avx2_store_(q + 32 * g, avx2_order_(group[g]));
     }
 }
+
+/* A compiler may add integers in another order. gcc makes all products of a tile first, which then
+ * live in memory; clang does not, and with this would leave loops rolled up. */
+#if defined(__clang__)
+#define IN_ORDER(sum) ((void)0)
+#else
+#define IN_ORDER(sum) __asm__("" : "+x"(sum))
+#endif
 
 /* ---- K types: blocks of 256 ----
  *
- * Q6_K and Q4_K are unpacked in registers for up to 8 rows. Codes stay unsigned (at most 63), so that
- * one vpmaddubsw multiplies them by the activations without overflow (2 * 63 * 127 = 16002); a
- * product with the scales sums them. Q6_K's offset of 32 is taken off by the activations' sums: the
- * integers are those of the law. */
+ * Each 16 activations lie in the order 0 1 8 9, 2 3 10 11, 4 5 12 13, 6 7 14 15: what vpmaddubsw adds
+ * up to 16-bit lanes are then sums over 8 inputs, of which `sums` has the activations' own. */
 
-/* d[i] of n rows that lie `stride` apart; zeros behind them. */
-AVX2_FN INLINE __m256 avx2_column_(const f32 *d, i64 stride, int n) {
-    return _mm256_setr_ps(d[0], n > 1 ? d[stride] : 0, n > 2 ? d[2 * stride] : 0,
-                          n > 2 ? d[3 * stride] : 0, n > 4 ? d[4 * stride] : 0,
-                          n > 4 ? d[5 * stride] : 0, n > 4 ? d[6 * stride] : 0,
-                          n > 4 ? d[7 * stride] : 0);
+/* Q4_K and Q6_K are rearranged at load, 32 outputs at a time, so that a lane belongs to an output and
+ * nothing is summed across lanes. A group of codes is 4 inputs, in the order above, of all the
+ * outputs. Two groups of Q4_K lie in the halves of the same bytes. Of four of Q6_K the first three
+ * lie in the low 6 bits of bytes of their own, whose bits above are the fourth's. */
+#define X86_OUTS 32
+typedef struct {
+    u8 code[DLM_QK_K / 16][2][4 * X86_OUTS];
+    u8 scale[DLM_QK_K / 32][X86_OUTS], minimum[DLM_QK_K / 32][X86_OUTS];
+    u16 d[X86_OUTS], dmin[X86_OUTS];
+} X86StripQ4K;
+
+typedef struct {
+    u8 code[DLM_QK_K / 16][3][4 * X86_OUTS];
+    i8 scale[DLM_QK_K / 16][X86_OUTS];
+    u16 d[X86_OUTS];
+} X86StripQ6K;
+DLM_STATIC_ASSERT(sizeof(X86StripQ4K) % 64 == 0 && sizeof(X86StripQ6K) % 64 == 0,
+                  "strips follow each other, aligned");
+
+static i64 x86_strip_block_(DlmType type) {
+    return type == DLM_Q4_K   ? (i64)sizeof(X86StripQ4K)
+           : type == DLM_Q6_K ? (i64)sizeof(X86StripQ6K)
+                              : 0;
 }
 
-/* acc[m] += (f32)dot[m] * (d * d_row[m]), lane by lane as the law has it. */
-AVX2_FN INLINE __m256 avx2_block_end_(__m256 acc, const __m256i dot[8], f32 d, __m256 d_row,
-                                      int n_rows) {
-    __m256 scale = _mm256_mul_ps(_mm256_set1_ps(d), d_row);
-    return _mm256_add_ps(acc, _mm256_mul_ps(_mm256_cvtepi32_ps(avx2_sum8_(dot, n_rows)), scale));
+static i64 x86_strip_bytes(const DlmMat *w) {
+    return x86_strip_block_(w->type) * (w->n_in / DLM_QK_K);
 }
 
-/* acc[m] += (f32)dot[m] * (d * d_row[m]) - (f32)low[m] * (dmin * d_row[m]) */
-AVX2_FN INLINE __m256 avx2_block_end_minima_(__m256 acc, const __m256i dot[8], const __m256i low[8],
-                                             f32 d, f32 dmin, __m256 d_row, int n_rows) {
-    __m256 v = _mm256_mul_ps(_mm256_cvtepi32_ps(avx2_sum8_(dot, n_rows)),
-                             _mm256_mul_ps(_mm256_set1_ps(d), d_row));
-    __m256 l = _mm256_mul_ps(_mm256_cvtepi32_ps(avx2_sum8_(low, n_rows)),
-                             _mm256_mul_ps(_mm256_set1_ps(dmin), d_row));
-    return _mm256_add_ps(acc, _mm256_sub_ps(v, l));
+/* The four groups of codes of one output's inputs 16 i.. */
+INLINE void x86_strip_groups_(u32 group[4], const DlmUnpacked *u, int i, int offset) {
+    u8 code[16];
+    for (int j = 0; j < 16; j++) /* the order above */
+        code[j] = (u8)(u->q[16 * i + j / 4 * 2 + j % 2 + j / 2 % 2 * 8] + offset);
+    memcpy(group, code, sizeof code);
 }
 
-/* Codes of run k (32 weights) of a Q6_K block. */
-AVX2_FN INLINE __m256i avx2_codes_q6_K_(const DlmBlockQ6_K *b, int k) {
-    int half = k / 4, quarter = k % 4;
-    __m256i low = avx2_load_(b->ql + 64 * half + 32 * (quarter % 2)),
-            high = avx2_load_(b->qh + 32 * half);
-    low = _mm256_and_si256(quarter / 2 ? _mm256_srli_epi16(low, 4) : low, _mm256_set1_epi8(15));
-    high = quarter < 2 ? _mm256_slli_epi16(high, 4 - 2 * quarter)
-                       : _mm256_srli_epi16(high, 2 * quarter - 4);
-    return _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi8(48)));
-}
-
-/* n_rows results of one output: y[m], y_stride apart. row: of weights; q [n_rows][n_in] and its d and
- * sums. */
-AVX2_FN INLINE void avx2_q6_K_(f32 *y, i64 y_stride, const u8 *row, i64 n_in, const i8 *q,
-                               const f32 *d, const i16 *sums, int n_rows) {
-    const __m128i even_odd = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
-    __m256 acc = _mm256_setzero_ps();
-    for (i64 i = 0; i < n_in; i += DLM_QK_K, row += sizeof(DlmBlockQ6_K)) {
-        const DlmBlockQ6_K *b = (const DlmBlockQ6_K *)(const void *)row;
-        __m128i scales8 = _mm_loadu_si128((const __m128i *)(const void *)b->scales);
-        /* as 16-bit lanes: of even runs of 16 in the lower half, of odd ones in the upper */
-        __m256i dot[8], scales = _mm256_cvtepi8_epi16(_mm_shuffle_epi8(scales8, even_odd));
-        __m256i back = _mm256_mullo_epi16(_mm256_cvtepi8_epi16(scales8), _mm256_set1_epi16(-32));
-        UNROLL
-        for (int m = 0; m < n_rows; m++)
-            dot[m] = _mm256_madd_epi16(back, avx2_load_(sums + (m * n_in + i) / 16));
-        UNROLL
-        for (int k = 0; k < 8; k++) {
-            __m256i v = avx2_codes_q6_K_(b, k);
-            __m256i scale =
-                _mm256_shuffle_epi8(scales, _mm256_set1_epi16((i16)((2 * k + 1) << 8 | 2 * k)));
-            UNROLL
-            for (int m = 0; m < n_rows; m++) {
-                __m256i p = _mm256_maddubs_epi16(v, avx2_load_(q + m * n_in + i + 32 * k));
-                dot[m] = _mm256_add_epi32(dot[m], _mm256_madd_epi16(p, scale));
-            }
+static void x86_strip_q4_K_(X86StripQ4K *s, const u8 *p, const DlmUnpacked *u, int o) {
+    for (int i = 0; i < DLM_QK_K / 16; i++) {
+        u32 group[4];
+        x86_strip_groups_(group, u, i, 0);
+        for (int j = 0; j < 2; j++) {
+            u32 both = group[2 * j] | group[2 * j + 1] << 4;
+            memcpy(s->code[i][j] + 4 * o, &both, sizeof both);
         }
-        acc = avx2_block_end_(acc, dot, _cvtsh_ss(b->d),
-                              avx2_column_(d + i / DLM_QK_K, n_in / DLM_QK_K, n_rows), n_rows);
+        s->scale[i / 2][o] = (u8)u->scale[i], s->minimum[i / 2][o] = (u8)u->minimum[i];
     }
-    f32 out[8];
-    _mm256_storeu_ps(out, acc);
-    for (int m = 0; m < n_rows; m++) y[m * y_stride] = out[m];
+    s->d[o] = load_u16(p + offsetof(DlmBlockQ4_K, d));
+    s->dmin[o] = load_u16(p + offsetof(DlmBlockQ4_K, dmin));
 }
 
-/* The 6-bit scales and minima of a Q4_K block, each twice: for two runs of 16. */
-AVX2_FN INLINE void avx2_scales_q4_K_(const DlmBlockQ4_K *block, __m256i *scale, __m256i *minimum) {
-    u32 a = load_u32(block->scales), b = load_u32(block->scales + 4),
-        c = load_u32(block->scales + 8);
-    u64 high_scale = (c & 0x0f0f0f0fu) | (a >> 2 & 0x30303030u),
-        high_minimum = (c >> 4 & 0x0f0f0f0fu) | (b >> 2 & 0x30303030u);
-    __m128i s = _mm_cvtsi64_si128((i64)(high_scale << 32 | (a & 0x3f3f3f3fu))),
-            m = _mm_cvtsi64_si128((i64)(high_minimum << 32 | (b & 0x3f3f3f3fu)));
-    *scale = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(s, s));
-    *minimum = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(m, m));
-}
-
-AVX2_FN INLINE void avx2_q4_K_(f32 *y, i64 y_stride, const u8 *row, i64 n_in, const i8 *q,
-                               const f32 *d, const i16 *sums, int n_rows) {
-    __m256 acc = _mm256_setzero_ps();
-    for (i64 i = 0; i < n_in; i += DLM_QK_K, row += sizeof(DlmBlockQ4_K)) {
-        const DlmBlockQ4_K *b = (const DlmBlockQ4_K *)(const void *)row;
-        __m256i dot[8], low[8], scales, minima;
-        avx2_scales_q4_K_(b, &scales, &minima);
-        UNROLL
-        for (int m = 0; m < n_rows; m++) {
-            dot[m] = _mm256_setzero_si256();
-            low[m] = _mm256_madd_epi16(minima, avx2_load_(sums + (m * n_in + i) / 16));
+static void x86_strip_q6_K_(X86StripQ6K *s, const u8 *p, const DlmUnpacked *u, int o) {
+    for (int i = 0; i < DLM_QK_K / 16; i++) {
+        u32 group[4];
+        x86_strip_groups_(group, u, i, 32);
+        for (int j = 0; j < 3; j++) {
+            u32 both = group[j] | (group[3] >> 2 * j & 0x03030303u) << 6;
+            memcpy(s->code[i][j] + 4 * o, &both, sizeof both);
         }
-        UNROLL
-        for (int k = 0; k < 8; k++) {
-            __m256i v = avx2_load_(b->qs + 32 * (k / 2)),
-                    scale = _mm256_permutevar8x32_epi32(scales, _mm256_set1_epi32(k));
-            v = _mm256_and_si256(k % 2 ? _mm256_srli_epi16(v, 4) : v, _mm256_set1_epi8(15));
-            UNROLL
-            for (int m = 0; m < n_rows; m++) {
-                __m256i p = _mm256_maddubs_epi16(v, avx2_load_(q + m * n_in + i + 32 * k));
-                dot[m] = _mm256_add_epi32(dot[m], _mm256_madd_epi16(p, scale));
-            }
-        }
-        acc =
-            avx2_block_end_minima_(acc, dot, low, _cvtsh_ss(b->d), _cvtsh_ss(b->dmin),
-                                   avx2_column_(d + i / DLM_QK_K, n_in / DLM_QK_K, n_rows), n_rows);
+        s->scale[i][o] = (i8)u->scale[i];
     }
-    f32 out[8];
-    _mm256_storeu_ps(out, acc);
-    for (int m = 0; m < n_rows; m++) y[m * y_stride] = out[m];
+    s->d[o] = load_u16(p + offsetof(DlmBlockQ6_K, d));
 }
 
-/* AVX-512: runs of 64 weights; vpdpwssd multiplies by the scales and adds in one instruction. */
-
-/* The scales of runs 4 k..4 k + 3 of 16 weights, each for 8 lanes. */
-AVX512_FN INLINE __m512i avx512_scales_(__m256i scales, int k) {
-    const __m512i which =
-        _mm512_set_epi64(0x0003000300030003, 0x0003000300030003, 0x0002000200020002,
-                         0x0002000200020002, 0x0001000100010001, 0x0001000100010001, 0, 0);
-    return _mm512_permutexvar_epi16(_mm512_add_epi16(which, _mm512_set1_epi16((i16)(4 * k))),
-                                    _mm512_castsi256_si512(scales));
+/* Outputs out.. of w, zeros past the last. */
+static void x86_strip(u8 *to, const DlmMat *w, i32 out) {
+    const i64 step = x86_strip_block_(w->type), bytes = quant_info(w->type)->bytes;
+    i32 n_out = MIN_OF(X86_OUTS, w->n_out - out);
+    memset(to, 0, (size_t)x86_strip_bytes(w));
+    for (i32 b = 0; b < w->n_in / DLM_QK_K; b++, to += step)
+        for (i32 o = 0; o < n_out; o++) {
+            const u8 *p = (const u8 *)w->data + (out + o) * kern_row_bytes(w) + b * bytes;
+            DlmUnpacked u;
+            quant_unpack(w->type, p, &u);
+            if (w->type == DLM_Q6_K)
+                x86_strip_q6_K_((X86StripQ6K *)(void *)to, p, &u, o);
+            else
+                x86_strip_q4_K_((X86StripQ4K *)(void *)to, p, &u, o);
+        }
 }
 
-/* Codes of weights 64 k..64 k + 63 of a Q6_K block. */
-AVX512_FN INLINE __m512i avx512_codes_q6_K_(const DlmBlockQ6_K *b, int k) {
-    const __m512i left = _mm512_inserti64x4(_mm512_set1_epi16(4), _mm256_set1_epi16(2),
-                                            1), /* bits 0-1 and 2-3 to 4-5 */
-        right = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(2),
-                                   1); /* 4-5 stay, 6-7 to 4-5 */
-    __m512i low = _mm512_loadu_si512(b->ql + 64 * (k / 2)),
-            high = _mm512_broadcast_i64x4(avx2_load_(b->qh + 32 * (k / 2)));
-    low = _mm512_and_si512(k % 2 ? _mm512_srli_epi16(low, 4) : low, _mm512_set1_epi8(15));
-    high = k % 2 ? _mm512_srlv_epi16(high, right) : _mm512_sllv_epi16(high, left);
-    return _mm512_or_si512(low, _mm512_and_si512(high, _mm512_set1_epi8(48)));
+/* A block of a strip as its rows are multiplied: unpacked once for all of them. */
+typedef struct {
+    _Alignas(64) u8 code[DLM_QK_K / 4][4 * X86_OUTS];
+    i32 scale[DLM_QK_K / 16][X86_OUTS];   /* in both 16-bit halves */
+    i32 minimum[DLM_QK_K / 32][X86_OUTS]; /* likewise; Q4_K */
+    f32 d[X86_OUTS], dmin[X86_OUTS];
+} X86Strip;
+
+/* Rows of activations from a block on, and where they add. */
+typedef struct {
+    f32 (*acc)[X86_OUTS]; /* [rows], aligned to 64 bytes */
+    const i8 *q;          /* [rows][n_in] */
+    const f32 *d;         /* [rows][n_in / 256] */
+    const i16 *sums;      /* [rows][n_in / 8] */
+    i64 n_in;
+} X86StripRows;
+
+/* 4 bytes, or two 16-bit numbers, in every lane. */
+AVX2_FN INLINE __m256i avx2_four_(const void *p) {
+    return _mm256_set1_epi32((i32)load_u32(p));
 }
 
-AVX512_FN INLINE __m512i avx512_codes_q4_K_(const DlmBlockQ4_K *b, int k) {
-    const __m512i right =
-        _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(4), 1); /* the upper half */
-    __m512i v = _mm512_broadcast_i64x4(avx2_load_(b->qs + 32 * k));
-    return _mm512_and_si512(_mm512_srlv_epi16(v, right), _mm512_set1_epi8(15));
+AVX512_FN INLINE __m512i avx512_four_(const void *p) {
+    return _mm512_set1_epi32((i32)load_u32(p));
 }
 
-/* sum[m] += scale * code * activation, for 64 weights. */
-AVX512_FN INLINE void avx512_add_codes_(__m512i sum[8], __m512i codes, __m512i scale, const i8 *q,
-                                        i64 n_in, int n_rows) {
+/* 32 signed bytes, each in both halves of a lane. */
+AVX2_FN INLINE void avx2_pairs_(i32 *to, const void *from) {
     UNROLL
-    for (int m = 0; m < n_rows; m++) {
-        __m512i p = _mm512_maddubs_epi16(codes, _mm512_loadu_si512(q + m * n_in));
-        sum[m] = _mm512_dpwssd_epi32(sum[m], p, scale);
+    for (int o = 0; o < X86_OUTS; o += 8) {
+        __m128i v = _mm_loadl_epi64((const __m128i *)(const void *)((const u8 *)from + o));
+        avx2_store_(to + o, _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(v, v)));
     }
 }
 
-AVX512_FN INLINE __m256i avx512_halve_(__m512i v) {
-    return _mm256_add_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
+AVX2_FN INLINE void avx2_f16s_(f32 *to, const u16 *from) {
+    UNROLL
+    for (int o = 0; o < X86_OUTS; o += 8) _mm256_store_ps(to + o, avx2_load_f16_(from + o));
 }
 
-AVX512_FN INLINE void avx512_q6_K_(f32 *y, i64 y_stride, const u8 *row, i64 n_in, const i8 *q,
-                                   const f32 *d, const i16 *sums, int n_rows) {
-    __m256 acc = _mm256_setzero_ps();
-    for (i64 i = 0; i < n_in; i += DLM_QK_K, row += sizeof(DlmBlockQ6_K)) {
-        const DlmBlockQ6_K *b = (const DlmBlockQ6_K *)(const void *)row;
-        __m512i sum[8];
-        __m256i dot[8],
-            scales =
-                _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)b->scales));
-        __m256i back = _mm256_mullo_epi16(scales, _mm256_set1_epi16(-32));
-        UNROLL
-        for (int m = 0; m < n_rows; m++)
-            sum[m] = _mm512_zextsi256_si512(
-                _mm256_madd_epi16(back, avx2_load_(sums + (m * n_in + i) / 16)));
-        UNROLL
-        for (int k = 0; k < 4; k++)
-            avx512_add_codes_(sum, avx512_codes_q6_K_(b, k), avx512_scales_(scales, k),
-                              q + i + 64 * k, n_in, n_rows);
-        UNROLL
-        for (int m = 0; m < n_rows; m++) dot[m] = avx512_halve_(sum[m]);
-        acc = avx2_block_end_(acc, dot, _cvtsh_ss(b->d),
-                              avx2_column_(d + i / DLM_QK_K, n_in / DLM_QK_K, n_rows), n_rows);
+AVX2_FN INLINE void avx2_strip_scales_(X86Strip *s, const void *p, DlmType type) {
+    if (type == DLM_Q6_K) {
+        const X86StripQ6K *b = p;
+        for (int i = 0; i < DLM_QK_K / 16; i++) avx2_pairs_(s->scale[i], b->scale[i]);
+        avx2_f16s_(s->d, b->d);
+        return;
     }
-    f32 out[8];
-    _mm256_storeu_ps(out, acc);
-    for (int m = 0; m < n_rows; m++) y[m * y_stride] = out[m];
+    const X86StripQ4K *b = p;
+    for (int i = 0; i < DLM_QK_K / 32; i++) {
+        avx2_pairs_(s->scale[2 * i], b->scale[i]);
+        avx2_pairs_(s->scale[2 * i + 1], b->scale[i]);
+        avx2_pairs_(s->minimum[i], b->minimum[i]);
+    }
+    avx2_f16s_(s->d, b->d);
+    avx2_f16s_(s->dmin, b->dmin);
 }
 
-AVX512_FN INLINE void avx512_q4_K_(f32 *y, i64 y_stride, const u8 *row, i64 n_in, const i8 *q,
-                                   const f32 *d, const i16 *sums, int n_rows) {
-    __m256 acc = _mm256_setzero_ps();
-    for (i64 i = 0; i < n_in; i += DLM_QK_K, row += sizeof(DlmBlockQ4_K)) {
-        const DlmBlockQ4_K *b = (const DlmBlockQ4_K *)(const void *)row;
-        __m512i sum[8];
-        __m256i dot[8], low[8], scales, minima;
-        avx2_scales_q4_K_(b, &scales, &minima);
+AVX2_FN INLINE void avx2_strip_unpack_(X86Strip *s, const void *p, DlmType type) {
+    const __m256i four = _mm256_set1_epi8(15), six = _mm256_set1_epi8(63);
+    const X86StripQ4K *q4 = p;
+    const X86StripQ6K *q6 = p;
+    for (int i = 0; i < DLM_QK_K / 16; i++) UNROLL
+    for (int o = 0; o < 4 * X86_OUTS; o += 32) {
+        __m256i c[4];
         UNROLL
-        for (int m = 0; m < n_rows; m++) {
-            sum[m] = _mm512_setzero_si512();
-            low[m] = _mm256_madd_epi16(minima, avx2_load_(sums + (m * n_in + i) / 16));
+        for (int j = 0; j < 2 && type == DLM_Q4_K; j++) {
+            __m256i v = avx2_load_(q4->code[i][j] + o);
+            c[2 * j] = _mm256_and_si256(v, four);
+            c[2 * j + 1] = _mm256_and_si256(_mm256_srli_epi16(v, 4), four);
+        }
+        if (type == DLM_Q6_K) {
+            c[3] = _mm256_setzero_si256();
+            UNROLL
+            for (int j = 0; j < 3; j++) {
+                __m256i v = avx2_load_(q6->code[i][j] + o);
+                c[j] = _mm256_and_si256(v, six);
+                c[3] =
+                    _mm256_or_si256(c[3], _mm256_and_si256(_mm256_srli_epi16(v, 6 - 2 * j),
+                                                           _mm256_set1_epi8((char)(3 << 2 * j))));
+            }
         }
         UNROLL
-        for (int k = 0; k < 4; k++)
-            avx512_add_codes_(sum, avx512_codes_q4_K_(b, k), avx512_scales_(scales, k),
-                              q + i + 64 * k, n_in, n_rows);
-        UNROLL
-        for (int m = 0; m < n_rows; m++) dot[m] = avx512_halve_(sum[m]);
-        acc =
-            avx2_block_end_minima_(acc, dot, low, _cvtsh_ss(b->d), _cvtsh_ss(b->dmin),
-                                   avx2_column_(d + i / DLM_QK_K, n_in / DLM_QK_K, n_rows), n_rows);
+        for (int l = 0; l < 4; l++) avx2_store_(s->code[4 * i + l] + o, c[l]);
     }
-    f32 out[8];
-    _mm256_storeu_ps(out, acc);
-    for (int m = 0; m < n_rows; m++) y[m * y_stride] = out[m];
+    avx2_strip_scales_(s, p, type);
 }
 
-/* The loops around LEVEL_TYPE_: outputs, then rows by 8, 4, 2, 1. */
-#define DEFINE_K_TYPE(level, FN, type)                                                           \
-    FN static void level##_##type(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi, \
-                                  const i8 *q, const f32 *d, const i16 *sums, i32 n_rows) {      \
-        i64 n_in = w->n_in, bytes = kern_row_bytes(w);                                           \
-        for (i32 o = out_lo; o < out_hi; o++)                                                    \
-            for (i32 m = 0, step; m < n_rows; m += step) {                                       \
-                const u8 *row = (const u8 *)w->data + o * bytes;                                 \
-                const i8 *qm = q + m * n_in;                                                     \
-                const f32 *dm = d + m * n_in / DLM_QK_K;                                         \
-                const i16 *sm = sums + m * n_in / 16;                                            \
-                f32 *out = y + m * y_stride + o;                                                 \
-                i32 left = n_rows - m;                                                           \
-                step = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;                        \
-                switch (step) {                                                                  \
-                case 8: level##_##type##_(out, y_stride, row, n_in, qm, dm, sm, 8); break;       \
-                case 4: level##_##type##_(out, y_stride, row, n_in, qm, dm, sm, 4); break;       \
-                case 2: level##_##type##_(out, y_stride, row, n_in, qm, dm, sm, 2); break;       \
-                default: level##_##type##_(out, y_stride, row, n_in, qm, dm, sm, 1); break;      \
-                }                                                                                \
-            }                                                                                    \
+AVX512_FN INLINE void avx512_strip_unpack_(X86Strip *s, const void *p, DlmType type) {
+    const __m512i four = _mm512_set1_epi8(15), six = _mm512_set1_epi8(63);
+    const X86StripQ4K *q4 = p;
+    const X86StripQ6K *q6 = p;
+    for (int i = 0; i < DLM_QK_K / 16; i++) UNROLL
+    for (int o = 0; o < 4 * X86_OUTS; o += 64) {
+        __m512i c[4];
+        UNROLL
+        for (int j = 0; j < 2 && type == DLM_Q4_K; j++) {
+            __m512i v = _mm512_load_si512(q4->code[i][j] + o);
+            c[2 * j] = _mm512_and_si512(v, four);
+            c[2 * j + 1] = _mm512_and_si512(_mm512_srli_epi16(v, 4), four);
+        }
+        if (type == DLM_Q6_K) {
+            c[3] = _mm512_setzero_si512();
+            UNROLL
+            for (int j = 0; j < 3; j++) {
+                __m512i v = _mm512_load_si512(q6->code[i][j] + o);
+                c[j] = _mm512_and_si512(v, six);
+                c[3] =
+                    _mm512_or_si512(c[3], _mm512_and_si512(_mm512_srli_epi16(v, 6 - 2 * j),
+                                                           _mm512_set1_epi8((char)(3 << 2 * j))));
+            }
+        }
+        UNROLL
+        for (int l = 0; l < 4; l++) _mm512_store_si512(s->code[4 * i + l] + o, c[l]);
     }
+    avx2_strip_scales_(s, p, type);
+}
 
-DEFINE_K_TYPE(avx2, AVX2_FN, q6_K)
-DEFINE_K_TYPE(avx2, AVX2_FN, q4_K)
-DEFINE_K_TYPE(avx512, AVX512_FN, q6_K)
-DEFINE_K_TYPE(avx512, AVX512_FN, q4_K)
+/* acc += dot * (d * d_row) - low * (dmin * d_row), lane by lane as the law has it. */
+AVX2_FN INLINE void avx2_strip_end_(f32 *acc, __m256i dot, __m256i low, const f32 *d,
+                                    const f32 *dmin, f32 d_row, bool minima) {
+    __m256 row = _mm256_set1_ps(d_row);
+    __m256 v = _mm256_mul_ps(_mm256_cvtepi32_ps(dot), _mm256_mul_ps(_mm256_load_ps(d), row));
+    if (minima)
+        v = _mm256_sub_ps(
+            v, _mm256_mul_ps(_mm256_cvtepi32_ps(low), _mm256_mul_ps(_mm256_load_ps(dmin), row)));
+    _mm256_store_ps(acc, _mm256_add_ps(_mm256_load_ps(acc), v));
+}
+
+/* 16 outputs from `out` on. 16-bit range: a lane sums 8 products of values within -32..31 (15 for
+ * Q4_K) and 127, which stay within 32512. Q6_K's codes are 32 too large: their sums run over, and
+ * come back as 32 times the activations' sum is taken off. */
+AVX2_FN INLINE void avx2_strip_16_(const X86Strip *s, const X86StripRows *r, int out, int n_rows,
+                                   bool minima) {
+    __m256i dot[2][2], low[2][2];
+    UNROLL
+    for (int m = 0; m < n_rows; m++)
+        dot[m][0] = dot[m][1] = low[m][0] = low[m][1] = _mm256_setzero_si256();
+    for (int i = 0; i < DLM_QK_K / 16; i++) {
+        __m256i part[2][2], sums[2];
+        UNROLL
+        for (int m = 0; m < n_rows; m++) sums[m] = avx2_four_(r->sums + m * r->n_in / 8 + 2 * i);
+        UNROLL
+        for (int l = 0; l < 4; l++) UNROLL
+        for (int m = 0; m < n_rows; m++) {
+            __m256i a = avx2_four_(r->q + m * r->n_in + 16 * i + 4 * l);
+            __m256i back = minima ? _mm256_setzero_si256() : _mm256_slli_epi16(sums[m], 5);
+            UNROLL
+            for (int g = 0; g < 2; g++) {
+                __m256i c = avx2_load_(s->code[4 * i + l] + 4 * out + 32 * g);
+                __m256i p = _mm256_maddubs_epi16(c, a);
+                part[m][g] = l > 0    ? _mm256_add_epi16(part[m][g], p)
+                             : minima ? p
+                                      : _mm256_sub_epi16(p, back);
+                IN_ORDER(part[m][g]);
+            }
+        }
+        UNROLL
+        for (int g = 0; g < 2; g++) {
+            __m256i scale = avx2_load_(s->scale[i] + out + 8 * g);
+            UNROLL
+            for (int m = 0; m < n_rows; m++)
+                dot[m][g] = _mm256_add_epi32(dot[m][g], _mm256_madd_epi16(part[m][g], scale));
+            if (!minima) continue;
+            __m256i minimum = avx2_load_(s->minimum[i / 2] + out + 8 * g);
+            UNROLL
+            for (int m = 0; m < n_rows; m++)
+                low[m][g] = _mm256_add_epi32(low[m][g], _mm256_madd_epi16(sums[m], minimum));
+        }
+    }
+    UNROLL
+    for (int m = 0; m < n_rows; m++) UNROLL
+    for (int o = out, g = 0; g < 2; o += 8, g++)
+        avx2_strip_end_(r->acc[m] + o, dot[m][g], low[m][g], s->d + o, s->dmin + o,
+                        r->d[m * r->n_in / DLM_QK_K], minima);
+}
+
+AVX2_FN INLINE void avx2_strip_rows_(const X86Strip *s, const X86StripRows *r, int n_rows,
+                                     bool minima) {
+    for (int out = 0; out < X86_OUTS; out += 16) avx2_strip_16_(s, r, out, n_rows, minima);
+}
+
+AVX512_FN INLINE void avx512_strip_rows_(const X86Strip *s, const X86StripRows *r, int n_rows,
+                                         bool minima) {
+    const __m512i offset = _mm512_set1_epi16(-32);
+    __m512i dot[4][2], low[4][2];
+    UNROLL
+    for (int m = 0; m < n_rows; m++)
+        dot[m][0] = dot[m][1] = low[m][0] = low[m][1] = _mm512_setzero_si512();
+    for (int i = 0; i < DLM_QK_K / 16; i++) {
+        __m512i part[4][2];
+        UNROLL
+        for (int m = 0; m < n_rows; m++) {
+            __m512i sums = avx512_four_(r->sums + m * r->n_in / 8 + 2 * i);
+            part[m][0] = part[m][1] = _mm512_setzero_si512();
+            if (!minima) part[m][0] = part[m][1] = _mm512_dpwssd_epi32(part[m][0], sums, offset);
+            UNROLL
+            for (int g = 0; g < 2 && minima; g++)
+                low[m][g] = _mm512_dpwssd_epi32(low[m][g], sums,
+                                                _mm512_load_si512(s->minimum[i / 2] + 16 * g));
+        }
+        UNROLL
+        for (int l = 0; l < 4; l++) UNROLL
+        for (int m = 0; m < n_rows; m++) {
+            __m512i a = avx512_four_(r->q + m * r->n_in + 16 * i + 4 * l);
+            UNROLL
+            for (int g = 0; g < 2; g++)
+                part[m][g] = _mm512_dpbusd_epi32(part[m][g],
+                                                 _mm512_load_si512(s->code[4 * i + l] + 64 * g), a);
+        }
+        UNROLL
+        for (int g = 0; g < 2; g++) {
+            __m512i scale = _mm512_srai_epi32(_mm512_load_si512(s->scale[i] + 16 * g), 16);
+            UNROLL
+            for (int m = 0; m < n_rows; m++)
+                dot[m][g] = _mm512_add_epi32(dot[m][g], _mm512_mullo_epi32(part[m][g], scale));
+        }
+    }
+    UNROLL
+    for (int m = 0; m < n_rows; m++) UNROLL
+    for (int o = 0, g = 0; g < 2; o += 16, g++) UNROLL
+    for (int half = 0; half < 2; half++)
+        avx2_strip_end_(
+            r->acc[m] + o + 8 * half,
+            half ? _mm512_extracti64x4_epi64(dot[m][g], 1) : _mm512_castsi512_si256(dot[m][g]),
+            half ? _mm512_extracti64x4_epi64(low[m][g], 1) : _mm512_castsi512_si256(low[m][g]),
+            s->d + o + 8 * half, s->dmin + o + 8 * half, r->d[m * r->n_in / DLM_QK_K], minima);
+}
+
+/* One of a level's types. rows: 1, 2 and 4 at once, NULL where the level has none so many. */
+typedef struct {
+    DlmType type;
+    void (*unpack)(X86Strip *s, const void *p);
+    void (*rows[3])(const X86Strip *s, const X86StripRows *r);
+} X86StripType;
+
+#define STRIP_UNPACK(level, FN, name, type)                           \
+    FN static void level##_strip_##name(X86Strip *s, const void *p) { \
+        level##_strip_unpack_(s, p, type);                            \
+    }
+#define STRIP_ROWS(level, FN, n_rows)                                                       \
+    FN static void level##_strip##n_rows(const X86Strip *s, const X86StripRows *r) {        \
+        level##_strip_rows_(s, r, n_rows, false);                                           \
+    }                                                                                       \
+    FN static void level##_strip_minima##n_rows(const X86Strip *s, const X86StripRows *r) { \
+        level##_strip_rows_(s, r, n_rows, true);                                            \
+    }
+STRIP_UNPACK(avx2, AVX2_FN, q4_K, DLM_Q4_K)
+STRIP_UNPACK(avx2, AVX2_FN, q6_K, DLM_Q6_K)
+STRIP_UNPACK(avx512, AVX512_FN, q4_K, DLM_Q4_K)
+STRIP_UNPACK(avx512, AVX512_FN, q6_K, DLM_Q6_K)
+STRIP_ROWS(avx2, AVX2_FN, 1)
+STRIP_ROWS(avx2, AVX2_FN, 2)
+STRIP_ROWS(avx512, AVX512_FN, 1)
+STRIP_ROWS(avx512, AVX512_FN, 2)
+STRIP_ROWS(avx512, AVX512_FN, 4)
+
+static const X86StripType avx2_strips[2] = {
+    {DLM_Q4_K, avx2_strip_q4_K, {avx2_strip_minima1, avx2_strip_minima2}},
+    {DLM_Q6_K, avx2_strip_q6_K, {avx2_strip1, avx2_strip2}}};
+static const X86StripType avx512_strips[2] = {
+    {DLM_Q4_K,
+     avx512_strip_q4_K,
+     {avx512_strip_minima1, avx512_strip_minima2, avx512_strip_minima4}},
+    {DLM_Q6_K, avx512_strip_q6_K, {avx512_strip1, avx512_strip2, avx512_strip4}}};
+
+#define X86_STRIP_ROWS 32 /* that share an unpacked block */
+
+/* At most X86_STRIP_ROWS rows of outputs out.., of which there are n_out. */
+static void x86_strip_outs_(const X86StripType *t, f32 *y, i64 y_stride, const DlmMat *w, i32 out,
+                            i32 n_out, X86StripRows r, i32 n_rows) {
+    const i64 step = x86_strip_block_(w->type);
+    const u8 *p = (const u8 *)w->owned + out / X86_OUTS * x86_strip_bytes(w);
+    _Alignas(64) f32 acc[X86_STRIP_ROWS][X86_OUTS];
+    X86Strip strip;
+    memset(acc, 0, (size_t)n_rows * sizeof *acc);
+    for (i32 b = 0; b < w->n_in / DLM_QK_K; b++, p += step) {
+        for (i64 i = 0; i < step; i += 64) __builtin_prefetch(p + i + TILE_AHEAD, 0, 3);
+        t->unpack(&strip, p);
+        for (i32 m = 0, size; m < n_rows; m += 1 << size) {
+            for (size = 2; !t->rows[size] || 1 << size > n_rows - m;) size--;
+            X86StripRows at = {acc + m, r.q + m * r.n_in, r.d + m * r.n_in / DLM_QK_K,
+                               r.sums + m * r.n_in / 8, r.n_in};
+            t->rows[size](&strip, &at);
+        }
+        r.q += DLM_QK_K, r.d++, r.sums += DLM_QK_K / 8;
+    }
+    for (i32 m = 0; m < n_rows; m++)
+        memcpy(y + m * y_stride + out, &acc[m][out % X86_OUTS], (size_t)n_out * sizeof(f32));
+}
+
+/* The outputs of a matrix that was rearranged: those of a strip together. */
+static void x86_strips_(const X86StripType types[2], f32 *y, i64 y_stride, const DlmMat *w,
+                        i32 out_lo, i32 out_hi, const i8 *q, const f32 *d, const i16 *sums,
+                        i32 n_rows) {
+    const X86StripType *t = &types[w->type == DLM_Q6_K];
+    for (i32 o = out_lo, n_out; o < out_hi; o += n_out) {
+        n_out = MIN_OF(X86_OUTS - o % X86_OUTS, out_hi - o);
+        for (i32 m = 0; m < n_rows; m += X86_STRIP_ROWS) {
+            X86StripRows r = {.q = q + (i64)m * w->n_in,
+                              .d = d + (i64)m * w->n_in / DLM_QK_K,
+                              .sums = sums + (i64)m * w->n_in / 8,
+                              .n_in = w->n_in};
+            x86_strip_outs_(t, y + m * y_stride, y_stride, w, o, n_out, r,
+                            MIN_OF(X86_STRIP_ROWS, n_rows - m));
+        }
+    }
+}
 
 /* The other K types, by the law's own unpacking. What the rows share: |w|, w for its signs, and each
  * 16 weights' scale spread over 8 16-bit lanes. 16-bit range: |w| <= 128 and |a| <= 127, so a
  * vpmaddubsw lane stays within 2 * 16256 = 32512. */
 typedef struct {
-    __m256i abs[8], w[8], scale[8], minimum;
+    __m256i abs[8], w[8], scale[8], minimum[2]; /* minimum: each twice */
     f32 d, dmin;
 } Avx2Block;
 
 AVX2_FN INLINE void avx2_spread_(const DlmUnpacked *u, Avx2Block *s) {
     for (int k = 0; k < 8; k++) {
-        s->w[k] = avx2_load_(u->q + 32 * k);
+        s->w[k] = avx2_order_(avx2_load_(u->q + 32 * k));
         s->abs[k] = _mm256_abs_epi8(s->w[k]);
         s->scale[k] =
             _mm256_set_m128i(_mm_set1_epi16(u->scale[2 * k + 1]), _mm_set1_epi16(u->scale[2 * k]));
     }
-    s->minimum = avx2_load_(u->minimum);
+    __m256i minima = _mm256_permute4x64_epi64(avx2_load_(u->minimum), 0xd8);
+    s->minimum[0] = _mm256_unpacklo_epi16(minima, minima);
+    s->minimum[1] = _mm256_unpackhi_epi16(minima, minima);
     s->d = u->d, s->dmin = u->dmin;
 }
 
@@ -1171,8 +1323,9 @@ AVX2_FN INLINE f32 avx2_block_dot_(const Avx2Block *s, const i8 *q, const i16 *s
             _mm256_maddubs_epi16(s->abs[k], _mm256_sign_epi8(avx2_load_(q + 32 * k), s->w[k]));
         acc = _mm256_add_epi32(acc, _mm256_madd_epi16(p, s->scale[k]));
     }
-    i32 low = s->dmin != 0 ? avx2_sum_i32_(_mm256_madd_epi16(s->minimum, avx2_load_(sums))) : 0;
-    return (f32)avx2_sum_i32_(acc) * (s->d * d) - (f32)low * (s->dmin * d);
+    __m256i low = _mm256_add_epi32(_mm256_madd_epi16(s->minimum[0], avx2_load_(sums)),
+                                   _mm256_madd_epi16(s->minimum[1], avx2_load_(sums + 16)));
+    return (f32)avx2_sum_i32_(acc) * (s->d * d) - (f32)avx2_sum_i32_(low) * (s->dmin * d);
 }
 
 #define AVX2_K_ROWS 32 /* that share an unpacked block */
@@ -1193,7 +1346,7 @@ AVX2_FN static void avx2_any_K(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo
                 avx2_spread_(&u, &s);
                 for (i32 m = 0; m < n; m++) {
                     i64 at = (i64)(m0 + m) * w->n_in + b * DLM_QK_K;
-                    acc[m] += avx2_block_dot_(&s, q + at, sums + at / 16, d[at / DLM_QK_K]);
+                    acc[m] += avx2_block_dot_(&s, q + at, sums + at / 8, d[at / DLM_QK_K]);
                 }
             }
             for (i32 m = 0; m < n; m++) y[(m0 + m) * y_stride + o] = acc[m];
@@ -1333,6 +1486,10 @@ AVX2_FN INLINE void avx2_rows_(const X86Rows *r, const X86Run *run, i32 n_runs, 
     for (int m = 0; m < n_rows; m++) _mm256_storeu_ps(r->acc[m], acc[m]);
 }
 
+AVX512_FN INLINE __m256i avx512_halve_(__m512i v) {
+    return _mm256_add_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
+}
+
 /* AVX-512 multiplies codes w + 128, which are not negative, and takes 128 times the activations'
  * sums off again: the integers are those of the law. */
 AVX512_FN INLINE void avx512_rows_(const X86Rows *r, const X86Run *run, i32 n_runs, int n_rows,
@@ -1461,20 +1618,16 @@ static void x86_blocks(const X86Block32 *level, f32 *y, i64 y_stride, const DlmM
 
 static void avx2_blocks(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi, const i8 *q,
                         const f32 *d, const i16 *sums, i32 n_rows) {
-    if (w->type == DLM_Q6_K)
-        avx2_q6_K(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows);
-    else if (w->type == DLM_Q4_K)
-        avx2_q4_K(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows);
+    if (w->owned)
+        x86_strips_(avx2_strips, y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows);
     else
         x86_blocks(&avx2_block32, y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows);
 }
 
 static void avx512_blocks(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi,
                           const i8 *q, const f32 *d, const i16 *sums, i32 n_rows) {
-    if (w->type == DLM_Q6_K)
-        avx512_q6_K(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows);
-    else if (w->type == DLM_Q4_K)
-        avx512_q4_K(y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows);
+    if (w->owned)
+        x86_strips_(avx512_strips, y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows);
     else
         x86_blocks(&avx512_block32, y, y_stride, w, out_lo, out_hi, q, d, sums, n_rows);
 }
@@ -1498,14 +1651,6 @@ AVX2_FN static void avx2_finish(const TileStrip *s, const TileSums *sums, i32 n_
  * magnitude. A lane takes 4 of them per tile; AVX2_FLUSH = 10 tiles make 40 * 768 = 30720 < 32768.
  */
 #define AVX2_FLUSH 10
-
-/* A compiler may add integers in another order. gcc makes all products of a tile first, which then
- * live in memory; clang does not, and with this would leave loops rolled up. */
-#if defined(__clang__)
-#define IN_ORDER(sum) ((void)0)
-#else
-#define IN_ORDER(sum) __asm__("" : "+x"(sum))
-#endif
 
 /* Codes of the 8 outputs at w, inputs 4 l .. 4 l + 3. */
 AVX2_FN INLINE __m256i avx2_codes_(__m256i w, int l) {
@@ -1791,6 +1936,8 @@ AVX512_FN static i64 avx512_peak(i64 n) {
                                      .to_f16 = avx2_to_f16,                   \
                                      .top1 = avx2_top1,                       \
                                      .exps = avx2_exps,                       \
+                                     .strip_bytes = x86_strip_bytes,          \
+                                     .strip = x86_strip,                      \
                                      __VA_ARGS__};
 X86_LEVEL(KERN_AVX2, .name = "avx2", .ternary = avx2_ternary, .blocks = avx2_blocks,
           .dense = avx2_dense, .attend = avx2_attend, .peak = avx2_peak)

@@ -863,7 +863,8 @@ static bool model_matrix_(ModelBinder *b, const char *base, i32 n_in, i32 n_out,
                    .n_out = n_out,
                    .data = g->data,
                    .n_bytes = g->n_bytes,
-                   .extra_scale = 1};
+                   .extra_scale = 1,
+                   .rows_only = out == &b->m->embed && !b->m->tied};
     if (n_out < n_rows && !quant_has_rows(g->type))
         return err_set(b->e, ERR_MODEL,
                        "%s: tensor %s is several matrices in one, which cannot be taken apart in "
@@ -1043,9 +1044,9 @@ static bool model_all_used_(ModelBinder *b) {
 static bool model_bind_(ModelBinder *b) {
     Model *m = b->m;
     i32 n = m->n_vocab;
+    m->tied = gguf_tensor(m->file, STR("output.weight")) == NULL;
     if (!model_matrix_(b, "token_embd", m->n_embd, n, 0, n, &m->embed)) return false;
     if (!model_vector_(b, "output_norm.weight", m->n_embd, &m->norm_out)) return false;
-    m->tied = gguf_tensor(m->file, STR("output.weight")) == NULL;
     if (m->tied)
         m->output = m->embed;
     else if (!model_matrix_(b, "output", m->n_embd, n, 0, n, &m->output))

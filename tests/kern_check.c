@@ -210,19 +210,31 @@ static DlmMat random_matrix(const DlmTypeInfo *info, i32 n_out, i32 n_in) {
     return m;
 }
 
+/* The strips of a matrix as a level wants them, in guarded memory; false where it wants none. */
+static bool strips(const DlmKernels *k, DlmMat *m) {
+    i64 bytes = k->strip_bytes ? k->strip_bytes(m) : 0;
+    i32 n = (m->n_out + DLM_STRIP_OUT - 1) / DLM_STRIP_OUT;
+    if (!bytes) return false;
+    m->owned = test_guard_alloc((size_t)(n * bytes));
+    for (i32 i = 0; i < n; i++) k->strip((u8 *)m->owned + i * bytes, m, i * DLM_STRIP_OUT);
+    return true;
+}
+
 /* Each level multiplies the activations that it quantized itself. */
 static void check_blocks(const DlmKernels *k, const DlmMat *w, const f32 *x, f32 *want, f32 *got,
                          i32 rows) {
-    i32 block = (i32)quant_info(w->type)->block, n_run = kern_padded(w->n_in);
+    i32 block = (i32)quant_info(w->type)->block, n_run = kern_padded(w->n_in),
+        run = kern_sum_run(block);
     i8 *q = (i8 *)test_guard_alloc((size_t)(rows * n_run));
     f32 *d = guarded_f32(rows * n_run / block, 0);
-    i16 *sums = (i16 *)(void *)test_guard_alloc((size_t)(rows * n_run / 16) * sizeof *sums);
+    i16 *sums = (i16 *)(void *)test_guard_alloc((size_t)(rows * n_run / run) * sizeof *sums);
     const DlmKernels *levels[] = {&KERN_REF, k};
     for (int l = 0; l < 2; l++) {
         for (i32 r = 0; r < rows; r++)
-            levels[l]->quantize_blocks(q + r * n_run, d + r * n_run / block, sums + r * n_run / 16,
+            levels[l]->quantize_blocks(q + r * n_run, d + r * n_run / block, sums + r * n_run / run,
                                        x + r * w->n_in, w->n_in, block);
-        levels[l]->blocks(l ? got : want, 24, w, 0, w->n_out, q, d, sums, rows);
+        levels[l]->blocks(l ? got : want, 24, w, 0, 16, q, d, sums, rows);
+        levels[l]->blocks(l ? got : want, 24, w, 16, w->n_out, q, d, sums, rows);
     }
     test_guard_free(q);
     test_guard_free(d);
@@ -243,6 +255,10 @@ static void check_dense(const DlmKernels *k) {
                 memset(got, 0x7f, sizeof got);
                 if (m.kind == DLM_MAT_BLOCKS) {
                     check_blocks(k, &m, x, want, got, rows);
+                    CHECK_MSG(same_floats(want, got, n_out), "%s %s in place, n_in=%d rows=%d",
+                              k->name, info->name, n_in, rows);
+                    if (strips(k, &m)) check_blocks(k, &m, x, want, got, rows);
+                    test_guard_free(m.owned);
                 } else {
                     KERN_REF.dense(want, 24, &m, 0, n_out, x, n_in, rows);
                     k->dense(got, 24, &m, 0, n_out, x, n_in, rows);
@@ -262,7 +278,7 @@ static void check_quantize_blocks(const DlmKernels *k) {
             for (int how = 0; how < 6; how++) {
                 f32 *x = guarded_f32(n, how), d_want[16], d_got[16];
                 i8 q_want[512], q_got[512];
-                i16 s_want[32], s_got[32];
+                i16 s_want[64], s_got[64];
                 i32 n_run = kern_padded(n), counts[2][256] = {{0}};
                 KERN_REF.quantize_blocks(q_want, d_want, s_want, x, n, block);
                 k->quantize_blocks(q_got, d_got, s_got, x, n, block);
@@ -271,7 +287,8 @@ static void check_quantize_blocks(const DlmKernels *k) {
                         counts[0][q_want[i] + 128]++, counts[1][q_got[i] + 128]++;
                     CHECK(memcmp(counts[0], counts[1], sizeof counts[0]) == 0);
                 }
-                CHECK_MSG(memcmp(s_want, s_got, (size_t)(n_run / 16) * sizeof *s_want) == 0 &&
+                CHECK_MSG(memcmp(s_want, s_got,
+                                 (size_t)(n_run / kern_sum_run(block)) * sizeof *s_want) == 0 &&
                               same_floats(d_want, d_got, n_run / block),
                           "%s quantize_blocks of %d, n=%d, input %d", k->name, block, n, how);
                 test_guard_free(x);
@@ -383,9 +400,10 @@ static void bench(const DlmKernels *k) {
     static const DlmType types[] = {DLM_Q8_0, DLM_Q4_0, DLM_Q4_K, DLM_Q6_K};
     static const i32 block_rows[] = {1, 2, 4, 8, 32};
     static f32 d[IN / 32 * ROWS];
-    static i16 sums[IN / 16 * ROWS];
+    static i16 sums[IN / 8 * ROWS];
     for (size_t t = 0; t < COUNT_OF(types); t++) {
         DlmMat w = random_matrix(quant_info(types[t]), OUT, IN);
+        strips(k, &w);
         for (size_t i = 0; i < COUNT_OF(block_rows); i++) {
             i32 r = block_rows[i];
             f64 best = 1e30;
@@ -399,6 +417,7 @@ static void bench(const DlmKernels *k) {
                    (f64)OUT * IN * r / best / 1e6, (f64)kern_row_bytes(&w) * OUT / best / 1e6);
         }
         test_guard_free((void *)(uintptr_t)w.data);
+        test_guard_free(w.owned);
     }
 }
 
