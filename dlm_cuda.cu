@@ -50,26 +50,30 @@ typedef int64_t i64;
         check_(cudaPeekAtLastError(), #kernel);                   \
     } while (0)
 
-/* Is this compiled for Ampere or later? Turing lacks half of what follows. */
-#ifdef __CUDA_ARCH__
-#define AMPERE (__CUDA_ARCH__ >= 800)
+/* Is this compiled for Ampere or later? Turing lacks half of what follows, which is nothing there. */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#define AMPERE false
+#define ASM_80(...)
+#define DO_80(...)
 #else
-#define AMPERE true /* the host's pass, which runs none of it */
+#define AMPERE true
+#define ASM_80(...) asm(__VA_ARGS__)
+#define DO_80(...) asm volatile(__VA_ARGS__)
 #endif
 
-/* The instructions themselves, m x n x k; in a branch that AMPERE rules out they are not assembled. */
+/* The instructions themselves, outputs x rows x inputs. */
 static __device__ __forceinline__ void mma_s8_16x8x32(i32 d[4], const u32 a[4], u32 b0, u32 b1) {
-    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-        "{%0,%1,%2,%3};"
-        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    ASM_80("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+           "{%0,%1,%2,%3};"
+           : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+           : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 static __device__ __forceinline__ void mma_s8_16x8x16(i32 d[4], u32 a0, u32 a1, u32 b) {
-    asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, "
-        "{%0,%1,%2,%3};"
-        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-        : "r"(a0), "r"(a1), "r"(b));
+    ASM_80("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, "
+           "{%0,%1,%2,%3};"
+           : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+           : "r"(a0), "r"(a1), "r"(b));
 }
 
 static __device__ __forceinline__ void mma_s8_8x8x16(i32 d[2], u32 a, u32 b) {
@@ -82,15 +86,15 @@ template <bool BF16>
 static __device__ __forceinline__ void mma_f16_16x8x16(float d[4], u32 a0, u32 a1, u32 a2, u32 a3,
                                                        u32 b0, u32 b1) {
     if (BF16)
-        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
-            "{%8,%9}, {%0,%1,%2,%3};"
-            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-            : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+        ASM_80("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+               "{%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
     else
-        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
-            "{%8,%9}, {%0,%1,%2,%3};"
-            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-            : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+        ASM_80("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+               "{%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
 static __device__ __forceinline__ void mma_f16_16x8x8(float d[4], u32 a0, u32 a1, u32 b) {
@@ -110,18 +114,17 @@ static __device__ __forceinline__ void load_transposed(u32 d[4], const u16 *row)
 }
 
 static __device__ __forceinline__ void copy_16_async(void *shared, const void *global) {
-    asm volatile(
-        "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((u32)__cvta_generic_to_shared(shared)),
-        "l"(__cvta_generic_to_global(global))
-        : "memory");
+    DO_80("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((u32)__cvta_generic_to_shared(shared)),
+          "l"(__cvta_generic_to_global(global))
+          : "memory");
 }
 
 static __device__ __forceinline__ void copies_commit_async() {
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    DO_80("cp.async.commit_group;" ::: "memory");
 }
 
 template <int N> static __device__ __forceinline__ void copies_wait_async() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+    DO_80("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
 static __device__ __forceinline__ u16 to_f16(float x) {
