@@ -12,7 +12,7 @@ probability, and random draws come from dlm's generator. Prompts whose answer ho
 are passed over, so that every loop runs to its end.
 
 Writes {"made_by", "versions", "model", "seed", "sets": [{
-   "name", "convention", "rule", "block", "sub", "steps", "threshold", "cache", "cfg",   as dlm is told
+   "name", "convention", "rule", "block", "sub", "steps", "threshold", "cache", "cfg",   for dlm
    "max_tokens", "cases": [{"ids", "trace", "near"}]}]}
 trace: the steps, each a list of [position, token, probability]; near: the first step that hangs on
 a difference below NEAR, after which another rounding may go another way, or -1.
