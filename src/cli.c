@@ -63,12 +63,12 @@ typedef struct {
     Str stops[DECODE_STOPS_MAX];
     i32 n_stops;
     ServerOptions server;
-    i32 parallel; /* slots; 0: as memory allows */
-    i32 sandbox;  /* SandboxMode */
-    i32 days;     /* of a certificate */
-    const char *ca;
-    bool named;  /* the command was named */
-    char **args; /* [n_args] what is not an option */
+    i32 parallel;     /* slots; 0: as memory allows */
+    i32 sandbox;      /* SandboxMode */
+    i32 days;         /* of a certificate */
+    TlsClient client; /* dlm health */
+    bool named;       /* the command was named */
+    char **args;      /* [n_args] what is not an option */
     i32 n_args;
 } Cli;
 
@@ -408,9 +408,14 @@ static const CliOpt CLI_OPTS[] = {
      .help =
          "What the kernel takes away before the first byte of a stranger is read; strict goes on "
          "only with all of it (dlm help sandbox)."},
-    {0, "ca", NULL, CLI_TEXT, "FILE", CLI_AT(ca), .verbs = CLI_HEALTH, .group = CLI_G_SECURITY,
-     .unset = "any certificate is taken",
+    {0, "ca", "--cacert", CLI_TEXT, "FILE", CLI_AT(client.ca), .verbs = CLI_HEALTH,
+     .group = CLI_G_SECURITY, .unset = "any certificate is taken",
      .help = "The server's certificate must be one of these (PEM), or signed by one."},
+    {0, "cert", NULL, CLI_TEXT, "FILE", CLI_AT(client.cert), .verbs = CLI_HEALTH,
+     .group = CLI_G_SECURITY, .unset = "none",
+     .help = "The certificate (PEM) to show to a server with --tls-client-ca."},
+    {0, "key", NULL, CLI_TEXT, "FILE", CLI_AT(client.key), .verbs = CLI_HEALTH,
+     .group = CLI_G_SECURITY, .unset = "none", .help = "That certificate's private key (PEM)."},
     {0, "days", NULL, CLI_INT, "N", CLI_AT(days), .min = 1, .max = 3650, .verbs = CLI_CERT,
      .group = CLI_G_SECURITY, .help = "How long the certificate is good."},
 
@@ -651,7 +656,7 @@ static const CliTopic CLI_TOPICS[] = {
      "seconds. URL is http://HOST:PORT/PATH, https://..., or the path of a unix socket; HOST is\n"
      "localhost or numeric, for names are never looked up. Without a URL it asks the server that\n"
      "dlm serve starts with the same DLM_HOST and DLM_PORT: port 8080 of this machine where they are\n"
-     "not set, by HTTP, or by HTTPS if that is spoken there. With --ca it is HTTPS alone.\n"
+     "not set, by HTTP, or by HTTPS if that is spoken there; with --ca or --cert by HTTPS alone.\n"
      "\n"
      "  /health, /readyz   200 while requests are taken, 503 while the server shuts down\n"
      "  /livez             200 as long as there is somebody to answer\n"},
@@ -2678,7 +2683,7 @@ static bool cli_probe_(const Cli *c, const char *url, f64 deadline, bool *other,
     *other = false;
     if (!cli_url_(url, &u, e) || !net_connect(&conn, u.host, u.port, deadline, e)) return false;
     NetTransport t = net_plain(&conn);
-    bool ok = !u.tls || tls_connect(&conn, u.host, c->ca, &t, deadline, e);
+    bool ok = !u.tls || tls_connect(&conn, u.host, &c->client, &t, deadline, e);
     if (!ok) net_close(&conn);
     ok = ok && cli_ask_(&u, &t, deadline, &status, e);
     *other = !ok;
@@ -2700,8 +2705,10 @@ static const char *cli_own_url_(bool tls, char *out, size_t n) {
 
 static bool cli_health_(const Cli *c, Err *e) {
     char own[512];
-    bool other, tls = c->ca != NULL;
+    bool other, tls = c->client.ca || c->client.cert;
     f64 deadline = os_now_ms() + CLI_HEALTH_MS;
+    if (!c->client.cert != !c->client.key)
+        return err_set(e, ERR_USAGE, "--cert and --key go together: a certificate and its key");
     if (c->n_args) return cli_probe_(c, c->args[0], deadline, &other, e);
     const char *url = cli_own_url_(tls, own, sizeof own);
     if (cli_probe_(c, url, deadline, &other, e)) return true;

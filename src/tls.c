@@ -18,6 +18,12 @@ typedef struct {
     bool only_13;          /* TLS 1.3 alone */
 } TlsOptions;
 
+/* What a client believes and shows: PEM files, or NULL. */
+typedef struct {
+    const char *ca;         /* who must have signed the server's certificate */
+    const char *cert, *key; /* both or neither */
+} TlsClient;
+
 typedef struct {
     const char *const *names; /* [n_names] host names and numeric addresses */
     i32 n_names;
@@ -254,18 +260,23 @@ static TlsConfig_ *tls_config_new_(Err *e) {
     return c;
 }
 
-static bool tls_config_fill_(TlsConfig_ *c, const TlsOptions *o, Err *e) {
-    if (!tls_load_certs_(&c->cert, o->cert, e) || !tls_load_key_(&c->key, o->key, e)) return false;
+/* What this side shows to the other. */
+static bool tls_config_own_(TlsConfig_ *c, const char *cert, const char *key, Err *e) {
+    if (!tls_load_certs_(&c->cert, cert, e) || !tls_load_key_(&c->key, key, e)) return false;
     if (mbedtls_pk_check_pair(&c->cert.pk, &c->key, TLS_RANDOM_) != 0)
-        return err_set(
-            e, ERR_RUNTIME,
-            "the key '%s' does not belong to the certificate '%s' (the server's own must "
-            "be the first in its file)",
-            o->key, o->cert);
+        return err_set(e, ERR_RUNTIME,
+                       "the key '%s' does not belong to the certificate '%s' (its owner's must be "
+                       "the first in its file)",
+                       key, cert);
+    return mbedtls_ssl_conf_own_cert(&c->conf, &c->cert, &c->key) == 0 ||
+           err_set(e, ERR_MEMORY, "no memory for TLS");
+}
+
+static bool tls_config_fill_(TlsConfig_ *c, const TlsOptions *o, Err *e) {
+    if (!tls_config_common_(c, MBEDTLS_SSL_IS_SERVER, o->only_13, e) ||
+        !tls_config_own_(c, o->cert, o->key, e))
+        return false;
     tls_check_dates_(&c->cert, o->cert);
-    if (!tls_config_common_(c, MBEDTLS_SSL_IS_SERVER, o->only_13, e)) return false;
-    if (mbedtls_ssl_conf_own_cert(&c->conf, &c->cert, &c->key) != 0)
-        return err_set(e, ERR_MEMORY, "no memory for TLS");
     if (!o->client_ca) return true;
     if (!tls_load_certs_(&c->ca, o->client_ca, e)) return false;
     mbedtls_ssl_conf_ca_chain(&c->conf, &c->ca, NULL);
@@ -467,20 +478,21 @@ static bool tls_accept(TlsServer *server, NetConn *c, NetTransport *t, f64 deadl
 }
 
 /* The client's, for `dlm health`: checks the certificate for `host` where trusted certificates are given,
- * and where ca is NULL only that there is TLS. */
-static bool tls_connect(NetConn *c, const char *host, const char *ca, NetTransport *t,
+ * else only that there is TLS. */
+static bool tls_connect(NetConn *c, const char *host, const TlsClient *o, NetTransport *t,
                         f64 deadline_ms, Err *e) {
     TlsConfig_ *config = tls_start_(e) ? tls_config_new_(e) : NULL;
     if (!config) return false;
     bool ok = tls_config_common_(config, MBEDTLS_SSL_IS_CLIENT, false, e) &&
-              (!ca || tls_load_certs_(&config->ca, ca, e));
+              (!o->ca || tls_load_certs_(&config->ca, o->ca, e)) &&
+              (!o->cert || tls_config_own_(config, o->cert, o->key, e));
     if (!ok) {
         tls_config_drop_(config);
         return false;
     }
     mbedtls_ssl_conf_ca_chain(&config->conf, &config->ca, NULL);
     mbedtls_ssl_conf_authmode(&config->conf,
-                              ca ? MBEDTLS_SSL_VERIFY_REQUIRED : MBEDTLS_SSL_VERIFY_NONE);
+                              o->ca ? MBEDTLS_SSL_VERIFY_REQUIRED : MBEDTLS_SSL_VERIFY_NONE);
     TlsSession_ *s = tls_session_new_(config, c, deadline_ms, e);
     if (!s) return false;
     if (mbedtls_ssl_set_hostname(&s->ssl, host) != 0) {
@@ -639,9 +651,9 @@ static bool tls_accept(TlsServer *s, NetConn *c, NetTransport *t, f64 deadline_m
     return tls_absent_(e);
 }
 
-static bool tls_connect(NetConn *c, const char *host, const char *ca, NetTransport *t,
+static bool tls_connect(NetConn *c, const char *host, const TlsClient *o, NetTransport *t,
                         f64 deadline_ms, Err *e) {
-    (void)c, (void)host, (void)ca, (void)t, (void)deadline_ms;
+    (void)c, (void)host, (void)o, (void)t, (void)deadline_ms;
     return tls_absent_(e);
 }
 

@@ -110,18 +110,15 @@ typedef struct {
     const char *version;     /* what was agreed, or NULL */
 } Case;
 
-/* tls_connect, with the client's options that dlm has no use for. */
+/* tls_connect, with the client's option that dlm has no use for. */
 static bool client_connect(NetConn *c, const Case *k, NetTransport *t, Err *e) {
-    if (!k->most && !k->cert) return tls_connect(c, k->host, k->ca, t, soon(), e);
+    const TlsClient client = {k->ca, k->cert, k->key};
+    if (!k->most) return tls_connect(c, k->host, &client, t, soon(), e);
     TlsConfig_ *config = tls_config_new_(e);
     CHECK(tls_config_common_(config, MBEDTLS_SSL_IS_CLIENT, false, e));
     mbedtls_ssl_conf_authmode(&config->conf, MBEDTLS_SSL_VERIFY_NONE);
-    if (k->most)
-        mbedtls_ssl_conf_max_tls_version(&config->conf, (mbedtls_ssl_protocol_version)k->most);
-    if (k->cert) {
-        CHECK(tls_load_certs_(&config->cert, k->cert, e) && tls_load_key_(&config->key, k->key, e));
-        CHECK(mbedtls_ssl_conf_own_cert(&config->conf, &config->cert, &config->key) == 0);
-    }
+    mbedtls_ssl_conf_max_tls_version(&config->conf, (mbedtls_ssl_protocol_version)k->most);
+    CHECK(!k->cert || tls_config_own_(config, k->cert, k->key, e));
     TlsSession_ *s = tls_session_new_(config, c, soon(), e);
     CHECK(mbedtls_ssl_set_hostname(&s->ssl, k->host) == 0);
     return tls_handshake_(s, t, e);
@@ -338,10 +335,11 @@ static void test_reload(void) {
     NetTransport t;
     Err e = {0};
     TlsOptions o = {.cert = at("live-cert"), .key = at("live-key")};
+    TlsClient client = {.ca = o.cert};
     make_pair("live-cert", "live-key");
     CHECK_OK(tls_open(&tls, &o, &e), e);
     if (!meet(&m, &tls) ||
-        !CHECK_OK(tls_connect(&m.client, "localhost", o.cert, &t, soon(), &e), e))
+        !CHECK_OK(tls_connect(&m.client, "localhost", &client, &t, soon(), &e), e))
         return;
     CHECK(rename(at("live-cert"), at("old-cert")) == 0);
     CHECK(!tls_reload(&tls, &e)); /* half of a pair: the old one stays */
@@ -446,7 +444,7 @@ static void one_of_many(void *arg) {
             !os_thread_start(&m.thread, serve, &m.serving, &e))
             return;
         net_listener_close(&m.listener);
-        if (tls_connect(&m.client, "localhost", NULL, &t, soon(), &e)) {
+        if (tls_connect(&m.client, "localhost", &(TlsClient){0}, &t, soon(), &e)) {
             char back[3];
             size_t n;
             *good += t.write(&t, "abc", 3, soon()) == NET_OK &&
@@ -508,7 +506,8 @@ int main(void) {
     Err e[5] = {{0}};
     CHECK(!tls_open(&s, &o, &e[0]) && !tls_reload(&s, &e[1]) &&
           !tls_accept(&s, &conn, &t, 0, &e[2]));
-    CHECK(!tls_connect(&conn, "h", NULL, &t, 0, &e[3]) && !tls_make_cert(&c, &cert, &key, &e[4]));
+    CHECK(!tls_connect(&conn, "h", &(TlsClient){0}, &t, 0, &e[3]) &&
+          !tls_make_cert(&c, &cert, &key, &e[4]));
     for (size_t i = 0; i < COUNT_OF(e); i++) CHECK_ERR(e[i], ERR_USAGE, "without TLS");
     CHECK_CSTR(tls_library(), "none");
     tls_close(&s);

@@ -921,6 +921,10 @@ def test_tls():
                     raise ssl.SSLError("closed")
 
         raises((ssl.SSLError, ConnectionError), stranger, "a client without a certificate")
+        ask, shown = ["health", s.url, "--cacert", CERT], ["--cert", mine, "--key", secret]
+        t.check(run(*ask, *shown).returncode == 0, "dlm health with a certificate")
+        t.check(run(*ask).returncode == 1, "dlm health without one")
+        t.check(run(*ask, *shown[:2]).returncode == 2, "dlm health with half of one")
 
 
 def test_handshakes():
