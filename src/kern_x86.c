@@ -1050,13 +1050,14 @@ AVX2_FN INLINE void avx2_strip_unpack_(X86Strip *s, const void *p, DlmType type)
     for (int i = 0; i < DLM_QK_K / 16; i++) UNROLL
     for (int o = 0; o < 4 * X86_OUTS; o += 32) {
         __m256i c[4];
-        UNROLL
-        for (int j = 0; j < 2 && type == DLM_Q4_K; j++) {
-            __m256i v = avx2_load_(q4->code[i][j] + o);
-            c[2 * j] = _mm256_and_si256(v, four);
-            c[2 * j + 1] = _mm256_and_si256(_mm256_srli_epi16(v, 4), four);
-        }
-        if (type == DLM_Q6_K) {
+        if (type == DLM_Q4_K) {
+            UNROLL
+            for (int j = 0; j < 2; j++) {
+                __m256i v = avx2_load_(q4->code[i][j] + o);
+                c[2 * j] = _mm256_and_si256(v, four);
+                c[2 * j + 1] = _mm256_and_si256(_mm256_srli_epi16(v, 4), four);
+            }
+        } else {
             c[3] = _mm256_setzero_si256();
             UNROLL
             for (int j = 0; j < 3; j++) {
@@ -1080,13 +1081,14 @@ AVX512_FN INLINE void avx512_strip_unpack_(X86Strip *s, const void *p, DlmType t
     for (int i = 0; i < DLM_QK_K / 16; i++) UNROLL
     for (int o = 0; o < 4 * X86_OUTS; o += 64) {
         __m512i c[4];
-        UNROLL
-        for (int j = 0; j < 2 && type == DLM_Q4_K; j++) {
-            __m512i v = _mm512_load_si512(q4->code[i][j] + o);
-            c[2 * j] = _mm512_and_si512(v, four);
-            c[2 * j + 1] = _mm512_and_si512(_mm512_srli_epi16(v, 4), four);
-        }
-        if (type == DLM_Q6_K) {
+        if (type == DLM_Q4_K) {
+            UNROLL
+            for (int j = 0; j < 2; j++) {
+                __m512i v = _mm512_load_si512(q4->code[i][j] + o);
+                c[2 * j] = _mm512_and_si512(v, four);
+                c[2 * j + 1] = _mm512_and_si512(_mm512_srli_epi16(v, 4), four);
+            }
+        } else {
             c[3] = _mm512_setzero_si512();
             UNROLL
             for (int j = 0; j < 3; j++) {
@@ -1179,10 +1181,12 @@ AVX512_FN INLINE void avx512_strip_rows_(const X86Strip *s, const X86StripRows *
         UNROLL
         for (int m = 0; m < n_rows; m++) {
             __m512i sums = avx512_four_(r->sums + m * r->n_in / 8 + 2 * i);
-            part[m][0] = part[m][1] = _mm512_setzero_si512();
-            if (!minima) part[m][0] = part[m][1] = _mm512_dpwssd_epi32(part[m][0], sums, offset);
+            part[m][0] = _mm512_setzero_si512();
+            if (!minima) part[m][0] = _mm512_dpwssd_epi32(part[m][0], sums, offset);
+            part[m][1] = part[m][0];
+            if (!minima) continue;
             UNROLL
-            for (int g = 0; g < 2 && minima; g++)
+            for (int g = 0; g < 2; g++)
                 low[m][g] = _mm512_dpwssd_epi32(low[m][g], sums,
                                                 _mm512_load_si512(s->minimum[i / 2] + 16 * g));
         }
