@@ -167,89 +167,103 @@ INLINE float32x4_t neon_load_f16_(const u16 *p) {
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
 }
 
-/* scores[c] = exp(scores[c] - max); returns their sum by the 16-lane law. */
-static f32 neon_exp_sum_(f32 *scores, i32 n, f32 max) {
-    float32x4_t lane[4] = {vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0)};
-    const float32x4_t max4 = vdupq_n_f32(max);
+/* ---- attention: the steps of kern_tile.c ---- */
+
+/* 4 elements of a key or value. */
+INLINE float32x4_t neon_load_kv_(const u8 *p, DlmType type) {
+    return type == DLM_F32 ? vld1q_f32((const f32 *)(const void *)p)
+                           : neon_load_f16_((const u16 *)(const void *)p);
+}
+
+/* lane[m] += query m times the key, for 4 n_reg elements from i. */
+INLINE void neon_products_(float32x4_t lane[4][4], const f32 *const *q, const u8 *k, DlmType type,
+                           int n_q, i32 i, int n_reg) {
+    UNROLL
+    for (int j = 0; j < n_reg; j++) {
+        float32x4_t key = neon_load_kv_(k + (i + 4 * j) * tile_kv_size_(type), type);
+        UNROLL
+        for (int m = 0; m < n_q; m++)
+            lane[m][j] = neon_mul_add_(lane[m][j], vld1q_f32(q[m] + i + 4 * j), key);
+    }
+}
+
+INLINE void neon_scores_(const TileAttend *a, DlmType type, i32 first, int n_q, i32 c, i32 end) {
+    const f32 *const *q = a->q + first;
+    f32 *to = a->scores + first * a->scores_stride;
+    for (; c < end; c++) {
+        const u8 *k = a->k + c * a->stride;
+        float32x4_t lane[4][4];
+        UNROLL
+        for (int j = 0; j < 4 * n_q; j++) lane[j / 4][j % 4] = vdupq_n_f32(0);
+        i32 i = 0;
+        for (; i + 16 <= a->head_dim; i += 16) neon_products_(lane, q, k, type, n_q, i, 4);
+        if (i < a->head_dim) neon_products_(lane, q, k, type, n_q, i, 2);
+        UNROLL
+        for (int m = 0; m < n_q; m++) to[m * a->scores_stride + c] = neon_fold_(lane[m]) * a->scale;
+    }
+}
+
+/* out[m] += score * value for 4 n_v elements from i; out[m] begins at 0 and ends times inv[m]. */
+INLINE void neon_values_some_(const TileAttend *a, DlmType type, i32 first, int n_q, i32 c, i32 end,
+                              i32 i, int n_v) {
+    float32x4_t acc[16];
+    UNROLL
+    for (int j = 0; j < n_q * n_v; j++)
+        acc[j] = c == a->lo[first + j / n_v]
+                     ? vdupq_n_f32(0)
+                     : vld1q_f32(a->out[first + j / n_v] + i + 4 * (j % n_v));
+    const f32 *s = a->scores + first * a->scores_stride;
+    const u8 *v = a->v + c * a->stride + i * tile_kv_size_(type);
+    for (; c < end; c++, v += a->stride) {
+        float32x4_t value[8];
+        UNROLL
+        for (int j = 0; j < n_v; j++)
+            value[j] = neon_load_kv_(v + 4 * j * tile_kv_size_(type), type);
+        UNROLL
+        for (int m = 0; m < n_q; m++) {
+            float32x4_t score = vdupq_n_f32(s[m * a->scores_stride + c]);
+            UNROLL
+            for (int j = 0; j < n_v; j++)
+                acc[m * n_v + j] = neon_mul_add_(acc[m * n_v + j], score, value[j]);
+        }
+    }
+    UNROLL
+    for (int j = 0; j < n_q * n_v; j++) {
+        i32 m = first + j / n_v;
+        if (end == a->hi[m]) acc[j] = vmulq_n_f32(acc[j], a->inv[m]);
+        vst1q_f32(a->out[m] + i + 4 * (j % n_v), acc[j]);
+    }
+}
+
+INLINE void neon_values_(const TileAttend *a, DlmType type, i32 first, int n_q, i32 c, i32 end) {
+    const int n_v = n_q == 4 ? 4 : 8;
+    i32 i = 0;
+    for (; i + 4 * n_v <= a->head_dim; i += 4 * n_v)
+        neon_values_some_(a, type, first, n_q, c, end, i, n_v);
+    for (; i < a->head_dim; i += 8) neon_values_some_(a, type, first, n_q, c, end, i, 2);
+}
+
+static f32 neon_softmax(f32 *s, i32 n) {
+    float32x4_t lane[4], max4 = vdupq_n_f32(KERN_MINUS_INF);
     i32 c = 0;
-    for (; c + 16 <= n; c += 16) {
+    for (; c + 4 <= n; c += 4) max4 = neon_max_(vld1q_f32(s + c), max4);
+    f32 max = vmaxvq_f32(max4);
+    for (; c < n; c++) max = MAX_OF(s[c], max);
+    UNROLL
+    for (int j = 0; j < 4; j++) lane[j] = vdupq_n_f32(0);
+    for (c = 0; c + 16 <= n; c += 16) {
         UNROLL
         for (int j = 0; j < 4; j++) {
-            float32x4_t e = neon_exp_(vsubq_f32(vld1q_f32(scores + c + 4 * j), max4));
-            vst1q_f32(scores + c + 4 * j, e);
+            float32x4_t e = neon_exp_(vsubq_f32(vld1q_f32(s + c + 4 * j), vdupq_n_f32(max)));
+            vst1q_f32(s + c + 4 * j, e);
             lane[j] = vaddq_f32(lane[j], e);
         }
     }
-    for (i32 j = c; j < n; j++) scores[j] = kern_expf(scores[j] - max);
-    return neon_fold_tail_(lane, scores + c, n - c);
+    for (i32 j = c; j < n; j++) s[j] = kern_expf(s[j] - max);
+    return neon_fold_tail_(lane, s + c, n - c);
 }
 
-/* 4 elements of a key or value, from element i. */
-INLINE float32x4_t neon_load_kv_(const void *p, DlmType type, i64 i) {
-    return type == DLM_F32 ? vld1q_f32((const f32 *)p + i) : neon_load_f16_((const u16 *)p + i);
-}
-
-/* scores[c - lo] = q . k_c * scale; returns the largest. */
-INLINE f32 neon_scores_(f32 *scores, const f32 *q, i32 lo, i32 hi, const void *k, DlmType type,
-                        i32 head_dim, f32 scale) {
-    f32 max = KERN_MINUS_INF;
-    i64 dim = head_dim;
-    i32 whole = head_dim / 16 * 16;
-    for (i32 c = lo; c < hi; c++) {
-        float32x4_t lane[4] = {vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0)};
-        for (i32 i = 0; i < whole; i += 16) {
-            UNROLL
-            for (int j = 0; j < 4; j++)
-                lane[j] = neon_mul_add_(lane[j], vld1q_f32(q + i + 4 * j),
-                                        neon_load_kv_(k, type, c * dim + i + 4 * j));
-        }
-        f32 tail[KERN_LANES];
-        for (i32 i = whole; i < head_dim; i++) tail[i - whole] = ref_kv_(k, type, c * dim + i);
-        f32 s = neon_fold_products_(lane, q + whole, tail, head_dim - whole) * scale;
-        scores[c - lo] = s;
-        max = MAX_OF(s, max);
-    }
-    return max;
-}
-
-INLINE void neon_attend_type_(f32 *out, const f32 *q, i32 lo, i32 hi, const void *k, const void *v,
-                              DlmType type, i32 head_dim, f32 scale, f32 *scores) {
-    i64 dim = head_dim;
-    f32 max = neon_scores_(scores, q, lo, hi, k, type, head_dim, scale);
-    f32 inv = 1.0f / neon_exp_sum_(scores, hi - lo, max);
-    i32 i = 0;
-    for (; i + 32 <= head_dim; i += 32) {
-        float32x4_t acc[8];
-        UNROLL
-        for (int j = 0; j < 8; j++) acc[j] = vdupq_n_f32(0);
-        for (i32 c = lo; c < hi; c++) {
-            float32x4_t s = vdupq_n_f32(scores[c - lo]);
-            UNROLL
-            for (int j = 0; j < 8; j++)
-                acc[j] = neon_mul_add_(acc[j], s, neon_load_kv_(v, type, c * dim + i + 4 * j));
-        }
-        UNROLL
-        for (int j = 0; j < 8; j++) vst1q_f32(out + i + 4 * j, vmulq_n_f32(acc[j], inv));
-    }
-    for (; i < head_dim; i++) {
-        f32 acc = 0;
-        for (i32 c = lo; c < hi; c++)
-            acc = kern_fmaf(scores[c - lo], ref_kv_(v, type, c * dim + i), acc);
-        out[i] = acc * inv;
-    }
-}
-
-static void neon_attend(f32 *const *out, const f32 *const *q, const i32 *lo, const i32 *hi, i32 n_q,
-                        const void *k, const void *v, DlmType type, i32 head_dim, f32 scale,
-                        f32 *scores, i64 scores_stride) {
-    for (i32 m = 0; m < n_q; m++) {
-        f32 *s = scores + m * scores_stride;
-        if (type == DLM_F32)
-            neon_attend_type_(out[m], q[m], lo[m], hi[m], k, v, DLM_F32, head_dim, scale, s);
-        else
-            neon_attend_type_(out[m], q[m], lo[m], hi[m], k, v, DLM_F16, head_dim, scale, s);
-    }
-}
+TILE_ATTEND(neon, TILE_FN)
 
 static i32 neon_top1(const f32 *logits, i32 n, f32 *sum_exp) {
     float32x4_t max4 = vdupq_n_f32(KERN_MINUS_INF);

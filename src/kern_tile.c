@@ -1,10 +1,11 @@
-/* kern_tile.c - what the SIMD levels have in common: the loops around a ternary register tile, and a
- * dense kernel's choice by the kind of its weights.
+/* kern_tile.c - what the SIMD levels have in common: the loops around a ternary register tile and
+ * around a step of attention, and a dense kernel's choice by the kind of its weights.
  *
  * Owns:      nothing.
  * Stands on: base kern_ref
  * Promises:  equal to ref_ternary bit for bit when the level's tiles are: their sums are exact
- *            integers, and the float steps here are the law's, in its order.
+ *            integers, and the float steps here are the law's, in its order. Equal to ref_attend
+ *            when the level's steps add a score's products and a value's terms in its order.
  *
  * A level brings only its tiles: the product of one column of weight tiles (16 outputs) and up to 8
  * rows of activations, in registers from the first input to the last, so that one unpack of a
@@ -195,6 +196,135 @@ static void tile_ternary(const TileLevel *level, f32 *y, i64 y_stride, const Dlm
                                 i32 n_rows) {                                                     \
         tile_ternary(&level##_tiles, y, y_stride, w, out_lo, out_hi, q, q_stride, inv_scale, sum, \
                      n_rows);                                                                     \
+    }
+
+/* ---- attention ----
+ *
+ * Three passes over queries that share the keys and values of one head: scores, softmax, values.
+ * The first and the last walk the cells in bites that stay in the first cache level while the
+ * queries take turns at them, 4, 2 or 1 at a time. A level brings the steps: scores and values of so
+ * many queries at a few cells, in registers, and the softmax. */
+
+#define TILE_BITE 64 /* cells */
+
+typedef struct {
+    f32 *const *out;
+    const f32 *const *q;
+    const i32 *lo, *hi; /* cells that each query sees, of those from k and v on */
+    i32 n_q, head_dim;
+    const u8 *k, *v;
+    i64 stride; /* bytes between cells */
+    f32 scale;
+    f32 *scores; /* [n_q][scores_stride] */
+    i64 scores_stride;
+    f32 inv[DLM_ATTEND_Q]; /* 1 / the sum of a query's exponentials */
+} TileAttend;
+
+/* Scores or values of 1, 2 and 4 queries, from `first`, at the cells [c, end). */
+typedef void TileAttendFn(const TileAttend *a, i32 first, i32 c, i32 end);
+typedef struct {
+    TileAttendFn *scores[3], *values[3];
+    f32 (*softmax)(f32 *s, i32 n); /* s[c] = exp(s[c] - the largest); returns their sum */
+} TileAttendSteps;
+
+/* The largest step for n queries, as an index of the above. */
+static int tile_step_(i32 n) {
+    return n >= 4 ? 2 : n >= 2 ? 1 : 0;
+}
+
+/* The values of one query at those of the cells [c, end) that it sees. */
+static void tile_values_alone_(const TileAttendSteps *steps, const TileAttend *a, i32 m, i32 c,
+                               i32 end) {
+    c = MAX_OF(c, a->lo[m]), end = MIN_OF(end, a->hi[m]);
+    if (c < end) steps->values[0](a, m, c, end);
+}
+
+/* The values of a step's queries at the cells [c, end): together where all of them see the cells,
+ * before and behind that each query alone. */
+static void tile_values_(const TileAttendSteps *steps, const TileAttend *a, i32 first, int size,
+                         i32 c, i32 end) {
+    i32 from = c, to = end, n = 1 << size;
+    for (i32 m = first; m < first + n; m++)
+        from = MAX_OF(from, a->lo[m]), to = MIN_OF(to, a->hi[m]);
+    if (from >= to) from = to = end;
+    for (i32 m = first; from > c && m < first + n; m++) tile_values_alone_(steps, a, m, c, from);
+    if (from < to) steps->values[size](a, first, from, to);
+    for (i32 m = first; to < end && m < first + n; m++) tile_values_alone_(steps, a, m, to, end);
+}
+
+/* Scores of cells that a query does not see are left unused. */
+static void tile_attend_(const TileAttendSteps *steps, TileAttend *a) {
+    i32 n = 0;
+    for (i32 m = 0; m < a->n_q; m++) n = MAX_OF(n, a->hi[m]);
+    for (i32 c = 0; c < n; c += TILE_BITE)
+        for (i32 m = 0; m < a->n_q; m += 1 << tile_step_(a->n_q - m))
+            steps->scores[tile_step_(a->n_q - m)](a, m, c, MIN_OF(c + TILE_BITE, n));
+    for (i32 m = 0; m < a->n_q; m++)
+        a->inv[m] =
+            1.0f / steps->softmax(a->scores + m * a->scores_stride + a->lo[m], a->hi[m] - a->lo[m]);
+    for (i32 c = 0; c < n; c += TILE_BITE)
+        for (i32 m = 0; m < a->n_q; m += 1 << tile_step_(a->n_q - m))
+            tile_values_(steps, a, m, tile_step_(a->n_q - m), c, MIN_OF(c + TILE_BITE, n));
+}
+
+static inline i64 tile_kv_size_(DlmType type) {
+    return type == DLM_F32 ? 4 : 2;
+}
+
+/* The `attend` kernel of dlm_kernels.h, by the steps of a level for keys and values of the type. */
+static void tile_attend(const TileAttendSteps *steps, f32 *const *out, const f32 *const *q,
+                        const i32 *lo, const i32 *hi, i32 n_q, const void *k, const void *v,
+                        DlmType type, i32 head_dim, f32 scale, f32 *scores, i64 scores_stride) {
+    if (head_dim % 8) { /* no model has such heads */
+        ref_attend(out, q, lo, hi, n_q, k, v, type, head_dim, scale, scores, scores_stride);
+        return;
+    }
+    i32 from[DLM_ATTEND_Q], to[DLM_ATTEND_Q], first = lo[0];
+    i64 stride = head_dim * tile_kv_size_(type);
+    for (i32 m = 1; m < n_q; m++) first = MIN_OF(first, lo[m]);
+    for (i32 m = 0; m < n_q; m++) from[m] = lo[m] - first, to[m] = hi[m] - first;
+    TileAttend a = {.out = out,
+                    .q = q,
+                    .lo = from,
+                    .hi = to,
+                    .n_q = n_q,
+                    .head_dim = head_dim,
+                    .k = (const u8 *)k + first * stride,
+                    .v = (const u8 *)v + first * stride,
+                    .stride = stride,
+                    .scale = scale,
+                    .scores = scores,
+                    .scores_stride = scores_stride};
+    tile_attend_(steps, &a);
+}
+
+/* LEVEL_attend from LEVEL_scores_, LEVEL_values_ and LEVEL_softmax, whose always-inlined bodies
+ * unroll where the number of queries is a constant. */
+#define TILE_ATTEND_STEP(level, FN, type, n_q)                                             \
+    FN static void level##_scores_##type##_##n_q##_(const TileAttend *a, i32 first, i32 c, \
+                                                    i32 end) {                             \
+        level##_scores_(a, DLM_##type, first, n_q, c, end);                                \
+    }                                                                                      \
+    FN static void level##_values_##type##_##n_q##_(const TileAttend *a, i32 first, i32 c, \
+                                                    i32 end) {                             \
+        level##_values_(a, DLM_##type, first, n_q, c, end);                                \
+    }
+#define TILE_ATTEND_TYPE(level, FN, type)                                                     \
+    TILE_ATTEND_STEP(level, FN, type, 1)                                                      \
+    TILE_ATTEND_STEP(level, FN, type, 2)                                                      \
+    TILE_ATTEND_STEP(level, FN, type, 4)                                                      \
+    static const TileAttendSteps level##_attend_##type##_ = {                                 \
+        {level##_scores_##type##_1_, level##_scores_##type##_2_, level##_scores_##type##_4_}, \
+        {level##_values_##type##_1_, level##_values_##type##_2_, level##_values_##type##_4_}, \
+        level##_softmax};
+#define TILE_ATTEND(level, FN)                                                                     \
+    TILE_ATTEND_TYPE(level, FN, F16)                                                               \
+    TILE_ATTEND_TYPE(level, FN, F32)                                                               \
+    static void level##_attend(f32 *const *out, const f32 *const *q, const i32 *lo, const i32 *hi, \
+                               i32 n_q, const void *k, const void *v, DlmType type, i32 head_dim,  \
+                               f32 scale, f32 *scores, i64 scores_stride) {                        \
+        tile_attend(type == DLM_F32 ? &level##_attend_F32_ : &level##_attend_F16_, out, q, lo, hi, \
+                    n_q, k, v, type, head_dim, scale, scores, scores_stride);                      \
     }
 
 #endif

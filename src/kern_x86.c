@@ -207,108 +207,14 @@ AVX2_FN INLINE __m256 avx2_load_f16_(const u16 *p) {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
 }
 
-/* ---- attention ----
+/* ---- attention: the steps of kern_tile.c ----
  *
- * Three passes over queries that share the keys and values of one head: scores, softmax, values.
- * The first and the last walk the cells in bites that stay in the first cache level while the
- * queries take turns at them, 4, 2 or 1 at a time. Each score has its own 16 lanes; as many scores
- * as a register has lanes are folded at once, by a transposing tree of the law's additions. */
+ * Each score has its own 16 lanes; as many scores as a register has lanes are folded at once, by a
+ * transposing tree of the law's additions. */
 
-#define X86_BITE 64 /* cells */
 /* Bytes ahead of the cell at hand that are asked for early: several cells are read side by side, which
  * the hardware's own prefetching takes for no stream. */
 #define X86_KV_AHEAD 8192
-
-typedef struct {
-    f32 *const *out;
-    const f32 *const *q;
-    const i32 *lo, *hi; /* cells that each query sees, of those from k and v on */
-    i32 n_q, head_dim;
-    const u8 *k, *v;
-    i64 stride; /* bytes between cells */
-    f32 scale;
-    f32 *scores; /* [n_q][scores_stride] */
-    i64 scores_stride;
-    f32 inv[DLM_ATTEND_Q]; /* 1 / the sum of a query's exponentials */
-} X86Attend;
-
-/* Scores or values of 1, 2 and 4 queries, from `first`, at the cells [c, end). */
-typedef void X86AttendFn(const X86Attend *a, i32 first, i32 c, i32 end);
-typedef struct {
-    X86AttendFn *scores[3], *values[3];
-    f32 (*softmax)(f32 *s, i32 n); /* s[c] = exp(s[c] - the largest); returns their sum */
-} X86AttendSteps;
-
-/* The largest step for n queries, as an index of the above. */
-static int x86_step_(i32 n) {
-    return n >= 4 ? 2 : n >= 2 ? 1 : 0;
-}
-
-/* The values of one query at those of the cells [c, end) that it sees. */
-static void x86_values_alone_(const X86AttendSteps *steps, const X86Attend *a, i32 m, i32 c,
-                              i32 end) {
-    c = MAX_OF(c, a->lo[m]), end = MIN_OF(end, a->hi[m]);
-    if (c < end) steps->values[0](a, m, c, end);
-}
-
-/* The values of a step's queries at the cells [c, end): together where all of them see the cells,
- * before and behind that each query alone. */
-static void x86_values_(const X86AttendSteps *steps, const X86Attend *a, i32 first, int size, i32 c,
-                        i32 end) {
-    i32 from = c, to = end, n = 1 << size;
-    for (i32 m = first; m < first + n; m++)
-        from = MAX_OF(from, a->lo[m]), to = MIN_OF(to, a->hi[m]);
-    if (from >= to) from = to = end;
-    for (i32 m = first; from > c && m < first + n; m++) x86_values_alone_(steps, a, m, c, from);
-    if (from < to) steps->values[size](a, first, from, to);
-    for (i32 m = first; to < end && m < first + n; m++) x86_values_alone_(steps, a, m, to, end);
-}
-
-/* Scores of cells that a query does not see are left unused. */
-static void x86_attend_(const X86AttendSteps *steps, X86Attend *a) {
-    i32 n = 0;
-    for (i32 m = 0; m < a->n_q; m++) n = MAX_OF(n, a->hi[m]);
-    for (i32 c = 0; c < n; c += X86_BITE)
-        for (i32 m = 0; m < a->n_q; m += 1 << x86_step_(a->n_q - m))
-            steps->scores[x86_step_(a->n_q - m)](a, m, c, MIN_OF(c + X86_BITE, n));
-    for (i32 m = 0; m < a->n_q; m++)
-        a->inv[m] =
-            1.0f / steps->softmax(a->scores + m * a->scores_stride + a->lo[m], a->hi[m] - a->lo[m]);
-    for (i32 c = 0; c < n; c += X86_BITE)
-        for (i32 m = 0; m < a->n_q; m += 1 << x86_step_(a->n_q - m))
-            x86_values_(steps, a, m, x86_step_(a->n_q - m), c, MIN_OF(c + X86_BITE, n));
-}
-
-/* The `attend` kernel of dlm_kernels.h, by the steps of a level for keys and values of the type. */
-static void x86_attend(const X86AttendSteps *steps, f32 *const *out, const f32 *const *q,
-                       const i32 *lo, const i32 *hi, i32 n_q, const void *k, const void *v,
-                       DlmType type, i32 head_dim, f32 scale, f32 *scores, i64 scores_stride) {
-    if (head_dim % 8) { /* no model has such heads */
-        ref_attend(out, q, lo, hi, n_q, k, v, type, head_dim, scale, scores, scores_stride);
-        return;
-    }
-    i32 from[DLM_ATTEND_Q], to[DLM_ATTEND_Q], first = lo[0];
-    i64 stride = head_dim * (type == DLM_F32 ? 4 : 2);
-    for (i32 m = 1; m < n_q; m++) first = MIN_OF(first, lo[m]);
-    for (i32 m = 0; m < n_q; m++) from[m] = lo[m] - first, to[m] = hi[m] - first;
-    X86Attend a = {.out = out,
-                   .q = q,
-                   .lo = from,
-                   .hi = to,
-                   .n_q = n_q,
-                   .head_dim = head_dim,
-                   .k = (const u8 *)k + first * stride,
-                   .v = (const u8 *)v + first * stride,
-                   .stride = stride,
-                   .scale = scale,
-                   .scores = scores,
-                   .scores_stride = scores_stride};
-    x86_attend_(steps, &a);
-}
-
-static inline i64 x86_kv_size_(DlmType type) {
-    return type == DLM_F32 ? 4 : 2;
-}
 
 /* n <= n_max scores; n_max, the usual number, is a constant. */
 INLINE void x86_put_scores_(f32 *to, const f32 *from, i32 n, int n_max) {
@@ -339,7 +245,7 @@ AVX2_FN INLINE __m256 avx2_fold8_(const __m256 s[8]) {
 }
 
 /* Scores of n_q queries at n <= 8 / n_q cells. */
-AVX2_FN INLINE void avx2_scores8_(const X86Attend *a, DlmType type, i32 first, int n_q, i32 c,
+AVX2_FN INLINE void avx2_scores8_(const TileAttend *a, DlmType type, i32 first, int n_q, i32 c,
                                   i32 n) {
     const int n_c = 8 / n_q;
     const u8 *k[8];
@@ -355,11 +261,13 @@ AVX2_FN INLINE void avx2_scores8_(const X86Attend *a, DlmType type, i32 first, i
             __m256 key[8];
             UNROLL
             for (int j = 0; j < n_c; j++)
-                key[j] = avx2_load_kv_(k[j] + i * x86_kv_size_(type), type);
-            UNROLL
-            for (int j = 0; half == 0 && j < n_c; j++)
-                _mm_prefetch((const char *)k[j] + i * x86_kv_size_(type) + X86_KV_AHEAD,
-                             _MM_HINT_T0);
+                key[j] = avx2_load_kv_(k[j] + i * tile_kv_size_(type), type);
+            if (half == 0) {
+                UNROLL
+                for (int j = 0; j < n_c; j++)
+                    _mm_prefetch((const char *)k[j] + i * tile_kv_size_(type) + X86_KV_AHEAD,
+                                 _MM_HINT_T0);
+            }
             UNROLL
             for (int m = 0; m < n_q; m++) {
                 __m256 q = _mm256_loadu_ps(a->q[first + m] + i);
@@ -378,13 +286,13 @@ AVX2_FN INLINE void avx2_scores8_(const X86Attend *a, DlmType type, i32 first, i
         x86_put_scores_(a->scores + (first + m) * a->scores_stride + c, out + m * n_c, n, n_c);
 }
 
-AVX2_FN INLINE void avx2_scores_(const X86Attend *a, DlmType type, i32 first, int n_q, i32 c,
+AVX2_FN INLINE void avx2_scores_(const TileAttend *a, DlmType type, i32 first, int n_q, i32 c,
                                  i32 end) {
     for (; c < end; c += 8 / n_q) avx2_scores8_(a, type, first, n_q, c, MIN_OF(8 / n_q, end - c));
 }
 
 /* out[m] += score * value for 8 n_v elements from i; out[m] begins at 0 and ends times inv[m]. */
-AVX2_FN INLINE void avx2_values8_(const X86Attend *a, DlmType type, i32 first, int n_q, i32 c,
+AVX2_FN INLINE void avx2_values8_(const TileAttend *a, DlmType type, i32 first, int n_q, i32 c,
                                   i32 end, i32 i, int n_v) {
     __m256 acc[8];
     UNROLL
@@ -393,12 +301,12 @@ AVX2_FN INLINE void avx2_values8_(const X86Attend *a, DlmType type, i32 first, i
                      ? _mm256_setzero_ps()
                      : _mm256_loadu_ps(a->out[first + j / n_v] + i + 8 * (j % n_v));
     const f32 *s = a->scores + first * a->scores_stride;
-    const u8 *v = a->v + c * a->stride + i * x86_kv_size_(type);
+    const u8 *v = a->v + c * a->stride + i * tile_kv_size_(type);
     for (; c < end; c++, v += a->stride) {
         __m256 value[8];
         UNROLL
         for (int j = 0; j < n_v; j++)
-            value[j] = avx2_load_kv_(v + 8 * j * x86_kv_size_(type), type);
+            value[j] = avx2_load_kv_(v + 8 * j * tile_kv_size_(type), type);
         _mm_prefetch((const char *)v + X86_KV_AHEAD, _MM_HINT_T0);
         UNROLL
         for (int m = 0; m < n_q; m++) {
@@ -416,7 +324,7 @@ AVX2_FN INLINE void avx2_values8_(const X86Attend *a, DlmType type, i32 first, i
     }
 }
 
-AVX2_FN INLINE void avx2_values_(const X86Attend *a, DlmType type, i32 first, int n_q, i32 c,
+AVX2_FN INLINE void avx2_values_(const TileAttend *a, DlmType type, i32 first, int n_q, i32 c,
                                  i32 end) {
     const int n_v = n_q == 4 ? 2 : 4;
     i32 i = 0;
@@ -498,7 +406,7 @@ AVX512_FN INLINE void avx512_products_(__m512 acc[16], const u8 *const *k, const
     const int n_c = 16 / n_q;
     UNROLL
     for (int j = 0; j < n_c; j++) {
-        const u8 *at = k[j] + i * x86_kv_size_(type);
+        const u8 *at = k[j] + i * tile_kv_size_(type);
         __m512 key = avx512_load_kv_(at, type, mask);
         _mm_prefetch((const char *)at + X86_KV_AHEAD, _MM_HINT_T0);
         UNROLL
@@ -509,7 +417,7 @@ AVX512_FN INLINE void avx512_products_(__m512 acc[16], const u8 *const *k, const
 }
 
 /* Scores of n_q queries at n <= 16 / n_q cells. */
-AVX512_FN INLINE void avx512_scores16_(const X86Attend *a, DlmType type, i32 first, int n_q, i32 c,
+AVX512_FN INLINE void avx512_scores16_(const TileAttend *a, DlmType type, i32 first, int n_q, i32 c,
                                        i32 n) {
     const int n_c = 16 / n_q;
     const u8 *k[16];
@@ -531,13 +439,13 @@ AVX512_FN INLINE void avx512_scores16_(const X86Attend *a, DlmType type, i32 fir
         x86_put_scores_(a->scores + (first + m) * a->scores_stride + c, out + m * n_c, n, n_c);
 }
 
-AVX512_FN INLINE void avx512_scores_(const X86Attend *a, DlmType type, i32 first, int n_q, i32 c,
+AVX512_FN INLINE void avx512_scores_(const TileAttend *a, DlmType type, i32 first, int n_q, i32 c,
                                      i32 end) {
     for (; c < end; c += 16 / n_q)
         avx512_scores16_(a, type, first, n_q, c, MIN_OF(16 / n_q, end - c));
 }
 
-AVX512_FN INLINE void avx512_values16_(const X86Attend *a, DlmType type, i32 first, int n_q, i32 c,
+AVX512_FN INLINE void avx512_values16_(const TileAttend *a, DlmType type, i32 first, int n_q, i32 c,
                                        i32 end, i32 i, int n_v) {
     const __mmask16 mask = n_v > 1 ? 0xffff : avx512_mask_(a->head_dim - i);
     __m512 acc[16];
@@ -547,12 +455,12 @@ AVX512_FN INLINE void avx512_values16_(const X86Attend *a, DlmType type, i32 fir
                      ? _mm512_setzero_ps()
                      : _mm512_maskz_loadu_ps(mask, a->out[first + j / n_v] + i + 16 * (j % n_v));
     const f32 *s = a->scores + first * a->scores_stride;
-    const u8 *v = a->v + c * a->stride + i * x86_kv_size_(type);
+    const u8 *v = a->v + c * a->stride + i * tile_kv_size_(type);
     for (; c < end; c++, v += a->stride) {
         __m512 value[8];
         UNROLL
         for (int j = 0; j < n_v; j++) {
-            const u8 *at = v + 16 * j * x86_kv_size_(type);
+            const u8 *at = v + 16 * j * tile_kv_size_(type);
             value[j] = avx512_load_kv_(at, type, mask);
             _mm_prefetch((const char *)at + X86_KV_AHEAD, _MM_HINT_T0);
         }
@@ -572,7 +480,7 @@ AVX512_FN INLINE void avx512_values16_(const X86Attend *a, DlmType type, i32 fir
     }
 }
 
-AVX512_FN INLINE void avx512_values_(const X86Attend *a, DlmType type, i32 first, int n_q, i32 c,
+AVX512_FN INLINE void avx512_values_(const TileAttend *a, DlmType type, i32 first, int n_q, i32 c,
                                      i32 end) {
     i32 i = 0;
     for (; n_q < 4 && i + 128 <= a->head_dim; i += 128)
@@ -617,37 +525,8 @@ AVX512_FN static f32 avx512_softmax(f32 *s, i32 n) {
     return avx512_fold_(sum);
 }
 
-/* LEVEL_attend from LEVEL_scores_, LEVEL_values_ and LEVEL_softmax, whose always-inlined bodies
- * unroll where the number of queries is a constant. */
-#define ATTEND_STEP(level, FN, type, n_q)                                                 \
-    FN static void level##_scores_##type##_##n_q##_(const X86Attend *a, i32 first, i32 c, \
-                                                    i32 end) {                            \
-        level##_scores_(a, DLM_##type, first, n_q, c, end);                               \
-    }                                                                                     \
-    FN static void level##_values_##type##_##n_q##_(const X86Attend *a, i32 first, i32 c, \
-                                                    i32 end) {                            \
-        level##_values_(a, DLM_##type, first, n_q, c, end);                               \
-    }
-#define ATTEND_TYPE(level, FN, type)                                                          \
-    ATTEND_STEP(level, FN, type, 1)                                                           \
-    ATTEND_STEP(level, FN, type, 2)                                                           \
-    ATTEND_STEP(level, FN, type, 4)                                                           \
-    static const X86AttendSteps level##_attend_##type##_ = {                                  \
-        {level##_scores_##type##_1_, level##_scores_##type##_2_, level##_scores_##type##_4_}, \
-        {level##_values_##type##_1_, level##_values_##type##_2_, level##_values_##type##_4_}, \
-        level##_softmax};
-#define DEFINE_ATTEND(level, FN)                                                                   \
-    ATTEND_TYPE(level, FN, F16)                                                                    \
-    ATTEND_TYPE(level, FN, F32)                                                                    \
-    static void level##_attend(f32 *const *out, const f32 *const *q, const i32 *lo, const i32 *hi, \
-                               i32 n_q, const void *k, const void *v, DlmType type, i32 head_dim,  \
-                               f32 scale, f32 *scores, i64 scores_stride) {                        \
-        x86_attend(type == DLM_F32 ? &level##_attend_F32_ : &level##_attend_F16_, out, q, lo, hi,  \
-                   n_q, k, v, type, head_dim, scale, scores, scores_stride);                       \
-    }
-
-DEFINE_ATTEND(avx2, AVX2_FN)
-DEFINE_ATTEND(avx512, AVX512_FN)
+TILE_ATTEND(avx2, AVX2_FN)
+TILE_ATTEND(avx512, AVX512_FN)
 
 AVX2_FN static i32 avx2_top1(const f32 *logits, i32 n, f32 *sum_exp) {
     f32 max = avx2_max_(logits, n);
