@@ -719,10 +719,13 @@ AVX2_FN INLINE void avx2_transpose_(i8 *to, const __m256i v[8]) {
     }
 }
 
-/* Each 16 bytes as 0 1 8 9, 2 3 10 11, 4 5 12 13, 6 7 14 15. */
+/* The order of each 16 bytes: 0 1 8 9, 2 3 10 11, 4 5 12 13, 6 7 14 15. */
+AVX2_FN INLINE __m128i x86_order_(void) {
+    return _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15);
+}
+
 AVX2_FN INLINE __m256i avx2_order_(__m256i v) {
-    const __m128i order = _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15);
-    return _mm256_shuffle_epi8(v, _mm256_set_m128i(order, order));
+    return _mm256_shuffle_epi8(v, _mm256_broadcastsi128_si256(x86_order_()));
 }
 
 /* A run of 256 inputs lies transposed for the types whose blocks are 32 inputs long, and in the order
@@ -813,55 +816,61 @@ static i64 x86_strip_bytes(const DlmMat *w) {
     return x86_strip_block_(w->type) * (w->n_in / DLM_QK_K);
 }
 
-/* The four groups of codes of one output's inputs 16 i.. */
-INLINE void x86_strip_groups_(u32 group[4], const DlmUnpacked *u, int i, int offset) {
-    u8 code[16];
-    for (int j = 0; j < 16; j++) /* the order above */
-        code[j] = (u8)(u->q[16 * i + j / 4 * 2 + j % 2 + j / 2 % 2 * 8] + offset);
-    memcpy(group, code, sizeof code);
+AVX2_FN INLINE __m128i x86_load16_(const u8 *p) {
+    return _mm_loadu_si128((const __m128i *)(const void *)p);
 }
 
-static void x86_strip_q4_K_(X86StripQ4K *s, const u8 *p, const DlmUnpacked *u, int o) {
-    for (int i = 0; i < DLM_QK_K / 16; i++) {
-        u32 group[4];
-        x86_strip_groups_(group, u, i, 0);
+/* 16 codes of 0..15, or of 0..3, from the bits `shift`.. of 16 bytes. */
+AVX2_FN INLINE __m128i x86_bits_(const u8 *p, int shift, int mask) {
+    return _mm_and_si128(_mm_srl_epi16(x86_load16_(p), _mm_cvtsi32_si128(shift)),
+                         _mm_set1_epi8((char)mask));
+}
+
+AVX2_FN INLINE void x86_strip_q4_K_(X86StripQ4K *s, const DlmBlockQ4_K *b, i32 o) {
+    DlmUnpacked u;
+    k_scales_(b->scales, &u);
+    for (int i = 0; i < DLM_QK_K / 16; i++) { /* inputs 64 (i / 4) + 32 (i / 2 % 2) + 16 (i % 2) */
+        __m128i c = x86_bits_(b->qs + 32 * (i / 4) + 16 * (i % 2), i / 2 % 2 * 4, 15);
+        c = _mm_shuffle_epi8(c, x86_order_());
+        c = _mm_or_si128(c, _mm_slli_epi64(_mm_srli_epi64(c, 32), 4)); /* groups 0 1, 2 3 */
         for (int j = 0; j < 2; j++) {
-            u32 both = group[2 * j] | group[2 * j + 1] << 4;
+            u32 both = (u32)(j ? _mm_extract_epi32(c, 2) : _mm_cvtsi128_si32(c));
             memcpy(s->code[i][j] + 4 * o, &both, sizeof both);
         }
-        s->scale[i / 2][o] = (u8)u->scale[i], s->minimum[i / 2][o] = (u8)u->minimum[i];
+        s->scale[i / 2][o] = (u8)u.scale[i], s->minimum[i / 2][o] = (u8)u.minimum[i];
     }
-    s->d[o] = load_u16(p + offsetof(DlmBlockQ4_K, d));
-    s->dmin[o] = load_u16(p + offsetof(DlmBlockQ4_K, dmin));
+    s->d[o] = b->d, s->dmin[o] = b->dmin;
 }
 
-static void x86_strip_q6_K_(X86StripQ6K *s, const u8 *p, const DlmUnpacked *u, int o) {
-    for (int i = 0; i < DLM_QK_K / 16; i++) {
-        u32 group[4];
-        x86_strip_groups_(group, u, i, 32);
-        for (int j = 0; j < 3; j++) {
-            u32 both = group[j] | (group[3] >> 2 * j & 0x03030303u) << 6;
-            memcpy(s->code[i][j] + 4 * o, &both, sizeof both);
-        }
-        s->scale[i][o] = (i8)u->scale[i];
+AVX2_FN INLINE void x86_strip_q6_K_(X86StripQ6K *s, const DlmBlockQ6_K *b, i32 o) {
+    for (int i = 0; i < DLM_QK_K / 16; i++) { /* inputs 128 (i / 8) + 32 quarter + 16 (i % 2) */
+        int half = i / 8, quarter = i / 2 % 4, at = 16 * (i % 2);
+        __m128i low = x86_bits_(b->ql + 64 * half + 32 * (quarter % 2) + at, quarter / 2 * 4, 15),
+                high = x86_bits_(b->qh + 32 * half + at, 2 * quarter, 3);
+        __m128i c = _mm_shuffle_epi8(_mm_or_si128(low, _mm_slli_epi16(high, 4)), x86_order_());
+        __m128i fourth = _mm_srlv_epi32(_mm_shuffle_epi32(c, 0xff), _mm_setr_epi32(0, 2, 4, 6));
+        fourth = _mm_slli_epi16(_mm_and_si128(fourth, _mm_set1_epi8(3)), 6);
+        u32 groups[4];
+        _mm_storeu_si128((__m128i *)(void *)groups, _mm_or_si128(c, fourth));
+        for (int j = 0; j < 3; j++) memcpy(s->code[i][j] + 4 * o, &groups[j], sizeof *groups);
+        s->scale[i][o] = b->scales[i];
     }
-    s->d[o] = load_u16(p + offsetof(DlmBlockQ6_K, d));
+    s->d[o] = b->d;
 }
 
 /* Outputs out.. of w, zeros past the last. */
-static void x86_strip(u8 *to, const DlmMat *w, i32 out) {
-    const i64 step = x86_strip_block_(w->type), bytes = quant_info(w->type)->bytes;
+AVX2_FN static void x86_strip(u8 *to, const DlmMat *w, i32 out) {
+    const i64 step = x86_strip_block_(w->type), bytes = kern_row_bytes(w);
+    const u8 *first = (const u8 *)w->data + out * bytes;
     i32 n_out = MIN_OF(X86_OUTS, w->n_out - out);
     memset(to, 0, (size_t)x86_strip_bytes(w));
     for (i32 b = 0; b < w->n_in / DLM_QK_K; b++, to += step)
         for (i32 o = 0; o < n_out; o++) {
-            const u8 *p = (const u8 *)w->data + (out + o) * kern_row_bytes(w) + b * bytes;
-            DlmUnpacked u;
-            quant_unpack(w->type, p, &u);
+            const void *p = first + o * bytes + b * (i64)quant_info(w->type)->bytes;
             if (w->type == DLM_Q6_K)
-                x86_strip_q6_K_((X86StripQ6K *)(void *)to, p, &u, o);
+                x86_strip_q6_K_((X86StripQ6K *)(void *)to, p, o);
             else
-                x86_strip_q4_K_((X86StripQ4K *)(void *)to, p, &u, o);
+                x86_strip_q4_K_((X86StripQ4K *)(void *)to, p, o);
         }
 }
 
