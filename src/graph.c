@@ -305,7 +305,7 @@ static void graph_pass_(Graph *g, const DlmRow *rows, const DlmRow *near, i32 n_
 
 #define GRAPH_APART_BYTES (4 << 20) /* of weights: what every thread can read out of its caches */
 #define GRAPH_APART_ROWS 32         /* of a part: so many that their activations stay there too */
-#define GRAPH_PARTS_MAX 256
+#define GRAPH_PARTS_MAX 256         /* at least one slot in each */
 
 typedef struct {
     const Graph *g;
@@ -335,14 +335,18 @@ static void graph_part_(void *arg, DlmOps *ops, i32 part) {
 }
 
 /* Cuts the rows between slots, into parts of n_rows / lanes or a little more. False when that leaves a
- * lane with much less than another, or when rows of logits are not numbered in the order of the rows. */
+ * lane with much less than another, when a slot's rows do not lie together, or when rows of logits are not
+ * numbered in the order of the rows. */
 static bool graph_cut_(const Graph *g, GraphApart_ *a, i32 n_rows, i32 n_logits) {
+    bool seen[GRAPH_PARTS_MAX] = {false};
     i32 lanes = g->ops->lanes, logits = 0, most = 0;
     i32 size = MIN_OF((n_rows + lanes - 1) / lanes, GRAPH_APART_ROWS);
     for (i32 r = 0; r < n_rows; r++) {
-        bool begins = r == 0 || a->rows[r].slot != a->rows[r - 1].slot;
+        i32 slot = a->rows[r].slot;
+        bool begins = r == 0 || slot != a->rows[r - 1].slot;
+        if (begins && (slot >= GRAPH_PARTS_MAX || seen[slot])) return false;
+        seen[slot] = true;
         if (begins && (r == 0 || r - a->first[a->n_parts - 1] >= size)) {
-            if (a->n_parts == GRAPH_PARTS_MAX) return false;
             a->first[a->n_parts] = r;
             a->logits[a->n_parts++] = logits;
         }
