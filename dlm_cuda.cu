@@ -1314,7 +1314,7 @@ __global__ void attend_join(Attend a) {
 
 struct Choice {
     i32 id;
-    float prob;
+    float prob; /* of the likeliest; else the logit */
 };
 
 struct ChoiceShared {
@@ -1351,6 +1351,88 @@ __global__ void __launch_bounds__(ROW_THREADS)
         choices[blockIdx.x].id = id == INT32_MAX ? 0 : id;
         choices[blockIdx.x].prob = 1.0f / sum;
     }
+}
+
+/* The k largest of each row. A logit's key orders as the logits do, -0 with 0, NaNs last. The key of the
+ * k-th largest is found eight bits at a time, by counting; what is above it belongs, and of those that
+ * equal it the lowest ids. */
+struct TopShared {
+    i32 counts[256];
+    u32 key;     /* of the k-th largest, as far as it is known */
+    i32 left, n; /* of k: those that equal it as far; those that are found */
+    i32 lowest[ROW_THREADS / WARP];
+    Choice found[DLM_TOP_K_MAX];
+};
+
+static __device__ __forceinline__ u32 key_of(float x) {
+    u32 bits = __float_as_uint(x + 0.0f);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return 0;
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+/* Learns the eight bits of the key from `shift` on. */
+static __device__ void top_digit(TopShared &s, const float *row, i32 n, i32 shift) {
+    s.counts[threadIdx.x] = 0;
+    __syncthreads();
+    u32 known = s.key;
+    for (i32 i = threadIdx.x; i < n; i += ROW_THREADS) {
+        u32 key = key_of(row[i]);
+        if (shift == 24 || key >> (shift + 8) == known >> (shift + 8))
+            atomicAdd(&s.counts[key >> shift & 255], 1);
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        i32 digit = 255, left = s.left;
+        for (; digit > 0 && s.counts[digit] < left; digit--) left -= s.counts[digit];
+        s.key = known | (u32)digit << shift, s.left = left;
+    }
+    __syncthreads();
+}
+
+/* The lowest id above `last` whose key is the k-th largest's. */
+static __device__ i32 top_equal(TopShared &s, const float *row, i32 n, i32 last) {
+    i32 lowest = INT32_MAX;
+    for (i32 i = threadIdx.x; i < n && lowest == INT32_MAX; i += ROW_THREADS)
+        if (i > last && key_of(row[i]) == s.key) lowest = i;
+    for (int lane = WARP / 2; lane > 0; lane /= 2) {
+        i32 other = __shfl_xor_sync(ALL_LANES, lowest, lane);
+        lowest = other < lowest ? other : lowest;
+    }
+    __syncthreads(); /* who came late has read the last round's */
+    if (threadIdx.x % WARP == 0) s.lowest[threadIdx.x / WARP] = lowest;
+    __syncthreads();
+    for (int w = 0; w < ROW_THREADS / WARP; w++)
+        lowest = s.lowest[w] < lowest ? s.lowest[w] : lowest;
+    return lowest;
+}
+
+__global__ void __launch_bounds__(ROW_THREADS)
+    top_rows(Choice *tops, const float *logits, i32 n, i32 k) {
+    SHARED(TopShared, s);
+    const float *row = logits + (i64)blockIdx.x * n;
+    if (threadIdx.x == 0) s.key = 0, s.left = k, s.n = 0;
+    for (i32 shift = 24; shift >= 0; shift -= 8) top_digit(s, row, n, shift);
+    for (i32 i = threadIdx.x; i < n; i += ROW_THREADS)
+        if (key_of(row[i]) > s.key) {
+            Choice c = {i, row[i]};
+            s.found[atomicAdd(&s.n, 1)] = c;
+        }
+    for (i32 j = 0, last = -1; j < s.left; j++) {
+        last = top_equal(s, row, n, last);
+        if (threadIdx.x > 0) continue;
+        Choice c = {last, row[last]};
+        s.found[k - s.left + j] = c;
+    }
+    __syncthreads();
+    if ((i32)threadIdx.x >= k) return;
+    Choice mine = s.found[threadIdx.x];
+    u32 key = key_of(mine.prob);
+    i32 place = 0;
+    for (i32 i = 0; i < k; i++) {
+        u32 other = key_of(s.found[i].prob);
+        place += other > key || (other == key && s.found[i].id < mine.id);
+    }
+    tops[(i64)blockIdx.x * k + place] = mine;
 }
 
 /* ---- ceilings ---- */
@@ -1441,6 +1523,8 @@ struct Cuda {
     i32 last_rows, last_n;
     Choice *choices, *host_choices; /* [n_rows_max], of the logits in `last` */
     i32 n_choices, choices_banned;  /* how many are there already */
+    Choice *tops, *host_tops;       /* [n_rows_max][k] */
+    i32 n_tops, tops_k;             /* likewise */
     Pass passes[PASSES_MAX];
     Pass *recording;
     bool in_pass;
@@ -1571,7 +1655,7 @@ struct Scratch {
     i64 n_rows, each;
 };
 
-#define SCRATCH_MAX 13
+#define SCRATCH_MAX 14
 
 static void scratch_plan_(Cuda *c, i64 n_rows_max, i64 n_in_max, Scratch plan[SCRATCH_MAX]) {
     i64 rows = round_up(n_rows_max, TILED_ROWS), in = round_up(n_in_max, 256);
@@ -1592,6 +1676,7 @@ static void scratch_plan_(Cuda *c, i64 n_rows_max, i64 n_in_max, Scratch plan[SC
         {&c->part, part,
          5 * in}, /* 4 bytes, times (8 + 2) / 8: heads have 8 elements or more, and 2 */
         {&c->choices, rows, sizeof(Choice)},
+        {&c->tops, rows, DLM_TOP_K_MAX * sizeof(Choice)},
         {&c->sets[0].rows, 1, set},
         {&c->sets[1].rows, 1, set},
     };
@@ -1633,6 +1718,7 @@ static const char *cuda_reserve(void *self, i32 n_rows_max, i32 n_in_max, i32 n_
         if (n && !p) why = refused_(c, "scratch", n);
     }
     if (!why) why = pinned_(c, &c->host_choices, rows * sizeof(Choice));
+    if (!why) why = pinned_(c, &c->host_tops, rows * DLM_TOP_K_MAX * sizeof(Choice));
     for (int i = 0; !why && i < 2; i++) {
         RowSet *s = &c->sets[i];
         why = pinned_(c, &s->host_rows, rows * (sizeof(DlmRow) + sizeof(AttendTile)));
@@ -1958,7 +2044,7 @@ static bool cuda_begin(void *self, const DlmRow *rows, const DlmRow *near, i32 n
     if (p->graph) {
         check_(cudaGraphLaunch(p->graph, c->stream), "a recorded pass");
         c->last = p->logits, c->last_rows = n_logits, c->last_n = p->n_out;
-        c->n_choices = 0, c->int8_of = NULL;
+        c->n_choices = c->n_tops = 0, c->int8_of = NULL;
         return true;
     }
     c->in_pass = true;
@@ -2127,6 +2213,7 @@ static void linear_on_host_(Cuda *c, const DlmLinear *jobs, i32 n, const float *
         at += n_out;
     }
     cpu->linear(cpu->self, host, n, c->host_x, n_rows);
+    if (cpu->sync) cpu->sync(cpu->self);
     for (i32 j = 0; j < n; j++)
         cuda_upload(c, jobs[j].y, host[j].y, (u64)n_rows * (u64)jobs[j].w->n_out * sizeof *at);
 }
@@ -2169,7 +2256,8 @@ static void cuda_linear(void *self, const DlmLinear *jobs, i32 n_jobs, const flo
         linear_on_device_(c, jobs, n, x, n_rows);
     for (i32 j = 0; j < n; j++) writes_(c, jobs[j].y);
     const DlmLinear *last = &jobs[n - 1];
-    c->last = last->y, c->last_rows = n_rows, c->last_n = last->w->n_out, c->n_choices = 0;
+    c->last = last->y, c->last_rows = n_rows, c->last_n = last->w->n_out;
+    c->n_choices = c->n_tops = 0;
     if (n < n_jobs) cuda_linear(c, jobs + n, n_jobs - n, x, n_rows);
 }
 
@@ -2294,27 +2382,47 @@ static void cuda_gather(void *self, float *y, const float *x, const DlmRow *rows
 }
 
 /* Many slots ask for their rows of one pass's logits, one after the other: the first question is
- * answered for all of them at once, and only these pairs cross the bus. */
+ * answered for all of them at once, and only these pairs cross the bus. Here: which of the rows that the
+ * last product made are these? When they are none of them, they are taken for what it made. */
+static i32 row_of_last_(Cuda *c, const float *logits, i32 n_rows, i32 n) {
+    i64 first = logits - c->last;
+    if (c->last && n == c->last_n && first >= 0 && first % n == 0 &&
+        first / n + n_rows <= c->last_rows && c->last_rows <= c->n_rows_max)
+        return (i32)(first / n);
+    c->last = logits, c->last_rows = n_rows, c->last_n = n, c->n_choices = c->n_tops = 0;
+    return 0;
+}
+
 static void cuda_top1(void *self, float *logits, i32 n_rows, i32 n, i32 banned, i32 *ids,
                       float *probs) {
     Cuda *c = (Cuda *)self;
-    i64 first = logits - c->last;
-    bool in_last = c->last && n == c->last_n && first >= 0 && first % n == 0 &&
-                   first / n + n_rows <= c->last_rows && c->last_rows <= c->n_rows_max;
-    if (!in_last) {
-        c->last = logits, c->last_rows = n_rows, c->last_n = n, c->n_choices = 0;
-        first = 0;
-    }
+    i32 first = row_of_last_(c, logits, n_rows, n);
     if (c->n_choices == 0 || c->choices_banned != banned) {
         settle_(c);
+        c->n_tops = 0; /* bans are written */
         LAUNCH(c, top1_rows, (u32)c->last_rows, ROW_THREADS, c->choices, (float *)c->last, n,
                banned);
         cuda_download(c, c->host_choices, c->choices, (u64)c->last_rows * sizeof(Choice));
         c->n_choices = c->last_rows, c->choices_banned = banned;
     }
     for (i32 r = 0; r < n_rows; r++) {
-        ids[r] = c->host_choices[first / n + r].id;
-        probs[r] = c->host_choices[first / n + r].prob;
+        ids[r] = c->host_choices[first + r].id;
+        probs[r] = c->host_choices[first + r].prob;
+    }
+}
+
+static void cuda_top_k(void *self, const float *logits, i32 n, i32 k, i32 *ids, float *largest) {
+    Cuda *c = (Cuda *)self;
+    i32 first = row_of_last_(c, logits, 1, n);
+    if (c->n_tops == 0 || c->tops_k != k) {
+        settle_(c);
+        LAUNCH(c, top_rows, (u32)c->last_rows, ROW_THREADS, c->tops, c->last, n, k);
+        cuda_download(c, c->host_tops, c->tops, (u64)c->last_rows * (u64)k * sizeof(Choice));
+        c->n_tops = c->last_rows, c->tops_k = k;
+    }
+    for (i32 i = 0; i < k; i++) {
+        ids[i] = c->host_tops[(i64)first * k + i].id;
+        largest[i] = c->host_tops[(i64)first * k + i].prob;
     }
 }
 
@@ -2369,7 +2477,11 @@ static void cuda_close(DlmOps *ops) {
     cuda_sync(c);
     forget_passes_(c);
     Scratch plan[SCRATCH_MAX];
-    void *pinned[] = {c->sets[0].host_rows, c->sets[1].host_rows, c->host_choices, c->host_x,
+    void *pinned[] = {c->sets[0].host_rows,
+                      c->sets[1].host_rows,
+                      c->host_choices,
+                      c->host_tops,
+                      c->host_x,
                       c->host_y};
     scratch_plan_(c, 1, 1, plan);
     for (int i = 0; i < SCRATCH_MAX; i++) cuda_free(c, *(void **)plan[i].at);
@@ -2432,6 +2544,7 @@ extern "C" const char *dlm_cuda_open(DlmOps *ops, const DlmCudaHost *host) {
     all.embed = cuda_embed, all.rms_norm = cuda_rms_norm, all.linear = cuda_linear;
     all.add = cuda_add, all.gate = cuda_gate, all.rope = cuda_rope, all.kv_store = cuda_kv_store;
     all.attend = cuda_attend, all.gather = cuda_gather, all.top1 = cuda_top1;
+    all.top_k = cuda_top_k;
     all.exps = host->cpu->exps; /* in host memory */
     all.begin = cuda_begin, all.end = cuda_end, all.sync = cuda_sync;
     all.memory_free = cuda_memory_free, all.mat_bytes = cuda_mat_bytes;

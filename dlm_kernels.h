@@ -366,6 +366,7 @@ typedef struct {
     float *y;          /* [n_rows][w->n_out] */
 } DlmLinear;
 
+#define DLM_TOP_K_MAX 256
 typedef struct DlmOps {
     const char *name;
     void *self;
@@ -423,6 +424,10 @@ typedef struct DlmOps {
                   int32_t n_logits);
     void (*end)(void *self);
     void (*sync)(void *self); /* returns when all calls have run */
+    /* to host memory: the k <= DLM_TOP_K_MAX largest of a row of n logits, n >= k, that top1 has seen;
+     * the largest first, of equals the lower id */
+    void (*top_k)(void *self, const float *logits, int32_t n, int32_t k, int32_t *ids,
+                  float *largest);
     /* bytes of the backend's own memory: free now; the most that mat_load takes for this tensor; what
      * `reserve` takes, once mat_bytes was asked for every tensor */
     uint64_t (*memory_free)(void *self);

@@ -438,6 +438,27 @@ static void check_attend(bool quick) {
 
 /* ---- gather, choice ---- */
 
+/* The largest logits of a row, in the order in which a sampler takes them. NaNs come last, anyhow. */
+static void check_top_k(const f32 *x, const f32 *xg, i32 n) {
+    static const i32 ks[] = {1, 2, 40, DLM_TOP_K_MAX};
+    i32 ids[DLM_TOP_K_MAX];
+    f32 largest[DLM_TOP_K_MAX];
+    for (size_t c = 0; c < COUNT_OF(ks); c++) {
+        gpu.top_k(gpu.self, xg, n, ks[c], ids, largest);
+        for (i32 i = 0, last = -1; i < ks[c]; i++) {
+            i32 want = -1; /* the next after `last` */
+            for (i32 j = 0; j < n; j++) {
+                bool after = last < 0 || x[j] < x[last] || (x[j] == x[last] && j > last);
+                if (after && x[j] == x[j] && (want < 0 || x[j] > x[want])) want = j;
+            }
+            if (want < 0) break;
+            if (!CHECK_INT(ids[i], want)) return;
+            CHECK_MSG(memcmp(&largest[i], &x[want], sizeof *x) == 0, "top %d: its logit", i);
+            last = want;
+        }
+    }
+}
+
 static void check_choice(void) {
     i32 n = 1111, rows = 9, ids[9], want_ids[9];
     f32 probs[9], want_probs[9], nan = __builtin_nanf("");
@@ -447,6 +468,8 @@ static void check_choice(void) {
     for (i32 i = 0; i < n; i++) x[5 * n + i] = nan;
     for (i32 i = 0; i < n; i++) x[6 * n + i] = i ? KERN_MINUS_INF : nan;
     x[7 * n + 77] = 90; /* banned below */
+    for (i32 i = 0; i < n; i++)
+        x[8 * n + i] = (f32)(i % 7) * (i % 2 ? 1.0f : -0.0f); /* many ties */
     f32 *xg = on_gpu(x, (i64)rows * n);
     cpu.top1(cpu.self, x, rows, n, 77, want_ids, want_probs);
     gpu.top1(gpu.self, xg, rows, n, 77, ids, probs);
@@ -455,6 +478,7 @@ static void check_choice(void) {
         CHECK_NEAR(probs[r], want_probs[r], 2e-6);
     }
     CHECK_MSG(distance(xg, x, 5 * n) == 0, "top1 leaves the logits, and the banned one at -inf");
+    for (i32 r = 0; r < rows; r++) check_top_k(x + (i64)r * n, xg + (i64)r * n, n);
     mem_free(x), gpu.free(gpu.self, xg);
     DlmRow list[6] = {{.logits = 2},  {.logits = -1}, {.logits = 0},
                       {.logits = -1}, {.logits = 1},  {.logits = -1}};
@@ -535,6 +559,30 @@ static void check_layers(i32 step, i32 n_cases, i32 n_tokens) {
     }
     gpu_layers = -1;
     engine_close(whole);
+}
+
+/* What is drawn from the likeliest tokens is what is drawn from whole rows. */
+static void check_draws(i32 n_cases, i32 n_tokens) {
+    static const SampleParams ways[] = {{.temperature = 1.5f, .top_k = 40, .top_p = 1},
+                                        {.temperature = 1, .top_p = 0.9f},
+                                        {.temperature = 2, .top_p = 1, .min_p = 0.05f},
+                                        {.temperature = 3, .top_p = 0.9999f, .top_k = 300}};
+    Engine *g = open_on(ENGINE_DEVICE_CUDA, MODEL_PATH, DLM_F16, 1);
+    void (*top_k)(void *, const f32 *, i32, i32, i32 *, f32 *) = g ? g->ops.top_k : NULL;
+    for (i32 i = 0; g && i < n_cases; i++) {
+        DecodeResult few, whole;
+        DecodeParams p = decode_params_default();
+        Err e = {0};
+        i32 prompt[] = {5 + i, 17, 40, 300};
+        p.sample = ways[i % (i32)COUNT_OF(ways)], p.sample.seed = (u64)i, p.max_tokens = n_tokens;
+        CHECK_OK(engine_generate(g, 0, prompt, 4, &p, NULL, &few, &e), e);
+        g->ops.top_k = NULL;
+        CHECK_OK(engine_generate(g, 0, prompt, 4, &p, NULL, &whole, &e), e);
+        g->ops.top_k = top_k;
+        CHECK_MSG(same_answer(&few, &whole), "case %d draws otherwise from whole rows", i);
+        decode_result_free(&few), decode_result_free(&whole);
+    }
+    engine_close(g);
 }
 
 /* Answers made together are those made alone. */
@@ -754,6 +802,8 @@ int main(int argc, char **argv) {
     done("answers");
     check_layers(quick ? 3 : 1, quick ? 1 : 8, quick ? 4 : 64);
     done("layers");
+    check_draws(quick ? 4 : 40, quick ? 2 : 40);
+    done("draws");
     check_slots(quick ? 2 : 8, quick ? 4 : 40);
     done("slots");
     if (!quick) check_memory(1000);
