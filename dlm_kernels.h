@@ -414,7 +414,7 @@ typedef struct DlmOps {
                   void (*fn)(void *arg, struct DlmOps *ops, int32_t part), void *arg);
     int32_t lanes;
 
-    /* What follows may be NULL: the CPU, whose calls have run when they return, needs none of it. */
+    /* What follows may be NULL. */
 
     void (*close)(struct DlmOps *ops); /* gives back what the door that filled the table took */
     /* Around the ops of one forward pass. `near`: the same rows as layers that slide a window see

@@ -46,9 +46,50 @@ static const DlmKernels *kern_choose(const char *name, Err *e) {
 
 /* ---- the backend ---- */
 
+typedef struct Cpu Cpu;
+
+/* An op that waits; see "ops over rows". */
+typedef struct CpuRowOp CpuRowOp;
+struct CpuRowOp {
+    void (*fn)(const Cpu *c, const CpuRowOp *op, i32 row);
+    f32 *y;
+    const f32 *x;
+    i32 n;     /* elements of a row */
+    i64 total; /* of all rows, where they are elements one by one */
+    i64 cost;  /* of a row, in multiply-adds */
+    union {
+        struct {
+            const f32 *gain;
+            f32 eps;
+        } norm;
+        DlmAct act;
+        i32 block; /* quantize: inputs per scale */
+        struct {
+            const DlmRow *rows;
+            i32 n_head, head_dim, n_rot;
+            const f32 *turns;
+            DlmRope kind;
+        } rope;
+        struct {
+            const DlmRow *rows;
+            DlmKv *kv;
+            i32 layer;
+            const f32 *v;
+        } store;
+    } as;
+};
+
+#define CPU_CHAIN_MAX 4
 typedef struct {
+    CpuRowOp ops[CPU_CHAIN_MAX];
+    i32 n, n_rows;
+    bool chunks; /* the rows are but pieces of a lone op on elements */
+} CpuChain;
+
+struct Cpu {
     Pool *pool;
     const DlmKernels *k;
+    CpuChain chain;
     i32 n_rows_max, q_stride_max, n_cell_max;
     i8 *q;           /* [n_rows_max][q_stride_max] quantized activations */
     f32 *inv_scale;  /* [n_rows_max] */
@@ -57,7 +98,7 @@ typedef struct {
     i16 *block_sums; /* [n_rows_max][q_stride_max / 8] */
     f32 *scores;     /* [threads][DLM_ATTEND_Q][n_cell_max] */
     char error[ERR_MSG_MAX];
-} Cpu;
+};
 
 /* Work below this many multiply-adds is not worth waking a thread for (a wake costs a few
  * microseconds). */
@@ -67,6 +108,57 @@ static i32 cpu_grain_(i64 macs_per_item) {
     i64 grain = CPU_MACS_PER_SPLIT / MAX_OF(macs_per_item, 1);
     return (i32)MIN_OF(MAX_OF(grain, 1), 1 << 20);
 }
+
+/* ---- ops over rows ----
+ *
+ * What is done to each row by itself waits for an op that looks at rows in another way, and then runs
+ * as one loop, each row from its first op to its last while it lies in the cache: the threads wait
+ * for each other once, and memory is passed over once. */
+
+static void cpu_chain_rows_(void *arg, i32 begin, i32 end, i32 thread) {
+    const Cpu *c = arg;
+    (void)thread;
+    for (i32 r = begin; r < end; r++)
+        for (i32 i = 0; i < c->chain.n; i++) c->chain.ops[i].fn(c, &c->chain.ops[i], r);
+}
+
+/* Runs what waits. */
+static void cpu_flush(void *self) {
+    Cpu *c = self;
+    CpuChain *chain = &c->chain;
+    i64 cost = 0;
+    for (i32 i = 0; i < chain->n; i++) cost += chain->ops[i].cost;
+    if (chain->n) pool_for(c->pool, chain->n_rows, cpu_grain_(cost), cpu_chain_rows_, c);
+    chain->n = 0;
+}
+
+/* Lets op wait, behind what it can follow row by row: rows of x, which op reads. */
+static void cpu_wait_(Cpu *c, i32 n_rows, const CpuRowOp *op) {
+    CpuChain *chain = &c->chain;
+    CpuRowOp *first = &chain->ops[0];
+    if (chain->n && chain->chunks && first->y == op->x && first->total == (i64)n_rows * op->n) {
+        first->cost = first->cost / first->n * op->n;
+        first->n = op->n;
+        chain->n_rows = n_rows;
+        chain->chunks = false;
+    }
+    if (chain->n && (chain->chunks || chain->n_rows != n_rows || chain->n == CPU_CHAIN_MAX))
+        cpu_flush(c);
+    chain->chunks = false;
+    chain->n_rows = n_rows;
+    chain->ops[chain->n++] = *op;
+}
+
+/* The same for elements one by one: rows of any length may follow. */
+#define CPU_CHUNK 1024
+static void cpu_wait_elements_(Cpu *c, CpuRowOp op) {
+    cpu_flush(c);
+    op.n = CPU_CHUNK;
+    op.cost *= CPU_CHUNK;
+    c->chain = (CpuChain){{op}, 1, (i32)((op.total + CPU_CHUNK - 1) / CPU_CHUNK), .chunks = true};
+}
+
+/* ---- memory ---- */
 
 static void *cpu_alloc(void *self, u64 n_bytes) {
     (void)self;
@@ -79,7 +171,7 @@ static void cpu_free(void *self, void *p) {
 }
 
 static void cpu_copy(void *self, void *dst, const void *src, u64 n_bytes) {
-    (void)self;
+    cpu_flush(self);
     memcpy(dst, src, n_bytes);
 }
 
@@ -286,55 +378,62 @@ static void cpu_mat_row_(f32 *y, const DlmMat *w, i32 o) {
 }
 
 static void cpu_embed(void *self, f32 *y, const DlmMat *w, const DlmRow *rows, i32 n_rows) {
-    (void)self;
+    cpu_flush(self);
     for (i32 r = 0; r < n_rows; r++) cpu_mat_row_(y + (i64)r * w->n_in, w, rows[r].token);
 }
 
-/* ---- ops over rows ---- */
+/* ---- the ops over rows ---- */
 
-typedef struct {
-    Cpu *c;
-    f32 *y;
-    const f32 *x, *gain;
-    i32 n, n_rows;
-    f32 eps;
-    i32 block; /* quantize: inputs per scale */
-} RowsJob;
+static i32 cpu_elements_(const CpuRowOp *op, i32 row) {
+    return (i32)MIN_OF(op->n, op->total - (i64)row * op->n);
+}
 
-static void cpu_rms_norm_rows_(void *arg, i32 begin, i32 end, i32 thread) {
-    RowsJob *j = arg;
-    (void)thread;
-    for (i32 r = begin; r < end; r++)
-        j->c->k->rms_norm(j->y + (i64)r * j->n, j->x + (i64)r * j->n, j->gain, j->n, j->eps);
+static void cpu_add_row_(const Cpu *c, const CpuRowOp *op, i32 r) {
+    i64 at = (i64)r * op->n;
+    c->k->add(op->y + at, op->x + at, cpu_elements_(op, r));
+}
+
+static void cpu_add(void *self, f32 *y, const f32 *x, i64 n) {
+    cpu_wait_elements_(self, (CpuRowOp){cpu_add_row_, .y = y, .x = x, .total = n, .cost = 2});
+}
+
+static void cpu_gate_row_(const Cpu *c, const CpuRowOp *op, i32 r) {
+    i64 at = (i64)r * op->n;
+    c->k->gate(op->y + at, op->x + at, cpu_elements_(op, r), op->as.act);
+}
+
+static void cpu_gate(void *self, f32 *gate, const f32 *up, i64 n, DlmAct act) {
+    cpu_wait_elements_(self, (CpuRowOp){cpu_gate_row_, .y = gate, .x = up, .total = n,
+                                        .cost = act == DLM_ACT_RELU2 ? 2 : 16, .as.act = act});
+}
+
+static void cpu_rms_norm_row_(const Cpu *c, const CpuRowOp *op, i32 r) {
+    i64 at = (i64)r * op->n;
+    c->k->rms_norm(op->y + at, op->x + at, op->as.norm.gain, op->n, op->as.norm.eps);
 }
 
 static void cpu_rms_norm(void *self, f32 *y, const f32 *x, const f32 *gain, i32 n_rows, i32 n,
                          f32 eps) {
-    RowsJob j = {.c = self, .y = y, .x = x, .gain = gain, .n = n, .eps = eps};
-    pool_for(j.c->pool, n_rows, cpu_grain_(8 * (i64)n), cpu_rms_norm_rows_, &j);
+    CpuRowOp op = {cpu_rms_norm_row_, .y = y, .x = x, .n = n, .cost = 8 * (i64)n};
+    op.as.norm.gain = gain;
+    op.as.norm.eps = eps;
+    cpu_wait_(self, n_rows, &op);
 }
 
-static void cpu_quantize_rows_(void *arg, i32 begin, i32 end, i32 thread) {
-    RowsJob *j = arg;
-    (void)thread;
-    i64 stride = (j->n + DLM_TILE_IN - 1) / DLM_TILE_IN * DLM_TILE_IN;
-    for (i32 r = begin; r < end; r++) {
-        i8 *q = j->c->q + r * stride;
-        j->c->k->quantize_row(q, j->c->inv_scale + r, j->c->sum + r, j->x + (i64)r * j->n, j->n);
-        memset(q + j->n, 0, (size_t)(stride - j->n));
-    }
+static void cpu_quantize_row_(const Cpu *c, const CpuRowOp *op, i32 r) {
+    i64 stride = (op->n + DLM_TILE_IN - 1) / DLM_TILE_IN * DLM_TILE_IN;
+    i8 *q = c->q + r * stride;
+    c->k->quantize_row(q, c->inv_scale + r, c->sum + r, op->x + (i64)r * op->n, op->n);
+    memset(q + op->n, 0, (size_t)(stride - op->n));
 }
 
 /* The same for scaled blocks, whose activations have a scale per block. */
-static void cpu_quantize_blocks_(void *arg, i32 begin, i32 end, i32 thread) {
-    RowsJob *j = arg;
-    (void)thread;
-    for (i32 r = begin; r < end; r++) {
-        i64 at = (i64)r * kern_padded(j->n);
-        j->c->k->quantize_blocks(j->c->q + at, j->c->block_d + at / j->block,
-                                 j->c->block_sums + at / kern_sum_run(j->block),
-                                 j->x + (i64)r * j->n, j->n, j->block);
-    }
+static void cpu_quantize_blocks_row_(const Cpu *c, const CpuRowOp *op, i32 r) {
+    i32 block = op->as.block;
+    i64 at = (i64)r * kern_padded(op->n);
+    c->k->quantize_blocks(c->q + at, c->block_d + at / block,
+                          c->block_sums + at / kern_sum_run(block), op->x + (i64)r * op->n, op->n,
+                          block);
 }
 
 typedef struct {
@@ -409,74 +508,38 @@ static void cpu_linear(void *self, const DlmLinear *jobs, i32 n_jobs, const f32 
         groups += cpu_groups_(jobs[same].w);
     }
     ASSERT(n_rows <= c->n_rows_max && n_in <= c->q_stride_max);
-    RowsJob q = {.c = c, .x = x, .n = n_in, .block = input};
-    if (input)
-        pool_for(c->pool, n_rows, cpu_grain_(8 * (i64)n_in),
-                 input == 1 ? cpu_quantize_rows_ : cpu_quantize_blocks_, &q);
+    if (input) {
+        CpuRowOp q = {.fn = input == 1 ? cpu_quantize_row_ : cpu_quantize_blocks_row_,
+                      .x = x,
+                      .n = n_in,
+                      .cost = 8 * (i64)n_in,
+                      .as.block = input};
+        cpu_wait_(c, n_rows, &q);
+    }
+    cpu_flush(c);
     LinearJob l = {c, jobs, x, same, n_rows};
     pool_for(c->pool, groups, cpu_grain_((i64)n_in * DLM_TILE_OUT * n_rows), cpu_linear_groups_,
              &l);
     if (same < n_jobs) cpu_linear(self, jobs + same, n_jobs - same, x, n_rows);
 }
 
-/* Elements one by one, in chunks: act < 0 adds x to y, else y is a gate and x what it lets through. */
-#define CPU_CHUNK 1024
-typedef struct {
-    const DlmKernels *k;
-    f32 *y;
-    const f32 *x;
-    i64 n;
-    int act;
-} ElementsJob;
-
-static void cpu_elements_chunks_(void *arg, i32 begin, i32 end, i32 thread) {
-    ElementsJob *j = arg;
-    (void)thread;
-    for (i64 i = begin; i < end; i++) {
-        i64 at = i * CPU_CHUNK;
-        i32 n = (i32)MIN_OF(CPU_CHUNK, j->n - at);
-        if (j->act < 0)
-            j->k->add(j->y + at, j->x + at, n);
-        else
-            j->k->gate(j->y + at, j->x + at, n, (DlmAct)j->act);
-    }
-}
-
-static void cpu_elements_(Cpu *c, f32 *y, const f32 *x, i64 n, int act, i64 cost) {
-    ElementsJob j = {c->k, y, x, n, act};
-    pool_for(c->pool, (i32)((n + CPU_CHUNK - 1) / CPU_CHUNK), cpu_grain_(cost * CPU_CHUNK),
-             cpu_elements_chunks_, &j);
-}
-
-static void cpu_add(void *self, f32 *y, const f32 *x, i64 n) {
-    cpu_elements_(self, y, x, n, -1, 2);
-}
-
-static void cpu_gate(void *self, f32 *gate, const f32 *up, i64 n, DlmAct act) {
-    cpu_elements_(self, gate, up, n, act, act == DLM_ACT_RELU2 ? 2 : 16);
-}
-
-typedef struct {
-    Cpu *c;
-    f32 *x;
-    const DlmRow *rows;
-    i32 n_head, head_dim, n_rot;
-    const f32 *turns;
-    DlmRope kind;
-} RopeJob;
-
-static void cpu_rope_rows_(void *arg, i32 begin, i32 end, i32 thread) {
-    RopeJob *j = arg;
-    (void)thread;
-    for (i32 r = begin; r < end; r++)
-        j->c->k->rope(j->x + (i64)r * j->n_head * j->head_dim, j->n_head, j->head_dim, j->n_rot,
-                      j->turns + (i64)j->rows[r].pos * j->n_rot, j->kind);
+static void cpu_rope_row_(const Cpu *c, const CpuRowOp *op, i32 r) {
+    c->k->rope(op->y + (i64)r * op->n, op->as.rope.n_head, op->as.rope.head_dim, op->as.rope.n_rot,
+               op->as.rope.turns + (i64)op->as.rope.rows[r].pos * op->as.rope.n_rot,
+               op->as.rope.kind);
 }
 
 static void cpu_rope(void *self, f32 *x, const DlmRow *rows, i32 n_rows, i32 n_head, i32 head_dim,
                      i32 n_rot, const f32 *turns, DlmRope kind) {
-    RopeJob j = {self, x, rows, n_head, head_dim, n_rot, turns, kind};
-    pool_for(j.c->pool, n_rows, cpu_grain_(2 * (i64)n_head * n_rot), cpu_rope_rows_, &j);
+    CpuRowOp op = {cpu_rope_row_, .y = x, .x = x, .n = n_head * head_dim};
+    op.cost = 2 * (i64)n_head * n_rot;
+    op.as.rope.rows = rows;
+    op.as.rope.n_head = n_head;
+    op.as.rope.head_dim = head_dim;
+    op.as.rope.n_rot = n_rot;
+    op.as.rope.turns = turns;
+    op.as.rope.kind = kind;
+    cpu_wait_(self, n_rows, &op);
 }
 
 /* ---- attention ---- */
@@ -494,17 +557,28 @@ static void cpu_kv_put_(const Cpu *c, void *cells, DlmType type, i64 at, const f
         c->k->to_f16((u16 *)cells + at, x, n);
 }
 
+static void cpu_kv_store_row_(const Cpu *c, const CpuRowOp *op, i32 r) {
+    const DlmRow *row = &op->as.store.rows[r];
+    DlmKv *kv = op->as.store.kv;
+    const f32 *k = op->x + (i64)r * op->n, *v = op->as.store.v + (i64)r * op->n;
+    i32 dim = kv->head_dim;
+    ASSERT(row->cell >= 0 && row->cell < kv->n_cell && row->slot < kv->n_slot);
+    for (i32 h = 0; h < kv->n_head_kv; h++, k += dim, v += dim) {
+        i64 at = cpu_kv_at_(kv, row->slot, op->as.store.layer, h) + (i64)row->cell * dim;
+        cpu_kv_put_(c, kv->k, kv->type, at, k, dim);
+        cpu_kv_put_(c, kv->v, kv->type, at, v, dim);
+    }
+}
+
 static void cpu_kv_store(void *self, DlmKv *kv, i32 layer, const f32 *k, const f32 *v,
                          const DlmRow *rows, i32 n_rows) {
-    i32 dim = kv->head_dim;
-    for (i32 r = 0; r < n_rows; r++) {
-        ASSERT(rows[r].cell >= 0 && rows[r].cell < kv->n_cell && rows[r].slot < kv->n_slot);
-        for (i32 h = 0; h < kv->n_head_kv; h++, k += dim, v += dim) {
-            i64 at = cpu_kv_at_(kv, rows[r].slot, layer, h) + (i64)rows[r].cell * dim;
-            cpu_kv_put_(self, kv->k, kv->type, at, k, dim);
-            cpu_kv_put_(self, kv->v, kv->type, at, v, dim);
-        }
-    }
+    CpuRowOp op = {cpu_kv_store_row_, .x = k, .n = kv->n_head_kv * kv->head_dim};
+    op.cost = 2 * (i64)op.n;
+    op.as.store.rows = rows;
+    op.as.store.kv = kv;
+    op.as.store.layer = layer;
+    op.as.store.v = v;
+    cpu_wait_(self, n_rows, &op);
 }
 
 typedef struct {
@@ -565,6 +639,7 @@ static void cpu_attend_queries_(void *arg, i32 begin, i32 end, i32 thread) {
 
 static void cpu_attend(void *self, f32 *out, const f32 *q, const DlmKv *kv, i32 layer,
                        const DlmRow *rows, i32 n_rows, i32 n_head, f32 scale) {
+    cpu_flush(self);
     AttendJob j = {self, out, q, kv, rows, layer, n_rows, n_head, scale};
     i32 tile = cpu_attend_rows_(kv, n_head), n_tiles = (n_rows + tile - 1) / tile;
     i64 cells = 0;
@@ -574,7 +649,7 @@ static void cpu_attend(void *self, f32 *out, const f32 *q, const DlmKv *kv, i32 
 }
 
 static void cpu_gather(void *self, f32 *y, const f32 *x, const DlmRow *rows, i32 n_rows, i32 n) {
-    (void)self;
+    cpu_flush(self);
     for (i32 r = 0; r < n_rows; r++)
         if (rows[r].logits >= 0)
             memcpy(y + (i64)rows[r].logits * n, x + (i64)r * n, (size_t)n * sizeof *y);
@@ -602,6 +677,7 @@ static void cpu_top1_rows_(void *arg, i32 begin, i32 end, i32 thread) {
 }
 
 static void cpu_top1(void *self, f32 *logits, i32 n_rows, i32 n, i32 banned, i32 *ids, f32 *probs) {
+    cpu_flush(self);
     Top1Job j = {self, logits, n, banned, ids, probs};
     pool_for(j.c->pool, n_rows, cpu_grain_(16 * (i64)n), cpu_top1_rows_, &j);
 }
@@ -630,8 +706,9 @@ static void cpu_apart_parts_(void *arg, i32 begin, i32 end, i32 thread) {
         lane.inv_scale = c->inv_scale + row;
         lane.sum = c->sum + row;
         lane.block_d = c->block_d + at / 32;
-        lane.block_sums = c->block_sums + at / 16;
+        lane.block_sums = c->block_sums + at / 8;
         j->fn(j->arg, &ops, i);
+        cpu_flush(&lane);
     }
 }
 
@@ -671,6 +748,8 @@ static bool kern_open_cpu(DlmOps *ops, Pool *pool, const char *level, Err *e) {
                     .gather = cpu_gather,
                     .top1 = cpu_top1,
                     .exps = k->exps,
+                    .end = cpu_flush,
+                    .sync = cpu_flush,
                     .apart = cpu_apart,
                     .lanes = pool_threads(pool)};
     return true;

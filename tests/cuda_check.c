@@ -66,6 +66,7 @@ static f32 *floats(i64 n, f32 scale) {
 static f64 distance(const f32 *gpu_got, const f32 *want, i64 n) {
     f32 *got = floats(n, 1);
     f64 worst = 0;
+    cpu.sync(cpu.self);
     gpu.download(gpu.self, got, gpu_got, (u64)n * sizeof *got);
     for (i64 i = 0; i < n; i++) {
         f64 size = want[i] < 0 ? -want[i] : want[i], diff = (f64)got[i] - want[i];
