@@ -356,6 +356,7 @@ static void check_heads(const Heads *h) {
             for (i32 r = 0; r < n; r++) all[r] = rows[r], all[r].slot = s;
             cpu.kv_store(cpu.self, &a, 1, k, v, all, n);
             gpu.kv_store(gpu.self, &b, 1, kg, vg, all, n);
+            cpu.sync(cpu.self); /* the rows are written anew */
         }
         cpu.rope(cpu.self, q, rows, n, h->n_head, h->dim, h->n_rot, turns, h->rope);
         cpu.rope(cpu.self, k, rows, n, h->n_head_kv, h->dim, h->n_rot, turns, h->rope);
@@ -397,6 +398,7 @@ static void check_alone(i32 n_rows, bool turns) {
             rows[r] = (DlmRow){.slot = (from + r) / h.n_cell, .cell = (from + r) % h.n_cell};
         cpu.kv_store(cpu.self, &a, 1, k, v, rows, 100);
         gpu.kv_store(gpu.self, &b, 1, kg, vg, rows, 100);
+        cpu.sync(cpu.self);
     }
     for (i32 r = 0; r < n_rows; r++) {
         i32 hi = 1 + (i32)test_rng_below(&rng, 700),
