@@ -622,7 +622,7 @@ static void server_follow_(ServerCall_ *c) {
         if (atomic_load(&w->server->state) == SERVER_CUTTING_)
             api_fail(&c->x, 503, "shutting_down", "the server is shutting down");
         if (r != NET_END) more = server_take_mail_(c); /* a wake in the same moment was cleared */
-        if (c->events.n && !c->gone && more) { /* the last go with the end */
+        if (c->events.n && !c->gone && more) {         /* the last go with the end */
             server_flush_(c);
             ping_ms = os_now_ms() + SERVER_PING_MS;
         }
