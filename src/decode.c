@@ -920,20 +920,56 @@ static void decode_fetch_(Decode *d, i32 i, const f32 *logits, i32 banned) {
     decode_mix_(d, banned, &d->best[i], &d->best_prob[i]);
 }
 
+static SampleTools decode_tools_(const Decode *d) {
+    const DlmOps *ops = d->m->ops;
+    return (SampleTools){d->heap, ops->exps ? ops->exps : ref_exps};
+}
+
+/* The random number of target i: the same in whichever forwards the prompt and finished blocks were
+ * run. */
+static f64 decode_uniform_(const Decode *d, i32 i) {
+    i32 draw = d->n_forwards[PHASE_DENOISE] + d->n_forwards[PHASE_AR];
+    return sample_uniform(d->p.sample.seed, d->targets[i], draw);
+}
+
+/* The number of likeliest tokens that may do in place of a row; 0: all of it is wanted. */
+static i32 decode_few_(const Decode *d) {
+    const SampleParams *p = &d->p.sample;
+    bool filters = p->top_k > 0 || p->top_p < 1 || p->min_p > 0;
+    i32 n = MIN_OF(p->top_k > 0 ? p->top_k : DLM_TOP_K_MAX, DLM_TOP_K_MAX);
+    if (!d->m->ops->top_k || !filters || p->temperature <= 0 || d->guided || d->p.n_top > 0 ||
+        decode_changes_logits_(&d->p) || decode_scores_spread_(DECODE_RULES[d->p.rule].score))
+        return 0;
+    return n <= d->m->n_vocab ? n : 0;
+}
+
+/* As decode_choose_ from the n likeliest tokens alone, which the backend finds. False when they do not
+ * hold all that the filters let through. */
+static bool decode_choose_few_(Decode *d, i32 i, const f32 *logits, i32 n) {
+    const Model *m = d->m;
+    const SampleTools tools = decode_tools_(d);
+    i32 ids[DLM_TOP_K_MAX];
+    if (n == 0) return false;
+    m->ops->top_k(m->ops->self, logits, m->n_vocab, n, ids, d->row);
+    if (!sample_enough(d->row, n, &d->p.sample, d->best_prob[i])) return false;
+    i32 at = sample_token(d->row, n, &d->p.sample, 0, d->best_prob[i], decode_uniform_(d, i),
+                          &tools, &d->best_prob[i]);
+    d->best[i] = ids[at];
+    d->scores[i] = (f64)d->best_prob[i];
+    return true;
+}
+
 /* Chooses the token of target i, whose likeliest one is known, from all of its row. */
 static void decode_choose_(Decode *d, i32 i) {
     const Model *m = d->m;
     const DecodeScore score = DECODE_RULES[d->p.rule].score;
     bool spread = decode_scores_spread_(score);
-    /* the same number in whichever forwards the prompt and finished blocks were run */
-    i32 draw = d->n_forwards[PHASE_DENOISE] + d->n_forwards[PHASE_AR];
-    const SampleTools tools = {d->heap, m->ops->exps ? m->ops->exps : ref_exps};
+    const SampleTools tools = decode_tools_(d);
     if (decode_changes_logits_(&d->p)) decode_change_row_(d, &d->best[i], &d->best_prob[i]);
     if (d->p.n_top) decode_keep_top_(d, d->targets[i], d->best[i], d->best_prob[i]);
     f64 width = spread ? decode_spread_(d, score, i, &tools) : 0;
-    f64 u = sample_uniform(d->p.sample.seed, d->targets[i], draw);
-    d->best[i] = sample_token(d->row, m->n_vocab, &d->p.sample, d->best[i], d->best_prob[i], u,
-                              &tools, &d->best_prob[i]);
+    d->best[i] = sample_token(d->row, m->n_vocab, &d->p.sample, d->best[i], d->best_prob[i],
+                              decode_uniform_(d, i), &tools, &d->best_prob[i]);
     d->scores[i] = spread ? width : (f64)d->best_prob[i];
 }
 
@@ -943,7 +979,7 @@ static void decode_choose_(Decode *d, i32 i) {
 static bool decode_take(Decode *d, f32 *logits, i32 first, i32 n, Err *e) {
     const Model *m = d->m;
     i32 mask = m->decode.mask_id, banned = mask >= 0 && !tok_is_eog(m->tok, mask) ? mask : -1;
-    i32 each = 1 + d->guided, begin = first / each, end = begin + n / each;
+    i32 each = 1 + d->guided, begin = first / each, end = begin + n / each, few = decode_few_(d);
     ASSERT(first % each == 0 && n % each == 0 && end <= d->n_targets);
     bool whole = d->guided || d->p.sample.temperature > 0 || d->p.n_top > 0 ||
                  decode_changes_logits_(&d->p) ||
@@ -952,7 +988,8 @@ static bool decode_take(Decode *d, f32 *logits, i32 first, i32 n, Err *e) {
         m->ops->top1(m->ops->self, logits, n, m->n_vocab, banned, d->best + begin,
                      d->best_prob + begin);
     for (i32 i = begin; i < end; i++) {
-        if (whole) decode_fetch_(d, i, logits + (i64)(i - begin) * each * m->n_vocab, banned);
+        const f32 *row = logits + (i64)(i - begin) * each * m->n_vocab;
+        if (whole && !few) decode_fetch_(d, i, row, banned);
         /* the best logit's own term makes the softmax sum at least 1 */
         if (!(d->best_prob[i] > 0 && d->best_prob[i] <= 1))
             return err_set(
@@ -960,7 +997,9 @@ static bool decode_take(Decode *d, f32 *logits, i32 first, i32 n, Err *e) {
                 "%s: the model's output at position %d is not a number; its weights are damaged",
                 m->file->label, d->targets[i]);
         d->scores[i] = (f64)d->best_prob[i];
-        if (whole) decode_choose_(d, i);
+        if (!whole || decode_choose_few_(d, i, row, few)) continue;
+        if (few) decode_fetch_(d, i, row, banned);
+        decode_choose_(d, i);
     }
     return true;
 }

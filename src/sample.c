@@ -54,6 +54,25 @@ static void sample_sift_(const f32 *logits, i32 *heap, i32 n, i32 at) {
     }
 }
 
+/* Does a filter stop before the next likeliest token, of exp(logit - max) e, when those before it have
+ * `mass`? */
+static bool sample_stops_(const SampleParams *p, f32 mass, f32 sum_exp, f32 e) {
+    return mass >= p->top_p * sum_exp || e < p->min_p || e == 0;
+}
+
+/* Are the n largest logits of a row, largest first, all that the filters let through? They are then as
+ * good as the row. */
+static bool sample_enough(const f32 *largest, i32 n, const SampleParams *p, f32 best_prob) {
+    f32 mass = 1, sum_exp = 1.0f / best_prob;
+    bool enough = p->top_k > 0 && p->top_k <= n;
+    for (i32 i = 1; i < n && !enough; i++) {
+        f32 e = kern_expf(largest[i] - largest[0]);
+        enough = sample_stops_(p, mass, sum_exp, e);
+        mass += e;
+    }
+    return enough;
+}
+
 /* Pops the likeliest ids off the heap until a filter says enough; they end up, likeliest first, at
  * the heap's end. Returns their number, at least 1. */
 static i32 sample_filter_(const f32 *logits, i32 n, const SampleParams *p, f32 max, f32 sum_exp,
@@ -64,7 +83,7 @@ static i32 sample_filter_(const f32 *logits, i32 n, const SampleParams *p, f32 m
     f32 mass = 0;
     while (kept < k_max) {
         f32 e = kern_expf(logits[heap[0]] - max);
-        if (kept > 0 && (mass >= p->top_p * sum_exp || e < p->min_p || e == 0)) break;
+        if (kept > 0 && sample_stops_(p, mass, sum_exp, e)) break;
         mass += e;
         i32 last = n - 1 - kept++, id = heap[0];
         heap[0] = heap[last];
