@@ -122,13 +122,14 @@ static void cpu_chain_rows_(void *arg, i32 begin, i32 end, i32 thread) {
         for (i32 i = 0; i < c->chain.n; i++) c->chain.ops[i].fn(c, &c->chain.ops[i], r);
 }
 
-/* Runs what waits. */
+/* Runs what waits. Where nothing does it only looks, so that threads may do so at the same time. */
 static void cpu_flush(void *self) {
     Cpu *c = self;
     CpuChain *chain = &c->chain;
     i64 cost = 0;
+    if (chain->n == 0) return;
     for (i32 i = 0; i < chain->n; i++) cost += chain->ops[i].cost;
-    if (chain->n) pool_for(c->pool, chain->n_rows, cpu_grain_(cost), cpu_chain_rows_, c);
+    pool_for(c->pool, chain->n_rows, cpu_grain_(cost), cpu_chain_rows_, c);
     chain->n = 0;
 }
 
