@@ -1,7 +1,8 @@
 /* dlm_cuda.cu - the CUDA backend: the operations of dlm_kernels.h on an NVIDIA GPU.
  *
  * Owns:      the device's memory that it hands out, one stream, scratch, recordings of passes.
- * Stands on: dlm_kernels.h; the CPU's backend, which reads and checks the weights, is lent to it.
+ * Stands on: dlm_kernels.h; the CPU's backend, which reads and checks the weights, and multiplies by
+ *            those of layers that stay with it, is lent to it.
  * Promises:  products of 8-bit activations with ternary weights and with scaled blocks equal the CPU's
  *            bit for bit; a row's result does not depend on the other rows; nothing is allocated
  *            between `reserve` and `close`; a GPU that fails ends the program with one sentence, for no

@@ -177,6 +177,8 @@ static void emu_run(void (*kernel)(void *), void *args, dim3 grid, u32 n_threads
     u64 how = emu.launches++, n = (u64)grid.x * grid.y * grid.z;
     if (n == 0 || n_threads == 0 || n_threads > EMU_THREADS_MAX || n_threads % 32)
         emu_die("a launch of no blocks, or of too many threads");
+    if (grid.x > INT32_MAX || grid.y > 65535 || grid.z > 65535)
+        emu_die("a launch of more blocks than a grid may have");
     if (!emu.stacks)
         emu.stacks = (u8 *)mmap(NULL, (size_t)EMU_STACK * EMU_THREADS_MAX, PROT_READ | PROT_WRITE,
                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
