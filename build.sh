@@ -220,7 +220,7 @@ cuda_program() { # cuda_program OUT OBJECT C-FLAGS
     want g++ g++ g++
     tls mbedtls-host gcc
     ! stale "$1" $SOURCES "$2" ||
-        run gcc $CFLAGS $TLS $3 -DDLM_CUDA dlm.c "$2" -o "$1" $TLS_LIB -L"$CUDA/lib64" -lcudart_static \
+        run gcc $CFLAGS $TLS $3 -DDLM_CUDA dlm.c "$2" -o "$1" $TLS_LIB -L"$CUDA/lib64" -L"$CUDA/lib" -lcudart_static \
             -ldl -lpthread -lrt -lm -Wl,--gc-sections
 }
 

@@ -63,7 +63,7 @@ CUDA=$(dirname "$(dirname "$(readlink -f "$nvcc")")")
 say "$(nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.mem --format=csv,noheader 2>&1)"
 say "$("$nvcc" --version 2>&1 | tail -n 2 | head -n 1), $(getconf _NPROCESSORS_ONLN) processors"
 cc='gcc -std=c11 -D_GNU_SOURCE -O2 -ffp-contract=off'
-cuda="-DDLM_CUDA build/cuda/dlm_cuda.o -L$CUDA/lib64 -lcudart_static -ldl -lpthread -lrt -lm"
+cuda="-DDLM_CUDA build/cuda/dlm_cuda.o -L$CUDA/lib64 -L$CUDA/lib -lcudart_static -ldl -lpthread -lrt -lm"
 begin host 240 sh -c "$cc dlm.c -o build/gpu-dlm-cpu -lpthread -lm && $cc tools/mkbench.c -o build/mkbench -lpthread -lm &&
     { [ -e $big ] || { build/mkbench $big.new tq2_0 && mv $big.new $big; }; }" &
 part build 240 ./build.sh cuda ${arch:-90}
