@@ -931,33 +931,43 @@ AVX2_FN INLINE void avx2_strip_scales_(X86Strip *s, const void *p, DlmType type)
     avx2_f16s_(s->dmin, b->dmin);
 }
 
+/* Asks for a sixteenth of what lies ahead: all of it at once would hold up the loads behind. */
+INLINE void x86_strip_ahead_(const void *p, int i, DlmType type) {
+    const i64 part = x86_strip_block_(type) / (DLM_QK_K / 16);
+    const u8 *at = (const u8 *)p + TILE_AHEAD + i * part;
+    for (i64 j = 0; j < part; j += 64) __builtin_prefetch(at + j, 0, 3);
+}
+
 AVX2_FN INLINE void avx2_strip_unpack_(X86Strip *s, const void *p, DlmType type) {
     const __m256i four = _mm256_set1_epi8(15), six = _mm256_set1_epi8(63);
     const X86StripQ4K *q4 = p;
     const X86StripQ6K *q6 = p;
-    for (int i = 0; i < DLM_QK_K / 16; i++) UNROLL
-    for (int o = 0; o < 4 * X86_OUTS; o += 32) {
-        __m256i c[4];
-        if (type == DLM_Q4_K) {
-            UNROLL
-            for (int j = 0; j < 2; j++) {
-                __m256i v = avx2_load_(q4->code[i][j] + o);
-                c[2 * j] = _mm256_and_si256(v, four);
-                c[2 * j + 1] = _mm256_and_si256(_mm256_srli_epi16(v, 4), four);
-            }
-        } else {
-            c[3] = _mm256_setzero_si256();
-            UNROLL
-            for (int j = 0; j < 3; j++) {
-                __m256i v = avx2_load_(q6->code[i][j] + o);
-                c[j] = _mm256_and_si256(v, six);
-                c[3] =
-                    _mm256_or_si256(c[3], _mm256_and_si256(_mm256_srli_epi16(v, 6 - 2 * j),
-                                                           _mm256_set1_epi8((char)(3 << 2 * j))));
-            }
-        }
+    for (int i = 0; i < DLM_QK_K / 16; i++) {
+        x86_strip_ahead_(p, i, type);
         UNROLL
-        for (int l = 0; l < 4; l++) avx2_store_(s->code[4 * i + l] + o, c[l]);
+        for (int o = 0; o < 4 * X86_OUTS; o += 32) {
+            __m256i c[4];
+            if (type == DLM_Q4_K) {
+                UNROLL
+                for (int j = 0; j < 2; j++) {
+                    __m256i v = avx2_load_(q4->code[i][j] + o);
+                    c[2 * j] = _mm256_and_si256(v, four);
+                    c[2 * j + 1] = _mm256_and_si256(_mm256_srli_epi16(v, 4), four);
+                }
+            } else {
+                c[3] = _mm256_setzero_si256();
+                UNROLL
+                for (int j = 0; j < 3; j++) {
+                    __m256i v = avx2_load_(q6->code[i][j] + o);
+                    c[j] = _mm256_and_si256(v, six);
+                    c[3] = _mm256_or_si256(c[3],
+                                           _mm256_and_si256(_mm256_srli_epi16(v, 6 - 2 * j),
+                                                            _mm256_set1_epi8((char)(3 << 2 * j))));
+                }
+            }
+            UNROLL
+            for (int l = 0; l < 4; l++) avx2_store_(s->code[4 * i + l] + o, c[l]);
+        }
     }
     avx2_strip_scales_(s, p, type);
 }
@@ -966,29 +976,32 @@ AVX512_FN INLINE void avx512_strip_unpack_(X86Strip *s, const void *p, DlmType t
     const __m512i four = _mm512_set1_epi8(15), six = _mm512_set1_epi8(63);
     const X86StripQ4K *q4 = p;
     const X86StripQ6K *q6 = p;
-    for (int i = 0; i < DLM_QK_K / 16; i++) UNROLL
-    for (int o = 0; o < 4 * X86_OUTS; o += 64) {
-        __m512i c[4];
-        if (type == DLM_Q4_K) {
-            UNROLL
-            for (int j = 0; j < 2; j++) {
-                __m512i v = _mm512_load_si512(q4->code[i][j] + o);
-                c[2 * j] = _mm512_and_si512(v, four);
-                c[2 * j + 1] = _mm512_and_si512(_mm512_srli_epi16(v, 4), four);
-            }
-        } else {
-            c[3] = _mm512_setzero_si512();
-            UNROLL
-            for (int j = 0; j < 3; j++) {
-                __m512i v = _mm512_load_si512(q6->code[i][j] + o);
-                c[j] = _mm512_and_si512(v, six);
-                c[3] =
-                    _mm512_or_si512(c[3], _mm512_and_si512(_mm512_srli_epi16(v, 6 - 2 * j),
-                                                           _mm512_set1_epi8((char)(3 << 2 * j))));
-            }
-        }
+    for (int i = 0; i < DLM_QK_K / 16; i++) {
+        x86_strip_ahead_(p, i, type);
         UNROLL
-        for (int l = 0; l < 4; l++) _mm512_store_si512(s->code[4 * i + l] + o, c[l]);
+        for (int o = 0; o < 4 * X86_OUTS; o += 64) {
+            __m512i c[4];
+            if (type == DLM_Q4_K) {
+                UNROLL
+                for (int j = 0; j < 2; j++) {
+                    __m512i v = _mm512_load_si512(q4->code[i][j] + o);
+                    c[2 * j] = _mm512_and_si512(v, four);
+                    c[2 * j + 1] = _mm512_and_si512(_mm512_srli_epi16(v, 4), four);
+                }
+            } else {
+                c[3] = _mm512_setzero_si512();
+                UNROLL
+                for (int j = 0; j < 3; j++) {
+                    __m512i v = _mm512_load_si512(q6->code[i][j] + o);
+                    c[j] = _mm512_and_si512(v, six);
+                    c[3] = _mm512_or_si512(c[3],
+                                           _mm512_and_si512(_mm512_srli_epi16(v, 6 - 2 * j),
+                                                            _mm512_set1_epi8((char)(3 << 2 * j))));
+                }
+            }
+            UNROLL
+            for (int l = 0; l < 4; l++) _mm512_store_si512(s->code[4 * i + l] + o, c[l]);
+        }
     }
     avx2_strip_scales_(s, p, type);
 }
@@ -1154,7 +1167,6 @@ static void x86_strip_outs_(const X86StripType *t, f32 *y, i64 y_stride, const D
     X86Strip strip;
     memset(acc, 0, (size_t)n_rows * sizeof *acc);
     for (i32 b = 0; b < w->n_in / DLM_QK_K; b++, p += step) {
-        for (i64 i = 0; i < step; i += 64) __builtin_prefetch(p + i + TILE_AHEAD, 0, 3);
         t->unpack(&strip, p);
         for (i32 m = 0, size; m < n_rows; m += 1 << size) {
             for (size = 2; !t->rows[size] || 1 << size > n_rows - m;) size--;
