@@ -474,11 +474,12 @@ static void cpu_linear_part_(const LinearJob *l, const DlmLinear *job, i32 lo, i
     }
 }
 
+/* Two tiles wide, so that no kernel that takes two at once is left with one. */
 static i32 cpu_groups_(const DlmMat *w) {
-    return (w->n_out + DLM_TILE_OUT - 1) / DLM_TILE_OUT;
+    return (w->n_out + DLM_STRIP_OUT - 1) / DLM_STRIP_OUT;
 }
 
-/* Items are groups of 16 outputs, numbered through all the jobs. */
+/* Items are groups of 32 outputs, numbered through all the jobs. */
 static void cpu_linear_groups_(void *arg, i32 begin, i32 end, i32 thread) {
     const LinearJob *l = arg;
     (void)thread;
@@ -487,8 +488,8 @@ static void cpu_linear_groups_(void *arg, i32 begin, i32 end, i32 thread) {
         const DlmMat *w = l->jobs[j].w;
         i32 lo = MAX_OF(begin - first, 0), hi = MIN_OF(end - first, cpu_groups_(w));
         if (lo < hi)
-            cpu_linear_part_(l, &l->jobs[j], lo * DLM_TILE_OUT,
-                             MIN_OF(hi * DLM_TILE_OUT, w->n_out));
+            cpu_linear_part_(l, &l->jobs[j], lo * DLM_STRIP_OUT,
+                             MIN_OF(hi * DLM_STRIP_OUT, w->n_out));
     }
 }
 
@@ -519,7 +520,7 @@ static void cpu_linear(void *self, const DlmLinear *jobs, i32 n_jobs, const f32 
     }
     cpu_flush(c);
     LinearJob l = {c, jobs, x, same, n_rows};
-    pool_for(c->pool, groups, cpu_grain_((i64)n_in * DLM_TILE_OUT * n_rows), cpu_linear_groups_,
+    pool_for(c->pool, groups, cpu_grain_((i64)n_in * DLM_STRIP_OUT * n_rows), cpu_linear_groups_,
              &l);
     if (same < n_jobs) cpu_linear(self, jobs + same, n_jobs - same, x, n_rows);
 }

@@ -2,8 +2,9 @@
  *
  * Owns:      the threads it starts.
  * Stands on: base mem os
- * Promises:  the same split for the same (n, grain, threads); returns when every row is done; a
- *            worker that gets no processor holds nothing up; asleep when idle. */
+ * Promises:  the same pieces for the same (n, grain, threads), whoever runs them; returns when every
+ *            row is done; a worker that is slow or gets no processor holds nothing up but the piece it
+ *            is at; asleep when idle. */
 #ifndef DLM_POOL_C
 #define DLM_POOL_C
 
@@ -15,6 +16,10 @@
 /* A forward pass issues a parallel loop every few tens of microseconds: waiting that long awake is
  * cheaper than a sleep and a wake-up, which cost tens of microseconds themselves. */
 #define POOL_SPIN_US 25.0
+/* Each thread has a part of a loop, the same one as long as the loop's size is the same, so that what
+ * it reads stays in its own cache; who is done with it helps others with theirs. Not all processors
+ * are equally fast, and some are shared. */
+#define POOL_PIECES 4 /* of a part at most */
 
 typedef void (*PoolFn)(void *arg, i32 begin, i32 end, i32 thread);
 
@@ -30,20 +35,24 @@ typedef struct {
 typedef struct {
     _Alignas(64) OsGate start; /* counts the jobs given to this worker; the top bit says "leave" */
     atomic_bool asleep;
-    atomic_bool todo; /* this worker's part of the job is there for the taking */
     i32 index;
     struct Pool *pool;
     OsThread thread;
 } PoolWorker_;
 
+typedef struct {
+    _Alignas(64) atomic_int left; /* pieces of this part that nobody has begun; none: 0 or less */
+} PoolPart_;
+
 typedef struct Pool {
-    _Alignas(64) OsGate pending; /* parts that are not done */
+    _Alignas(64) OsGate pending; /* pieces that are not done */
     atomic_bool caller_asleep;
-    PoolJob_ job; /* written by the caller before it opens the gates, constant until pending is 0 */
+    PoolJob_ job; /* written before there are pieces to take, constant until pending is 0 */
     i32 n_threads;
     i32 spins;            /* looks at a gate before sleeping; 0 when threads outnumber processors */
     bool busy;            /* a loop is running */
     PoolWorker_ *workers; /* [n_threads - 1] */
+    PoolPart_ *parts;     /* [n_threads] */
 } Pool;
 
 #define POOL_LEAVE_ 0x80000000u
@@ -53,17 +62,40 @@ static i32 pool_threads(const Pool *p) {
 }
 
 /* Part t of the job: whole chunks, as even as they divide. */
-static void pool_part_(const PoolJob_ *job, i32 t, i32 *begin, i32 *end) {
-    i64 lo = (i64)job->n_chunks * t / job->n_parts * job->grain;
-    i64 hi = (i64)job->n_chunks * (t + 1) / job->n_parts * job->grain;
-    *begin = (i32)MIN_OF(lo, (i64)job->n);
-    *end = (i32)MIN_OF(hi, (i64)job->n);
+static void pool_part_(const PoolJob_ *job, i32 t, i64 *lo, i64 *hi) {
+    *lo = (i64)job->n_chunks * t / job->n_parts;
+    *hi = (i64)job->n_chunks * (t + 1) / job->n_parts;
 }
 
-static void pool_run_part_(const PoolJob_ *job, i32 t, i32 thread) {
-    i32 begin, end;
-    pool_part_(job, t, &begin, &end);
-    job->fn(job->arg, begin, end, thread);
+/* The pieces that part t is run in. */
+static i32 pool_pieces_(const PoolJob_ *job, i32 t) {
+    i64 lo, hi;
+    pool_part_(job, t, &lo, &hi);
+    return (i32)MIN_OF(hi - lo, POOL_PIECES);
+}
+
+/* The rows of the piece of part t behind which `left - 1` are left. */
+static void pool_piece_(const PoolJob_ *job, i32 t, i32 left, i32 *begin, i32 *end) {
+    i64 lo, hi, pieces = pool_pieces_(job, t), k = pieces - left;
+    pool_part_(job, t, &lo, &hi);
+    *begin = (i32)MIN_OF((lo + (hi - lo) * k / pieces) * job->grain, (i64)job->n);
+    *end = (i32)MIN_OF((lo + (hi - lo) * (k + 1) / pieces) * job->grain, (i64)job->n);
+}
+
+/* Takes pieces, the thread's own ones first, until there are none; returns how many. Whoever has taken
+ * one keeps the job from changing. */
+static i32 pool_work_(Pool *p, i32 thread) {
+    i32 done = 0;
+    for (i32 i = 0; i < p->n_threads; i++) {
+        i32 t = (thread + i) % p->n_threads, left, begin, end;
+        while (atomic_load_explicit(&p->parts[t].left, memory_order_relaxed) > 0 &&
+               (left = atomic_fetch_sub(&p->parts[t].left, 1)) > 0) {
+            pool_piece_(&p->job, t, left, &begin, &end);
+            p->job.fn(p->job.arg, begin, end, thread);
+            done++;
+        }
+    }
+    return done;
 }
 
 /* Waits until the word differs from `old`, awake at first. The sleeper raises its flag before it
@@ -88,9 +120,9 @@ static void pool_worker_main_(void *arg) {
     for (u32 seen = 0;;) {
         seen = pool_wait_(&w->start, &w->asleep, seen, p->spins);
         if (seen & POOL_LEAVE_) return;
-        if (!atomic_exchange(&w->todo, false)) continue; /* too late: the caller took it */
-        pool_run_part_(&p->job, w->index, w->index);
-        if (atomic_fetch_sub(&p->pending.word, 1) == 1 && atomic_load(&p->caller_asleep))
+        u32 done = (u32)pool_work_(p, w->index);
+        if (done && atomic_fetch_sub(&p->pending.word, done) == done &&
+            atomic_load(&p->caller_asleep))
             os_gate_wake_all(&p->pending);
     }
 }
@@ -115,6 +147,7 @@ static void pool_close(Pool *p) {
     for (i32 i = 0; i < p->n_threads - 1; i++) pool_open_gate_(&p->workers[i], POOL_LEAVE_);
     for (i32 i = 0; i < p->n_threads - 1; i++) os_thread_join(&p->workers[i].thread);
     mem_free(p->workers);
+    mem_free(p->parts);
     mem_free(p);
 }
 
@@ -128,7 +161,8 @@ static bool pool_open(Pool **out, i32 n_threads, Err *e) {
     if (!p) return false;
     p->n_threads = 1;
     p->workers = mem_alloc_n((u64)n_threads, sizeof *p->workers, e);
-    if (!p->workers) {
+    p->parts = mem_alloc_n((u64)n_threads, sizeof *p->parts, e);
+    if (!p->workers || !p->parts) {
         pool_close(p);
         return false;
     }
@@ -149,7 +183,7 @@ static bool pool_open(Pool **out, i32 n_threads, Err *e) {
 }
 
 /* Splits [0, n) into contiguous ranges whose ends are multiples of `grain` (except n) and runs
- * fn on all threads, the caller among them. Runs inline when there is one chunk or one thread, and
+ * fn for each of them on all threads, the caller among them. Runs inline when there is one chunk or one thread, and
  * within a loop, whose threads all have work already; inline, as thread 0. */
 static void pool_for(Pool *p, i32 n, i32 grain, PoolFn fn, void *arg) {
     ASSERT(n >= 0 && grain >= 1);
@@ -162,21 +196,17 @@ static void pool_for(Pool *p, i32 n, i32 grain, PoolFn fn, void *arg) {
     }
     p->busy = true;
     p->job = (PoolJob_){fn, arg, n, grain, n_chunks, n_parts};
-    atomic_store_explicit(&p->pending.word, (u32)n_parts - 1, memory_order_relaxed);
+    u32 n_pieces = 0;
+    for (i32 t = 0; t < n_parts; t++) n_pieces += (u32)pool_pieces_(&p->job, t);
+    atomic_store_explicit(&p->pending.word, n_pieces, memory_order_relaxed);
+    for (i32 t = 0; t < n_parts; t++) /* whoever takes a piece sees the job */
+        atomic_store_explicit(&p->parts[t].left, pool_pieces_(&p->job, t), memory_order_release);
     for (i32 i = 0; i < n_parts - 1; i++) {
         PoolWorker_ *w = &p->workers[i];
         u32 next = (atomic_load_explicit(&w->start.word, memory_order_relaxed) + 1) & ~POOL_LEAVE_;
-        atomic_store(&w->todo, true); /* whoever takes it sees the job */
         pool_open_gate_(w, next);
     }
-    pool_run_part_(&p->job, 0, 0);
-    for (i32 i = 0; i < n_parts - 1;
-         i++) { /* what no worker has begun is quicker done than awaited */
-        if (!atomic_load(&p->workers[i].todo) || !atomic_exchange(&p->workers[i].todo, false))
-            continue;
-        pool_run_part_(&p->job, i + 1, 0);
-        atomic_fetch_sub(&p->pending.word, 1);
-    }
+    atomic_fetch_sub(&p->pending.word, (u32)pool_work_(p, 0));
     for (u32 left; (left = atomic_load(&p->pending.word)) != 0;)
         pool_wait_(&p->pending, &p->caller_asleep, left, p->spins);
     p->busy = false;

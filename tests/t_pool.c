@@ -42,7 +42,12 @@ static void check_split(Pool *p, i32 n, i32 grain) {
         n_ranges += r.end[i] > 0;
     }
     CHECK_MSG(once && !r.crooked, "n %d, grain %d, threads %d", n, grain, pool_threads(p));
-    CHECK_INT(n_ranges, MIN_OF(n_chunks, pool_threads(p)));
+    i32 n_parts = MIN_OF(n_chunks, pool_threads(p)), n_want = n_parts;
+    for (i32 t = 0; n_parts > 1 && t < n_parts; t++) {
+        i64 chunks = (i64)n_chunks * (t + 1) / n_parts - (i64)n_chunks * t / n_parts;
+        n_want += (i32)MIN_OF(chunks, POOL_PIECES) - 1;
+    }
+    CHECK_INT(n_ranges, n_want);
     CHECK_MSG(memcmp(&r, &again, sizeof r) == 0, "n %d, grain %d: two runs differ", n, grain);
 }
 
@@ -134,7 +139,7 @@ int main(void) {
     /* the largest row count does not overflow the split */
     i32 begin, end;
     PoolJob_ job = {.n = INT32_MAX, .grain = 1, .n_chunks = INT32_MAX, .n_parts = POOL_THREADS_MAX};
-    pool_part_(&job, POOL_THREADS_MAX - 1, &begin, &end);
+    pool_piece_(&job, POOL_THREADS_MAX - 1, 1, &begin, &end);
     CHECK(begin > 0 && begin < end && end == INT32_MAX);
     pool_close(NULL);
 #ifdef DLM_TEST_ALLOC
