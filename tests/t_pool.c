@@ -143,7 +143,7 @@ int main(void) {
     CHECK(begin > 0 && begin < end && end == INT32_MAX);
     pool_close(NULL);
 #ifdef DLM_TEST_ALLOC
-    CHECK_INT(test_alloc_failures(open_close, NULL), 2);
+    CHECK_INT(test_alloc_failures(open_close, NULL), 3);
 #endif
     return test_end();
 }
