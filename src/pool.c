@@ -182,9 +182,9 @@ static bool pool_open(Pool **out, i32 n_threads, Err *e) {
     return true;
 }
 
-/* Splits [0, n) into contiguous ranges whose ends are multiples of `grain` (except n) and runs
- * fn for each of them on all threads, the caller among them. Runs inline when there is one chunk or one thread, and
- * within a loop, whose threads all have work already; inline, as thread 0. */
+/* Splits [0, n) into contiguous ranges whose ends are multiples of `grain` (except n) and runs fn for
+ * each of them on all threads, the caller among them. Runs inline, as thread 0, when there is one chunk
+ * or one thread, and within a loop, whose threads all have work already. */
 static void pool_for(Pool *p, i32 n, i32 grain, PoolFn fn, void *arg) {
     ASSERT(n >= 0 && grain >= 1);
     if (n == 0) return;
