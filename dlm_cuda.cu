@@ -1926,13 +1926,16 @@ static const char *cuda_mat_load(void *self, DlmMat *m, const DlmTensor *t) {
     Cuda *c = (Cuda *)self;
     DlmOps *cpu = c->host->cpu;
     DlmMat from = {};
-    const char *why = cpu->mat_load(cpu->self, &from, t);
+    DlmTensor asked = *t;
+    bool on_host = t->layer >= 0 && t->layer < c->host->n_layers_host;
+    asked.rows_only |= !on_host; /* the CPU need not arrange what it will not multiply by */
+    const char *why = cpu->mat_load(cpu->self, &from, &asked);
     if (why) {
         cpu->mat_free(cpu->self, &from);
         return why;
     }
     *m = from;
-    if (t->layer >= 0 && t->layer < c->host->n_layers_host) {
+    if (on_host) {
         m->on_host = true;
         if (m->n_out > c->host_out) c->host_out = m->n_out;
         return NULL;

@@ -299,7 +299,7 @@ typedef enum { DLM_ACT_SILU /* x / (1 + exp(-x)) */, DLM_ACT_RELU2 /* max(x, 0)^
  * bit for bit too, and each output row depends on its own input row alone: not on the batch, the
  * level or the thread count. */
 #define DLM_ATTEND_Q 16
-#define DLM_STRIP_OUT 32
+#define DLM_STRIP_OUT 32 /* outputs of a strip; see strip_bytes */
 typedef struct {
     const char *name;
     /* q[n] = clamp(rint(x * s), -128, 127), s = 127 / max(max|x|, 1e-5); *inv_scale = 1 / s; *sum =

@@ -791,17 +791,16 @@ AVX2_FN static void avx2_quantize_blocks(i8 *q, f32 *d, i16 *sums, const f32 *x,
  * nothing is summed across lanes. A group of codes is 4 inputs, in the order above, of all the
  * outputs. Two groups of Q4_K lie in the halves of the same bytes. Of four of Q6_K the first three
  * lie in the low 6 bits of bytes of their own, whose bits above are the fourth's. */
-#define X86_OUTS 32
 typedef struct {
-    u8 code[DLM_QK_K / 16][2][4 * X86_OUTS];
-    u8 scale[DLM_QK_K / 32][X86_OUTS], minimum[DLM_QK_K / 32][X86_OUTS];
-    u16 d[X86_OUTS], dmin[X86_OUTS];
+    u8 code[DLM_QK_K / 16][2][4 * DLM_STRIP_OUT];
+    u8 scale[DLM_QK_K / 32][DLM_STRIP_OUT], minimum[DLM_QK_K / 32][DLM_STRIP_OUT];
+    u16 d[DLM_STRIP_OUT], dmin[DLM_STRIP_OUT];
 } X86StripQ4K;
 
 typedef struct {
-    u8 code[DLM_QK_K / 16][3][4 * X86_OUTS];
-    i8 scale[DLM_QK_K / 16][X86_OUTS];
-    u16 d[X86_OUTS];
+    u8 code[DLM_QK_K / 16][3][4 * DLM_STRIP_OUT];
+    i8 scale[DLM_QK_K / 16][DLM_STRIP_OUT];
+    u16 d[DLM_STRIP_OUT];
 } X86StripQ6K;
 DLM_STATIC_ASSERT(sizeof(X86StripQ4K) % 64 == 0 && sizeof(X86StripQ6K) % 64 == 0,
                   "strips follow each other, aligned");
@@ -862,7 +861,7 @@ AVX2_FN INLINE void x86_strip_q6_K_(X86StripQ6K *s, const DlmBlockQ6_K *b, i32 o
 AVX2_FN static void x86_strip(u8 *to, const DlmMat *w, i32 out) {
     const i64 step = x86_strip_block_(w->type), bytes = kern_row_bytes(w);
     const u8 *first = (const u8 *)w->data + out * bytes;
-    i32 n_out = MIN_OF(X86_OUTS, w->n_out - out);
+    i32 n_out = MIN_OF(DLM_STRIP_OUT, w->n_out - out);
     memset(to, 0, (size_t)x86_strip_bytes(w));
     for (i32 b = 0; b < w->n_in / DLM_QK_K; b++, to += step)
         for (i32 o = 0; o < n_out; o++) {
@@ -876,18 +875,18 @@ AVX2_FN static void x86_strip(u8 *to, const DlmMat *w, i32 out) {
 
 /* A block of a strip as its rows are multiplied: unpacked once for all of them. */
 typedef struct {
-    _Alignas(64) u8 code[DLM_QK_K / 4][4 * X86_OUTS];
-    i32 scale[DLM_QK_K / 16][X86_OUTS];   /* in both 16-bit halves */
-    i32 minimum[DLM_QK_K / 32][X86_OUTS]; /* likewise; Q4_K */
-    f32 d[X86_OUTS], dmin[X86_OUTS];
+    _Alignas(64) u8 code[DLM_QK_K / 4][4 * DLM_STRIP_OUT];
+    i32 scale[DLM_QK_K / 16][DLM_STRIP_OUT];   /* in both 16-bit halves */
+    i32 minimum[DLM_QK_K / 32][DLM_STRIP_OUT]; /* likewise; Q4_K */
+    f32 d[DLM_STRIP_OUT], dmin[DLM_STRIP_OUT];
 } X86Strip;
 
 /* Rows of activations from a block on, and where they add. */
 typedef struct {
-    f32 (*acc)[X86_OUTS]; /* [rows], aligned to 64 bytes */
-    const i8 *q;          /* [rows][n_in] */
-    const f32 *d;         /* [rows][n_in / 256] */
-    const i16 *sums;      /* [rows][n_in / 8] */
+    f32 (*acc)[DLM_STRIP_OUT]; /* [rows], aligned to 64 bytes */
+    const i8 *q;               /* [rows][n_in] */
+    const f32 *d;              /* [rows][n_in / 256] */
+    const i16 *sums;           /* [rows][n_in / 8] */
     i64 n_in;
 } X86StripRows;
 
@@ -903,7 +902,7 @@ AVX512_FN INLINE __m512i avx512_four_(const void *p) {
 /* 32 signed bytes, each in both halves of a lane. */
 AVX2_FN INLINE void avx2_pairs_(i32 *to, const void *from) {
     UNROLL
-    for (int o = 0; o < X86_OUTS; o += 8) {
+    for (int o = 0; o < DLM_STRIP_OUT; o += 8) {
         __m128i v = _mm_loadl_epi64((const __m128i *)(const void *)((const u8 *)from + o));
         avx2_store_(to + o, _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(v, v)));
     }
@@ -911,7 +910,7 @@ AVX2_FN INLINE void avx2_pairs_(i32 *to, const void *from) {
 
 AVX2_FN INLINE void avx2_f16s_(f32 *to, const u16 *from) {
     UNROLL
-    for (int o = 0; o < X86_OUTS; o += 8) _mm256_store_ps(to + o, avx2_load_f16_(from + o));
+    for (int o = 0; o < DLM_STRIP_OUT; o += 8) _mm256_store_ps(to + o, avx2_load_f16_(from + o));
 }
 
 AVX2_FN INLINE void avx2_strip_scales_(X86Strip *s, const void *p, DlmType type) {
@@ -945,7 +944,7 @@ AVX2_FN INLINE void avx2_strip_unpack_(X86Strip *s, const void *p, DlmType type)
     for (int i = 0; i < DLM_QK_K / 16; i++) {
         x86_strip_ahead_(p, i, type);
         UNROLL
-        for (int o = 0; o < 4 * X86_OUTS; o += 32) {
+        for (int o = 0; o < 4 * DLM_STRIP_OUT; o += 32) {
             __m256i c[4];
             if (type == DLM_Q4_K) {
                 UNROLL
@@ -979,7 +978,7 @@ AVX512_FN INLINE void avx512_strip_unpack_(X86Strip *s, const void *p, DlmType t
     for (int i = 0; i < DLM_QK_K / 16; i++) {
         x86_strip_ahead_(p, i, type);
         UNROLL
-        for (int o = 0; o < 4 * X86_OUTS; o += 64) {
+        for (int o = 0; o < 4 * DLM_STRIP_OUT; o += 64) {
             __m512i c[4];
             if (type == DLM_Q4_K) {
                 UNROLL
@@ -1067,7 +1066,7 @@ AVX2_FN INLINE void avx2_strip_16_(const X86Strip *s, const X86StripRows *r, int
 
 AVX2_FN INLINE void avx2_strip_rows_(const X86Strip *s, const X86StripRows *r, int n_rows,
                                      bool minima) {
-    for (int out = 0; out < X86_OUTS; out += 16) avx2_strip_16_(s, r, out, n_rows, minima);
+    for (int out = 0; out < DLM_STRIP_OUT; out += 16) avx2_strip_16_(s, r, out, n_rows, minima);
 }
 
 AVX512_FN INLINE void avx512_strip_rows_(const X86Strip *s, const X86StripRows *r, int n_rows,
@@ -1162,8 +1161,8 @@ static const X86StripType avx512_strips[2] = {
 static void x86_strip_outs_(const X86StripType *t, f32 *y, i64 y_stride, const DlmMat *w, i32 out,
                             i32 n_out, X86StripRows r, i32 n_rows) {
     const i64 step = x86_strip_block_(w->type);
-    const u8 *p = (const u8 *)w->owned + out / X86_OUTS * x86_strip_bytes(w);
-    _Alignas(64) f32 acc[X86_STRIP_ROWS][X86_OUTS];
+    const u8 *p = (const u8 *)w->owned + out / DLM_STRIP_OUT * x86_strip_bytes(w);
+    _Alignas(64) f32 acc[X86_STRIP_ROWS][DLM_STRIP_OUT];
     X86Strip strip;
     memset(acc, 0, (size_t)n_rows * sizeof *acc);
     for (i32 b = 0; b < w->n_in / DLM_QK_K; b++, p += step) {
@@ -1177,7 +1176,7 @@ static void x86_strip_outs_(const X86StripType *t, f32 *y, i64 y_stride, const D
         r.q += DLM_QK_K, r.d++, r.sums += DLM_QK_K / 8;
     }
     for (i32 m = 0; m < n_rows; m++)
-        memcpy(y + m * y_stride + out, &acc[m][out % X86_OUTS], (size_t)n_out * sizeof(f32));
+        memcpy(y + m * y_stride + out, &acc[m][out % DLM_STRIP_OUT], (size_t)n_out * sizeof(f32));
 }
 
 /* The outputs of a matrix that was rearranged: those of a strip together. */
@@ -1186,7 +1185,7 @@ static void x86_strips_(const X86StripType types[2], f32 *y, i64 y_stride, const
                         i32 n_rows) {
     const X86StripType *t = &types[w->type == DLM_Q6_K];
     for (i32 o = out_lo, n_out; o < out_hi; o += n_out) {
-        n_out = MIN_OF(X86_OUTS - o % X86_OUTS, out_hi - o);
+        n_out = MIN_OF(DLM_STRIP_OUT - o % DLM_STRIP_OUT, out_hi - o);
         for (i32 m = 0; m < n_rows; m += X86_STRIP_ROWS) {
             X86StripRows r = {.q = q + (i64)m * w->n_in,
                               .d = d + (i64)m * w->n_in / DLM_QK_K,
