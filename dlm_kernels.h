@@ -232,8 +232,8 @@ typedef struct {
  * byte 4 o + k holds the codes of output o, inputs 4 l + k, in bits 2l..2l+1 (o < 16, k < 4, l <
  * 4). So one 64-byte load, shifted by 2 l and masked, is 16 outputs by 4 consecutive inputs: the
  * operand of one 8-bit dot-product instruction whose other operand is 4 activations, broadcast.
- * Tiles of one group of 16 outputs are contiguous along the inputs. Codes are 0, 1, 2 (value + 1);
- * padding holds code 1, a zero. */
+ * Tiles of one group of 16 outputs are contiguous along the inputs. Codes are 0, 1, 2 (value + 1), in
+ * Q2_0 files also 3; padding holds code 1, a zero. */
 #define DLM_TILE_OUT 16
 #define DLM_TILE_IN 16
 #define DLM_TILE_BYTES 64
@@ -255,6 +255,7 @@ typedef struct {
     const float *scales; /* TERNARY with a scale per block of inputs, else NULL:
                             [n_out/16 rounded up][n_blocks][16] f32 */
     int32_t scale_block; /* inputs per entry of scales: 64 or 256 */
+    bool twos;           /* TERNARY: some code is 3 */
     void *owned; /* what mat_free gives back, or NULL when data lies in the file's mapping */
     void *owned_scales;
     uint64_t owned_bytes; /* of both */
@@ -299,7 +300,8 @@ typedef enum { DLM_ACT_SILU /* x / (1 + exp(-x)) */, DLM_ACT_RELU2 /* max(x, 0)^
  * bit for bit too, and each output row depends on its own input row alone: not on the batch, the
  * level or the thread count. */
 #define DLM_ATTEND_Q 16
-#define DLM_STRIP_OUT 32 /* outputs of a strip; see strip_bytes */
+#define DLM_STRIP_OUT 32  /* outputs of a strip; see strip_bytes */
+#define DLM_TABLE_ROWS 16 /* see ternary_tables */
 typedef struct {
     const char *name;
     /* q[n] = clamp(rint(x * s), -128, 127), s = 127 / max(max|x|, 1e-5); *inv_scale = 1 / s; *sum =
@@ -310,6 +312,13 @@ typedef struct {
     void (*ternary)(float *y, int64_t y_stride, const DlmMat *w, int32_t out_lo, int32_t out_hi,
                     const int8_t *q, int64_t q_stride, const float *inv_scale, const int32_t *sum,
                     int32_t n_rows);
+    /* The same for at most DLM_TABLE_ROWS rows, through tables of what the activations can make: for
+     * whole ranges of hundreds of outputs, of a matrix with one scale and no twos. scratch: tables_bytes
+     * of the thread, 64-byte aligned. NULL: `ternary` is as fast for any number of rows */
+    void (*ternary_tables)(float *y, int64_t y_stride, const DlmMat *w, int32_t out_lo,
+                           int32_t out_hi, const int8_t *q, int64_t q_stride,
+                           const float *inv_scale, int32_t n_rows, void *scratch);
+    int64_t tables_bytes; /* a multiple of 64 */
     /* Activations for DLM_MAT_BLOCKS, in blocks of `block` inputs (32 or 256): d = max|x| / 127, q
      * = rint(x / d), sums[i] = sum of q over inputs 16 i .. 16 i + 15, of blocks of 256 over 8 i ..
      * 8 i + 7. Zeros follow up to a whole run of 256 inputs, n_run in all; within a run, q lies in

@@ -97,6 +97,7 @@ struct Cpu {
     f32 *block_d;    /* [n_rows_max][q_stride_max / 32] scales of block activations */
     i16 *block_sums; /* [n_rows_max][q_stride_max / 8] */
     f32 *scores;     /* [threads][DLM_ATTEND_Q][n_cell_max] */
+    u8 *tables;      /* [threads][k->tables_bytes] */
     char error[ERR_MSG_MAX];
 };
 
@@ -191,6 +192,8 @@ static const char *cpu_reserve(void *self, i32 n_rows_max, i32 n_in_max, i32 n_c
     c->block_sums = mem_alloc_n((u64)n_rows_max * (u64)c->q_stride_max / 8, sizeof(i16), &e);
     c->scores = mem_alloc_n((u64)pool_threads(c->pool) * DLM_ATTEND_Q * (u64)c->n_cell_max,
                             sizeof(f32), &e);
+    if (c->k->tables_bytes)
+        c->tables = mem_alloc_n((u64)pool_threads(c->pool), (u64)c->k->tables_bytes, &e);
     if (e.code == ERR_NONE) return NULL;
     memcpy(c->error, e.msg, sizeof c->error);
     return c->error;
@@ -205,17 +208,21 @@ typedef struct {
     u8 *codes;      /* [threads][padded n_in] */
     f32 *row_scale; /* [threads][n_blocks] */
     i32 n_blocks, n_tiles;
+    atomic_bool twos; /* some code is 3 */
 } Repack;
 
 /* Spreads one row's codes over its tiles: input 16 t + 4 l + k goes to byte 4 o + k, bits 2l. Four
- * at a time. */
-static void cpu_tile_row_(u8 *tiles, const u8 *codes, i32 n_tiles, i32 o) {
+ * at a time. Returns whether one of them is 3. */
+static bool cpu_tile_row_(u8 *tiles, const u8 *codes, i32 n_tiles, i32 o) {
+    u32 both = 0;
     for (i32 t = 0; t < n_tiles; t++) {
         const u8 *c = codes + 16 * t;
         u32 four =
             load_u32(c) | load_u32(c + 4) << 2 | load_u32(c + 8) << 4 | load_u32(c + 12) << 6;
+        both |= four & four >> 1;
         memcpy(tiles + (i64)t * DLM_TILE_BYTES + 4 * o, &four, sizeof four);
     }
+    return (both & 0x55555555) != 0;
 }
 
 static void cpu_repack_groups_(void *arg, i32 begin, i32 end, i32 thread) {
@@ -237,7 +244,9 @@ static void cpu_repack_groups_(void *arg, i32 begin, i32 end, i32 thread) {
                     memset(codes + b * (n_in / r->n_blocks), 1, (size_t)(n_in / r->n_blocks));
                 r->scales[((i64)g * r->n_blocks + b) * DLM_TILE_OUT + o] = s;
             }
-            cpu_tile_row_(r->tiles + (i64)g * r->n_tiles * DLM_TILE_BYTES, codes, r->n_tiles, o);
+            if (cpu_tile_row_(r->tiles + (i64)g * r->n_tiles * DLM_TILE_BYTES, codes, r->n_tiles,
+                              o))
+                atomic_store_explicit(&r->twos, true, memory_order_relaxed);
         }
 }
 
@@ -286,7 +295,8 @@ static bool cpu_repack_(Cpu *c, DlmMat *m, const DlmTensor *t, Err *e) {
                   .owned = r.tiles,
                   .scales = r.scales,
                   .owned_scales = r.scales,
-                  .scale_block = quant_scale_block(t)};
+                  .scale_block = quant_scale_block(t),
+                  .twos = atomic_load(&r.twos)};
     m->owned_bytes = (u64)groups * (u64)r.n_tiles * DLM_TILE_BYTES;
     if (ok && cpu_one_scale_(r.scales, n_scales, &m->scale)) {
         mem_free(r.scales);
@@ -442,23 +452,36 @@ typedef struct {
     const DlmLinear *jobs; /* [n_jobs] all of one kind of activations */
     const f32 *x;
     i32 n_jobs, n_rows;
+    i32 n_groups; /* of all jobs; see cpu_groups_ */
+    i32 bite;     /* rows of an item */
+    bool tables;  /* ternary, through tables where the bite is full enough */
 } LinearJob;
 
-/* Outputs [lo, hi) of one job. The rows go in bites that stay in the second cache level while the
- * weights stream past; 8 rows are what one register tile takes. */
+/* Rows in bites of so many bytes stay in the second cache level while the weights stream past; 8 rows
+ * are what one register tile takes. */
 #define CPU_BITE_BYTES (256 << 10)
+/* Fewer rows are multiplied as fast as tables of 16 rows are looked up, and tables that serve less than
+ * so many groups of outputs take longer to write than they save. */
+#define CPU_TABLE_ROWS_MIN 12
+#define CPU_TABLE_GROUPS_MIN 8
 
-static void cpu_linear_part_(const LinearJob *l, const DlmLinear *job, i32 lo, i32 hi) {
+/* Outputs [lo, hi) of rows [row, end) of one job. */
+static void cpu_linear_part_(const LinearJob *l, const DlmLinear *job, i32 row, i32 end, i32 lo,
+                             i32 hi, i32 thread) {
     const DlmMat *w = job->w;
     const Cpu *c = l->c;
     i64 n_out = w->n_out, n_in = w->n_in;
     i64 q_stride = (n_in + DLM_TILE_IN - 1) / DLM_TILE_IN * DLM_TILE_IN;
     i64 bytes = w->kind == DLM_MAT_TERNARY || w->kind == DLM_MAT_BLOCKS ? q_stride : 4 * n_in;
     i32 bite = MAX_OF(8, (i32)(CPU_BITE_BYTES / bytes) / 8 * 8);
-    for (i32 m = 0; m < l->n_rows; m += bite) {
-        i32 n = MIN_OF(bite, l->n_rows - m);
+    if (l->tables) bite = l->bite;
+    for (i32 m = row; m < end; m += bite) {
+        i32 n = MIN_OF(bite, end - m);
         f32 *y = job->y + m * n_out;
-        if (w->kind == DLM_MAT_TERNARY) {
+        if (l->tables && n >= CPU_TABLE_ROWS_MIN) {
+            c->k->ternary_tables(y, n_out, w, lo, hi, c->q + m * q_stride, q_stride,
+                                 c->inv_scale + m, n, c->tables + thread * c->k->tables_bytes);
+        } else if (w->kind == DLM_MAT_TERNARY) {
             c->k->ternary(y, n_out, w, lo, hi, c->q + m * q_stride, q_stride, c->inv_scale + m,
                           c->sum + m, n);
         } else if (w->kind == DLM_MAT_BLOCKS) {
@@ -479,18 +502,47 @@ static i32 cpu_groups_(const DlmMat *w) {
     return (w->n_out + DLM_STRIP_OUT - 1) / DLM_STRIP_OUT;
 }
 
-/* Items are groups of 32 outputs, numbered through all the jobs. */
-static void cpu_linear_groups_(void *arg, i32 begin, i32 end, i32 thread) {
-    const LinearJob *l = arg;
-    (void)thread;
+/* Groups [begin, end), numbered through all the jobs, of rows [row, row_end). */
+static void cpu_linear_groups_(const LinearJob *l, i32 row, i32 row_end, i32 begin, i32 end,
+                               i32 thread) {
     i32 first = 0;
     for (i32 j = 0; j < l->n_jobs; first += cpu_groups_(l->jobs[j].w), j++) {
         const DlmMat *w = l->jobs[j].w;
         i32 lo = MAX_OF(begin - first, 0), hi = MIN_OF(end - first, cpu_groups_(w));
         if (lo < hi)
-            cpu_linear_part_(l, &l->jobs[j], lo * DLM_STRIP_OUT,
-                             MIN_OF(hi * DLM_STRIP_OUT, w->n_out));
+            cpu_linear_part_(l, &l->jobs[j], row, row_end, lo * DLM_STRIP_OUT,
+                             MIN_OF(hi * DLM_STRIP_OUT, w->n_out), thread);
     }
+}
+
+/* Items are groups of 32 outputs of a bite of rows, bite by bite. */
+static void cpu_linear_items_(void *arg, i32 begin, i32 end, i32 thread) {
+    const LinearJob *l = arg;
+    for (i32 at = begin, to; at < end; at = to) {
+        i32 bite = at / l->n_groups, first = bite * l->n_groups, row = bite * l->bite;
+        to = MIN_OF(end, first + l->n_groups);
+        cpu_linear_groups_(l, row, MIN_OF(row + l->bite, l->n_rows), at - first, to - first,
+                           thread);
+    }
+}
+
+/* Where tables pay: cuts the rows into bites for them and returns the items of a piece, long enough
+ * for tables to be worth it and as even as they come. Otherwise 0. */
+static i32 cpu_tables_(LinearJob *l) {
+    const Cpu *c = l->c;
+    bool fit = c->k->ternary_tables && l->n_rows >= CPU_TABLE_ROWS_MIN;
+    for (i32 j = 0; j < l->n_jobs && fit; j++) {
+        const DlmMat *w = l->jobs[j].w;
+        fit = w->kind == DLM_MAT_TERNARY && !w->scales && !w->twos;
+    }
+    i32 threads = pool_threads(c->pool);
+    i32 n = (l->n_rows + DLM_TABLE_ROWS - 1) / DLM_TABLE_ROWS * l->n_groups;
+    if (!fit || n < threads * CPU_TABLE_GROUPS_MIN) return 0;
+    l->tables = true;
+    l->bite = DLM_TABLE_ROWS;
+    i32 pieces = n / (threads * 4 * CPU_TABLE_GROUPS_MIN);
+    pieces = MIN_OF(MAX_OF(pieces, 1), POOL_PIECES) * threads;
+    return (n + pieces - 1) / pieces;
 }
 
 /* How a matrix wants its input: 0 as f32, 1 quantized by rows, else quantized in blocks of that
@@ -519,9 +571,10 @@ static void cpu_linear(void *self, const DlmLinear *jobs, i32 n_jobs, const f32 
         cpu_wait_(c, n_rows, &q);
     }
     cpu_flush(c);
-    LinearJob l = {c, jobs, x, same, n_rows};
-    pool_for(c->pool, groups, cpu_grain_((i64)n_in * DLM_STRIP_OUT * n_rows), cpu_linear_groups_,
-             &l);
+    LinearJob l = {c, jobs, x, same, n_rows, groups, .bite = n_rows};
+    i32 grain = cpu_tables_(&l);
+    if (!grain) grain = cpu_grain_((i64)n_in * DLM_STRIP_OUT * n_rows);
+    pool_for(c->pool, (n_rows + l.bite - 1) / l.bite * groups, grain, cpu_linear_items_, &l);
     if (same < n_jobs) cpu_linear(self, jobs + same, n_jobs - same, x, n_rows);
 }
 
@@ -699,8 +752,9 @@ static void cpu_apart_parts_(void *arg, i32 begin, i32 end, i32 thread) {
     Cpu lane = *c;
     DlmOps ops = *j->ops;
     ops.self = &lane;
-    lane.scores +=
-        (i64)thread * DLM_ATTEND_Q * c->n_cell_max; /* loops within this one are thread 0's */
+    /* loops within this one are thread 0's */
+    lane.scores += (i64)thread * DLM_ATTEND_Q * c->n_cell_max;
+    if (c->tables) lane.tables += thread * c->k->tables_bytes;
     for (i32 i = begin; i < end; i++) {
         i64 row = j->first[i], at = row * c->q_stride_max;
         lane.n_rows_max = c->n_rows_max - (i32)row;
@@ -766,6 +820,7 @@ static void kern_close_cpu(DlmOps *ops) {
     mem_free(c->block_d);
     mem_free(c->block_sums);
     mem_free(c->scores);
+    mem_free(c->tables);
     mem_free(c);
     *ops = (DlmOps){0};
 }

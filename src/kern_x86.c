@@ -1784,6 +1784,206 @@ static const TileLevel avx512_tiles = {.rows = {avx512_acc1, avx512_acc2, avx512
                                        .sum = avx2_sum};
 TILE_TERNARY(avx512)
 
+/* ---- ternary, through tables ----
+ *
+ * Four activations, each times -1, 0 or 1, make one of 81 sums. For many outputs it pays to write all
+ * of them down, 16 rows to a register, and to look up what an output's four weights make: one addition
+ * from memory then does 64 multiply-adds, where vpmaddubsw and vpaddw together do 32. (This is the
+ * method of the four Russians.) A byte of a tile holds four codes of one output: read to the base 3
+ * instead of 4, it is the number of its entry.
+ *
+ * The tables of two tiles of inputs stay in the first cache level while all outputs of a strip take
+ * their sums from them. 16-bit range proof: |sum of four| <= 4 * 128; 7 passes of 8 such sums make
+ * 7 * 8 * 512 = 28672 < 32768. */
+#define TABLE_ENTRIES 81
+#define TABLE_TILES 2
+#define TABLE_PASSES 7
+#define TABLE_OUT 2048 /* outputs of a strip at most; its sums stay in the second cache level */
+
+typedef struct {
+    __m256i sums[TABLE_ENTRIES]; /* number d0 + 3 d1 + 9 d2 + 27 d3: weights d - 1 */
+} Avx2Table;
+
+typedef struct {
+    Avx2Table tables[TABLE_TILES][4]; /* for byte k of an output's four in a tile */
+    __m256i sums[TABLE_OUT];          /* 16 rows of 16 bits, of the passes since the last flush */
+    __m256i wide[TABLE_OUT][2];       /* 8 rows of 32 bits, and 8 more */
+} Avx2Tables;
+
+/* The activations of a tile's 16 inputs, by input: 16 rows of 16 bits, the last row repeated. */
+AVX2_FN INLINE void avx2_by_input_(__m256i in[16], const i8 *q, i64 q_stride, i32 n_rows) {
+    __m128i v[16], t[16];
+    UNROLL
+    for (int m = 0; m < 16; m++)
+        v[m] = _mm_loadu_si128(
+            (const __m128i *)(const void *)(q + MIN_OF(m, n_rows - 1) * q_stride));
+    for (int step = 0; step < 4; step++) { /* halves interleaved four times: transposed */
+        UNROLL
+        for (int m = 0; m < 8; m++) {
+            t[2 * m] = _mm_unpacklo_epi8(v[m], v[m + 8]);
+            t[2 * m + 1] = _mm_unpackhi_epi8(v[m], v[m + 8]);
+        }
+        UNROLL
+        for (int m = 0; m < 16; m++) v[m] = t[m];
+    }
+    UNROLL
+    for (int i = 0; i < 16; i++) in[i] = _mm256_cvtepi8_epi16(v[i]);
+}
+
+/* sums[3 i + j] = (i - 1) * b + (j - 1) * a */
+AVX2_FN INLINE void avx2_table9_(__m256i sums[9], __m256i a, __m256i b) {
+    const __m256i zero = _mm256_setzero_si256(), minus_b = _mm256_sub_epi16(zero, b);
+    const __m256i at[3] = {minus_b, zero, b};
+    UNROLL
+    for (int i = 0; i < 3; i++) {
+        sums[3 * i] = _mm256_sub_epi16(at[i], a);
+        sums[3 * i + 1] = at[i];
+        sums[3 * i + 2] = _mm256_add_epi16(at[i], a);
+    }
+}
+
+/* A tile's four tables; the byte k of an output holds the codes of inputs k, 4 + k, 8 + k, 12 + k. */
+AVX2_FN static void avx2_tables_of_(Avx2Table tables[4], const i8 *q, i64 q_stride, i32 n_rows) {
+    __m256i in[16], low[9], high[9];
+    avx2_by_input_(in, q, q_stride, n_rows);
+    for (int k = 0; k < 4; k++) {
+        avx2_table9_(low, in[k], in[4 + k]);
+        avx2_table9_(high, in[8 + k], in[12 + k]);
+        for (int j = 0; j < 9; j++) UNROLL
+        for (int i = 0; i < 9; i++)
+            tables[k].sums[9 * j + i] = _mm256_add_epi16(low[i], high[j]);
+    }
+}
+
+/* Where the entries of a tile's 64 bytes lie in their tables, in units of 8 bytes. */
+AVX2_FN INLINE void avx2_entries_(u16 to[DLM_TILE_BYTES], const u8 *tile) {
+    const __m256i nine = _mm256_broadcastsi128_si256( /* d0 + 4 d1 to d0 + 3 d1 */
+        _mm_setr_epi8(0, 1, 2, 0, 3, 4, 5, 0, 6, 7, 8, 0, 0, 0, 0, 0));
+    const __m256i low4 = _mm256_set1_epi8(15), place = _mm256_set1_epi16(9 * 4 << 8 | 4);
+    UNROLL
+    for (int g = 0; g < 2; g++) {
+        __m256i v = avx2_load_(tile + 32 * g);
+        __m256i a = _mm256_shuffle_epi8(nine, _mm256_and_si256(v, low4));
+        __m256i b = _mm256_shuffle_epi8(nine, _mm256_and_si256(_mm256_srli_epi16(v, 4), low4));
+        __m256i lo = _mm256_maddubs_epi16(place, _mm256_unpacklo_epi8(a, b));
+        __m256i hi = _mm256_maddubs_epi16(place, _mm256_unpackhi_epi8(a, b));
+        avx2_store_(to + 32 * g, _mm256_permute2x128_si256(lo, hi, 0x20));
+        avx2_store_(to + 32 * g + 16, _mm256_permute2x128_si256(lo, hi, 0x31));
+    }
+}
+
+/* Adds to the sums of n columns of 16 outputs, whose tiles lie `stride` bytes apart, what two tiles of
+ * each make: the second lies `second` bytes behind the first. The entries of a column are found while
+ * the one before is summed. */
+AVX2_FN static void avx2_table_pass_(Avx2Tables *s, const u8 *tiles, i64 stride, i64 second,
+                                     i32 n) {
+    _Alignas(64) u16 entries[2][TABLE_TILES][DLM_TILE_BYTES];
+    __m256i *sums = s->sums;
+    avx2_entries_(entries[0][0], tiles);
+    avx2_entries_(entries[0][1], tiles + second);
+    for (i32 c = 0; c < n; c++, tiles += stride, sums += DLM_TILE_OUT) {
+        const u8 *next = c + 1 < n ? tiles + stride : tiles;
+        avx2_entries_(entries[~c & 1][0], next);
+        avx2_entries_(entries[~c & 1][1], next + second);
+        _mm_prefetch((const char *)tiles + 2 * DLM_TILE_BYTES, _MM_HINT_T0);
+        _mm_prefetch((const char *)tiles + 3 * DLM_TILE_BYTES, _MM_HINT_T0);
+        UNROLL
+        for (int o = 0; o < DLM_TILE_OUT; o++) {
+            __m256i sum = sums[o];
+            UNROLL
+            for (int t = 0; t < TABLE_TILES; t++) {
+                u64 four; /* one load instead of four: loads are what this waits for */
+                memcpy(&four, entries[c & 1][t] + 4 * o, sizeof four);
+                UNROLL
+                for (int k = 0; k < 4; k++) {
+                    const u8 *entry = (const u8 *)&s->tables[t][k] + 8 * (four >> 16 * k & 0xffff);
+                    sum = _mm256_add_epi16(sum, *(const __m256i *)(const void *)entry);
+                }
+            }
+            sums[o] = sum;
+        }
+    }
+}
+
+/* 32-bit sums of n outputs take in the 16-bit ones, which begin anew. */
+AVX2_FN static void avx2_table_flush_(Avx2Tables *s, i32 n) {
+    for (i32 o = 0; o < n; o++) {
+        __m256i v = s->sums[o];
+        s->sums[o] = _mm256_setzero_si256();
+        s->wide[o][0] = _mm256_add_epi32(s->wide[o][0],
+                                         _mm256_cvtepi16_epi32(_mm256_castsi256_si128(v)));
+        s->wide[o][1] = _mm256_add_epi32(s->wide[o][1],
+                                         _mm256_cvtepi16_epi32(_mm256_extracti128_si256(v, 1)));
+    }
+}
+
+/* y[m][j] = wide[j][half] row m, times the scales, of at most 8 rows and 8 outputs. */
+AVX2_FN static void avx2_table_finish_(f32 *y, i64 y_stride, const __m256i (*wide)[2], int half,
+                                       f32 scale, const f32 *inv_scale, i32 n_rows, i32 n_out) {
+    __m256i a[8], b[8];
+    UNROLL
+    for (int j = 0; j < 4; j++) {
+        a[2 * j] = _mm256_unpacklo_epi32(wide[2 * j][half], wide[2 * j + 1][half]);
+        a[2 * j + 1] = _mm256_unpackhi_epi32(wide[2 * j][half], wide[2 * j + 1][half]);
+    }
+    UNROLL
+    for (int j = 0; j < 8; j++) { /* b[i], b[4 + i]: rows i and 4 + i of outputs 0..3 and 4..7 */
+        int i = j / 4 * 4 + j % 4 / 2;
+        b[j] = j % 2 ? _mm256_unpackhi_epi64(a[i], a[i + 2]) : _mm256_unpacklo_epi64(a[i], a[i + 2]);
+    }
+    UNROLL
+    for (int m = 0; m < 8; m++) {
+        if (m >= n_rows) return;
+        __m256i row = m < 4 ? _mm256_permute2x128_si256(b[m], b[4 + m], 0x20)
+                            : _mm256_permute2x128_si256(b[m - 4], b[m], 0x31);
+        f32 out[8];
+        _mm256_storeu_ps(out, _mm256_mul_ps(_mm256_cvtepi32_ps(row),
+                                            _mm256_set1_ps(scale * inv_scale[m])));
+        if (n_out == 8)
+            memcpy(y + m * y_stride, out, sizeof out);
+        else
+            memcpy(y + m * y_stride, out, (size_t)n_out * sizeof *out);
+    }
+}
+
+/* Outputs [lo, hi), at most TABLE_OUT of them. */
+AVX2_FN static void avx2_table_strip_(f32 *y, i64 y_stride, const DlmMat *w, i32 lo, i32 hi,
+                                      const i8 *q, i64 q_stride, const f32 *inv_scale, i32 n_rows,
+                                      Avx2Tables *s) {
+    const i32 n_tiles = (w->n_in + DLM_TILE_IN - 1) / DLM_TILE_IN;
+    const i32 columns = (hi - lo + DLM_TILE_OUT - 1) / DLM_TILE_OUT, n = columns * DLM_TILE_OUT;
+    const i64 stride = (i64)n_tiles * DLM_TILE_BYTES;
+    const u8 *tiles = (const u8 *)w->data + lo / DLM_TILE_OUT * stride;
+    memset(s->sums, 0, (size_t)n * sizeof *s->sums);
+    memset(s->wide, 0, (size_t)n * sizeof *s->wide);
+    for (i32 t = 0, passes = 1; t < n_tiles; t += TABLE_TILES, passes++) {
+        bool two = t + 1 < n_tiles, last = t + TABLE_TILES >= n_tiles;
+        avx2_tables_of_(s->tables[0], q + t * DLM_TILE_IN, q_stride, n_rows);
+        if (two)
+            avx2_tables_of_(s->tables[1], q + (t + 1) * DLM_TILE_IN, q_stride, n_rows);
+        else
+            memset(s->tables[1], 0, sizeof s->tables[1]);
+        avx2_table_pass_(s, tiles + (i64)t * DLM_TILE_BYTES, stride, two ? DLM_TILE_BYTES : 0,
+                         columns);
+        if (passes % TABLE_PASSES == 0 || last) avx2_table_flush_(s, n);
+    }
+    for (i32 o = 0; o < hi - lo; o += 8)
+        for (i32 m = 0; m < n_rows; m += 8)
+            avx2_table_finish_(y + m * y_stride + lo + o, y_stride, s->wide + o, m / 8, w->scale,
+                               inv_scale + m, n_rows - m, MIN_OF(8, hi - lo - o));
+}
+
+static void avx2_ternary_tables(f32 *y, i64 y_stride, const DlmMat *w, i32 out_lo, i32 out_hi,
+                                const i8 *q, i64 q_stride, const f32 *inv_scale, i32 n_rows,
+                                void *scratch) {
+    i32 n_strips = (out_hi - out_lo + TABLE_OUT - 1) / TABLE_OUT;
+    for (i32 i = 0, lo = out_lo, hi; i < n_strips; i++, lo = hi) { /* equal ones, in whole tiles */
+        hi = lo + ((out_hi - lo) / (n_strips - i) + DLM_TILE_OUT - 1) / DLM_TILE_OUT * DLM_TILE_OUT;
+        hi = MIN_OF(hi, out_hi);
+        avx2_table_strip_(y, y_stride, w, lo, hi, q, q_stride, inv_scale, n_rows, scratch);
+    }
+}
+
 /* ---- ceilings: independent chains of the level's 8-bit multiply-add, enough for its latency ---- */
 
 AVX2_FN static i64 avx2_peak(i64 n) {
@@ -1842,10 +2042,11 @@ AVX512_FN static i64 avx512_peak(i64 n) {
                                      .strip_bytes = x86_strip_bytes,          \
                                      .strip = x86_strip,                      \
                                      __VA_ARGS__};
-X86_LEVEL(KERN_AVX2, .name = "avx2", .ternary = avx2_ternary, .blocks = avx2_blocks,
+#define AVX2_TABLES .ternary_tables = avx2_ternary_tables, .tables_bytes = sizeof(Avx2Tables)
+X86_LEVEL(KERN_AVX2, .name = "avx2", .ternary = avx2_ternary, AVX2_TABLES, .blocks = avx2_blocks,
           .dense = avx2_dense, .attend = avx2_attend, .peak = avx2_peak)
-X86_LEVEL(KERN_AVXVNNI, .name = "avxvnni", .ternary = avxvnni_ternary, .blocks = avx2_blocks,
-          .dense = avx2_dense, .attend = avx2_attend, .peak = avxvnni_peak)
+X86_LEVEL(KERN_AVXVNNI, .name = "avxvnni", .ternary = avxvnni_ternary, AVX2_TABLES,
+          .blocks = avx2_blocks, .dense = avx2_dense, .attend = avx2_attend, .peak = avxvnni_peak)
 X86_LEVEL(KERN_AVX512, .name = "avx512", .ternary = avx512_ternary, .blocks = avx512_blocks,
           .dense = avx512_dense, .attend = avx512_attend, .peak = avx512_peak)
 

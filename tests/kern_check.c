@@ -308,7 +308,7 @@ static DlmMat ternary_matrix(i32 n_out, i32 n_in, int code_max, i32 scale_block)
     for (i32 o = 0; o < groups * 16; o++) {
         for (i32 i = 0; i < tiles * 16; i++)
             codes[i] = i < n_in && o < n_out ? (u8)test_rng_below(&rng, (u64)code_max + 1) : 1;
-        cpu_tile_row_(data + (i64)(o / 16) * tiles * DLM_TILE_BYTES, codes, tiles, o % 16);
+        m.twos |= cpu_tile_row_(data + (i64)(o / 16) * tiles * DLM_TILE_BYTES, codes, tiles, o % 16);
     }
     m.data = m.owned = data;
     if (!scale_block) return m;
@@ -319,7 +319,21 @@ static DlmMat ternary_matrix(i32 n_out, i32 n_in, int code_max, i32 scale_block)
     return m;
 }
 
-static void check_ternary_case(const DlmKernels *k, const DlmMat *m, i32 rows, bool extreme) {
+/* `ternary`, or with scratch `ternary_tables` in bites of rows. */
+static void run_ternary(const DlmKernels *k, void *scratch, f32 *y, i64 y_stride, const DlmMat *m,
+                        i32 out_lo, const i8 *q, i64 stride, const f32 *inv, const i32 *sum,
+                        i32 rows) {
+    if (!scratch) {
+        k->ternary(y, y_stride, m, out_lo, m->n_out, q, stride, inv, sum, rows);
+        return;
+    }
+    for (i32 r = 0; r < rows; r += DLM_TABLE_ROWS)
+        k->ternary_tables(y + r * y_stride, y_stride, m, out_lo, m->n_out, q + r * stride, stride,
+                          inv + r, MIN_OF(DLM_TABLE_ROWS, rows - r), scratch);
+}
+
+static void check_ternary_case(const DlmKernels *k, bool tables, const DlmMat *m, i32 rows,
+                               bool extreme) {
     static f32 want[40 * 64], got[40 * 64];
     static f32 inv[40];
     static i32 sum[40];
@@ -336,11 +350,13 @@ static void check_ternary_case(const DlmKernels *k, const DlmMat *m, i32 rows, b
     }
     KERN_REF.ternary(want, 64, m, 0, m->n_out, q, stride, inv, sum, rows);
     memset(got, 0x7f, sizeof got);
-    k->ternary(got, 64, m, 0, m->n_out, q, stride, inv, sum, rows);
+    void *scratch = tables ? test_guard_alloc((size_t)k->tables_bytes) : NULL;
+    run_ternary(k, scratch, got, 64, m, 0, q, stride, inv, sum, rows);
+    test_guard_free(scratch);
     for (i32 r = 0; r < rows; r++)
         CHECK_MSG(same_floats(want + 64 * r, got + 64 * r, m->n_out),
-                  "%s ternary %d x %d, rows=%d, row %d, scales per %d", k->name, m->n_out, m->n_in,
-                  rows, r, m->scale_block);
+                  "%s ternary%s %d x %d, rows=%d, row %d, scales per %d", k->name,
+                  tables ? " by tables" : "", m->n_out, m->n_in, rows, r, m->scale_block);
     f32 beyond = got[m->n_out]; /* the kernel must not write past its outputs */
     u32 bits;
     memcpy(&bits, &beyond, sizeof bits);
@@ -356,14 +372,17 @@ static void check_ternary(const DlmKernels *k) {
         for (size_t o = 0; o < COUNT_OF(outs); o++)
             for (int code_max = 2; code_max <= 3; code_max++) {
                 DlmMat m = ternary_matrix(outs[o], widths[w], code_max, 0);
-                for (size_t r = 0; r < COUNT_OF(row_counts); r++)
-                    check_ternary_case(k, &m, row_counts[r], r % 3 == 0);
+                for (size_t r = 0; r < COUNT_OF(row_counts); r++) {
+                    check_ternary_case(k, false, &m, row_counts[r], r % 3 == 0);
+                    if (k->ternary_tables && !m.twos)
+                        check_ternary_case(k, true, &m, row_counts[r], r % 3 == 0);
+                }
                 cpu_mat_free(NULL, &m);
             }
     for (i32 block = 64; block <= 256; block += 192)
         for (i32 rows = 1; rows <= 9; rows++) {
             DlmMat m = ternary_matrix(33, 512, 3, block);
-            check_ternary_case(k, &m, rows, rows % 3 == 0);
+            check_ternary_case(k, false, &m, rows, rows % 3 == 0);
             cpu_mat_free(NULL, &m);
         }
 }
@@ -373,30 +392,66 @@ static void check_range(const DlmKernels *k) {
     for (int code = 0; code <= 3; code += 3) {
         DlmMat m = ternary_matrix(16, 4096, 0, 0);
         memset((void *)(uintptr_t)m.data, code * 0x55, 4096 / 16 * DLM_TILE_BYTES);
-        for (i32 rows = 1; rows <= 13; rows++) check_ternary_case(k, &m, rows, true);
+        for (i32 rows = 1; rows <= 13; rows++) check_ternary_case(k, false, &m, rows, true);
+        for (i32 rows = 1; rows <= 17 && k->ternary_tables && code < 3; rows++)
+            check_ternary_case(k, true, &m, rows, true);
         cpu_mat_free(NULL, &m);
     }
 }
 
-static void bench(const DlmKernels *k) {
-    enum { OUT = 2560, IN = 2560, ROWS = 64 };
-    static f32 y[(i64)OUT * ROWS], inv[ROWS];
+/* More outputs than a strip of tables has, and a range that begins between. */
+static void check_tables_range(const DlmKernels *k) {
+    enum { OUT = 2048 + 2048 + 40, IN = 48, ROWS = 16 };
+    static f32 want[(i64)OUT * ROWS], got[(i64)OUT * ROWS], inv[ROWS];
     static i32 sum[ROWS];
     static i8 q[IN * ROWS];
+    if (!k->ternary_tables) return;
     DlmMat m = ternary_matrix(OUT, IN, 2, 0);
+    void *scratch = test_guard_alloc((size_t)k->tables_bytes);
     for (i32 i = 0; i < IN * ROWS; i++) q[i] = (i8)(test_rng_below(&rng, 256) - 128);
-    static const i32 rows[] = {1, 2, 4, 8, 16, 32, 64};
-    for (size_t r = 0; r < COUNT_OF(rows); r++) {
-        f64 best = 1e30;
-        for (int i = 0; i < 7; i++) {
-            f64 from = os_now_ms();
-            k->ternary(y, OUT, &m, 0, OUT, q, IN, inv, sum, rows[r]);
-            best = MIN_OF(best, os_now_ms() - from);
-        }
-        printf("%-8s ternary %d x %d, %2d rows: %8.3f ms, %7.1f G multiply-adds/s\n", k->name, OUT,
-               IN, rows[r], best, (f64)OUT * IN * rows[r] / best / 1e6);
+    for (i32 r = 0; r < ROWS; r++) inv[r] = test_rng_f32(&rng);
+    for (i32 lo = 0; lo <= 32; lo += 16) {
+        memset(got, 0x7f, sizeof got);
+        memset(want, 0x7f, sizeof want);
+        run_ternary(&KERN_REF, NULL, want, OUT, &m, lo, q, IN, inv, sum, ROWS);
+        run_ternary(k, scratch, got, OUT, &m, lo, q, IN, inv, sum, ROWS);
+        CHECK_MSG(memcmp(want, got, sizeof want) == 0, "%s tables from output %d", k->name, lo);
     }
+    test_guard_free(scratch);
     cpu_mat_free(NULL, &m);
+}
+
+static void bench_ternary(const DlmKernels *k, bool tables, i32 n_out, i32 rows) {
+    enum { IN = 2560, ROWS = 64 };
+    static f32 inv[ROWS];
+    static i32 sum[ROWS];
+    static i8 q[IN * ROWS];
+    DlmMat m = ternary_matrix(n_out, IN, 2, 0);
+    f32 *y = mem_alloc_n((u64)n_out * ROWS, sizeof *y, NULL);
+    void *scratch = tables ? mem_alloc((u64)k->tables_bytes, NULL) : NULL;
+    for (i32 i = 0; i < IN * ROWS; i++) q[i] = (i8)(test_rng_below(&rng, 256) - 128);
+    f64 best = 1e30;
+    for (int i = 0; i < 7; i++) {
+        f64 from = os_now_ms();
+        run_ternary(k, scratch, y, n_out, &m, 0, q, IN, inv, sum, rows);
+        best = MIN_OF(best, os_now_ms() - from);
+    }
+    printf("%-8s ternary%s %d x %d, %2d rows: %8.3f ms, %7.1f G multiply-adds/s\n", k->name,
+           tables ? " by tables" : "", n_out, IN, rows, best, (f64)n_out * IN * rows / best / 1e6);
+    cpu_mat_free(NULL, &m);
+    mem_free(scratch);
+    mem_free(y);
+}
+
+static void bench(const DlmKernels *k) {
+    enum { OUT = 2560, IN = 2560, ROWS = 64 };
+    static f32 y[(i64)OUT * ROWS];
+    static i8 q[IN * ROWS];
+    static const i32 rows[] = {1, 2, 4, 8, 16, 32, 64};
+    for (size_t r = 0; r < COUNT_OF(rows); r++) bench_ternary(k, false, OUT, rows[r]);
+    for (i32 n_out = 160; n_out <= 2560 && k->ternary_tables; n_out *= 2)
+        bench_ternary(k, true, n_out, 16);
+    for (i32 i = 0; i < IN * ROWS; i++) q[i] = (i8)(test_rng_below(&rng, 256) - 128);
     static const DlmType types[] = {DLM_Q8_0, DLM_Q4_0, DLM_Q4_K, DLM_Q6_K};
     static const i32 block_rows[] = {1, 2, 4, 8, 32};
     static f32 d[IN / 32 * ROWS];
@@ -468,6 +523,7 @@ int main(int argc, char **argv) {
         check_dense(k);
         check_quantize_blocks(k);
         check_ternary(k);
+        check_tables_range(k);
         check_range(k);
         if (want_bench) bench(k), bench_attend(k);
     }
