@@ -45,11 +45,42 @@ typedef int64_t i64;
 #include <cuda_runtime.h>
 
 #define SHARED(type, name) __shared__ type name
-#define LAUNCH(c, kernel, grid, n_threads, ...)                   \
-    do {                                                          \
-        kernel<<<grid, n_threads, 0, (c)->stream>>>(__VA_ARGS__); \
-        check_(cudaPeekAtLastError(), #kernel);                   \
-    } while (0)
+#define LAUNCH(c, kernel, grid, n_threads, ...) \
+    check_(launch_((c)->stream, (c)->overlaps, kernel, grid, n_threads, __VA_ARGS__), #kernel)
+
+/* overlaps: the kernel may begin before the one before has ended; see take_turn. */
+template <typename... Wanted, typename... Given>
+static cudaError_t launch_(cudaStream_t stream, bool overlaps, void (*kernel)(Wanted...), dim3 grid,
+                           u32 n_threads, Given &&...args) {
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid, config.blockDim = dim3(n_threads), config.stream = stream;
+    config.attrs = &early, config.numAttrs = overlaps;
+    return cudaLaunchKernelEx(&config, kernel, (Wanted)args...);
+}
+
+/* Was this kernel compiled to wait for the one before? A GPU of today runs also what was compiled for
+ * those of yesterday. */
+static bool takes_turns_(const void *kernel) {
+    cudaFuncAttributes a;
+    return cudaFuncGetAttributes(&a, kernel) == cudaSuccess && a.ptxVersion >= 90;
+}
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#define DO_90(...) asm volatile(__VA_ARGS__)
+#else
+#define DO_90(...)
+#endif
+
+static __device__ __forceinline__ void let_next_begin() {
+    DO_90("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+static __device__ __forceinline__ void wait_for_last() {
+    DO_90("griddepcontrol.wait;" ::: "memory");
+}
 
 /* Is this compiled for Ampere or later? Turing lacks half of what follows, which is nothing there. */
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
@@ -143,6 +174,15 @@ static __device__ __forceinline__ float from_f16(u16 h) {
 #else
 #include "tests/cuda_emu.h"
 #endif
+
+/* Programmatic dependent launch, from compute capability 9.0 on: a kernel's blocks take their places
+ * while those of the kernel before still run, and wait there, so that the pause between two kernels is
+ * short. Every kernel calls this, or its two halves, before it reads what another kernel writes, or
+ * writes at all. The wait is for the end of all kernels before: the last one has waited itself. */
+static __device__ __forceinline__ void take_turn() {
+    let_next_begin();
+    wait_for_last();
+}
 
 /* d += a b: 16 outputs x 32 inputs by 32 inputs x 8 rows. Turing has the instruction in quarters. */
 static __device__ __forceinline__ void mma_s8_k32(i32 d[4], const u32 a[4], u32 b0, u32 b1) {
@@ -300,6 +340,7 @@ __global__ void __launch_bounds__(ROW_THREADS)
     norm_rows(float *y, float *a, const float *b, const float *gain, i32 n, float eps, i32 act,
               Int8Rows out) {
     SHARED(RowShared, shared);
+    take_turn();
     i64 row = blockIdx.x;
     y += row * n, a += row * n, b += BEFORE ? row * n : 0;
     float squares = 0, max = 1e-5f, v[4], w[4];
@@ -370,6 +411,7 @@ static __host__ __device__ __forceinline__ i32 spread(i32 i) { /* an element's p
 
 /* A warp takes 256 inputs, a lane 8 of them. */
 template <int BLOCK> __global__ void quantize_blocks(BlockRows out, const float *x, i32 n) {
+    take_turn();
     i64 row = blockIdx.x;
     i32 lane = threadIdx.x, from = blockIdx.y * 256 + 8 * lane;
     x += row * n;
@@ -408,6 +450,7 @@ struct HalfRows {
 template <bool BF16>
 __global__ void __launch_bounds__(ROW_THREADS) split_rows(HalfRows out, const float *x, i32 n) {
     SHARED(RowShared, shared);
+    take_turn();
     i64 row = blockIdx.x;
     x += row * n;
     u16 *to = out.planes + row * out.stride;
@@ -494,6 +537,7 @@ static __device__ __forceinline__ i32 ternary_code(const u8 *w, i32 n_in, i32 ou
 
 /* From the CPU's tiles, [n_out / 16][n_in / 16][64], to these. A thread makes a byte. */
 __global__ void ternary_repack(u8 *to, const u8 *from, i32 n_in, i64 n_bytes) {
+    take_turn();
     i64 at = (i64)blockIdx.x * ROW_THREADS + threadIdx.x;
     if (at >= n_bytes) return;
     i64 tile = at / TILE_BYTES, n_chunks = round_up(n_in, CHUNK) / CHUNK;
@@ -618,6 +662,7 @@ template <int NT, bool SCALED>
 __global__ void __launch_bounds__(STREAM_WARPS *WARP)
     ternary_stream(Jobs jobs, Int8Rows rows, i32 n_rows, i32 split) {
     SHARED(StreamShared<NT>, shared);
+    let_next_begin();
     i32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     i32 part = warp % split, n_chunks = rows.stride / CHUNK;
     i32 unit = blockIdx.x * (STREAM_WARPS / split) + warp / split;
@@ -633,6 +678,7 @@ __global__ void __launch_bounds__(STREAM_WARPS *WARP)
     for (int k = 0; k < STREAM_AHEAD; k++)
         for (int u = 0; u < 2; u++)
             if (part + k * split < n_chunks) w[k][u] = tile[u][(i64)(part + k * split) * WARP];
+    wait_for_last(); /* weights were there before */
     for (i32 first = part; first < n_chunks; first += STREAM_AHEAD * split) {
 #pragma unroll
         for (int k = 0; k < STREAM_AHEAD; k++) {
@@ -687,6 +733,7 @@ struct TiledShared {
 template <bool SCALED>
 __global__ void __launch_bounds__(256) ternary_tiled(Jobs jobs, Int8Rows rows, i32 n_rows) {
     SHARED(TiledShared, shared);
+    let_next_begin();
     i32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     i32 n_chunks = rows.stride / CHUNK, row = blockIdx.x * TILED_ROWS, unit = blockIdx.y;
     Job job = job_of(jobs, &unit);
@@ -705,6 +752,7 @@ __global__ void __launch_bounds__(256) ternary_tiled(Jobs jobs, Int8Rows rows, i
                                        copies_commit();
     };
     uint4 w[2] = {tile[0][0], tile[1][0]};
+    wait_for_last(); /* weights were there before */
     copy_chunk(0);
     for (i32 chunk = 0; chunk < n_chunks; chunk++) {
         uint4 now[2] = {w[0], w[1]};
@@ -764,6 +812,7 @@ __global__ void __launch_bounds__(BLOCK_WARPS *WARP)
     blocks_linear(Jobs jobs, BlockRows rows, i32 n_rows, bool minima) {
     enum { SUMS = LANES == 1 ? 1 : 2, SPLIT = LANES == 1 ? 1 : 4, BLOCK = LANES == 1 ? 256 : 32 };
     SHARED(BlockShared<LANES>, shared);
+    take_turn();
     i32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     i32 row = blockIdx.x * 8 * NT, unit = blockIdx.y * (BLOCK_WARPS / SPLIT) + warp / SPLIT;
     bool active = unit < jobs.n_units;
@@ -866,6 +915,7 @@ template <int NT, bool BF16>
 __global__ void __launch_bounds__(DENSE_WARPS *WARP)
     dense_linear(Jobs jobs, HalfRows rows, i32 n_rows) {
     SHARED(DenseShared<NT>, shared);
+    take_turn();
     i32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     i32 row = blockIdx.x * 8 * NT, unit = blockIdx.y, n_chunks = rows.stride / 32;
     Job job = job_of(jobs, &unit);
@@ -904,6 +954,7 @@ __global__ void __launch_bounds__(DENSE_WARPS *WARP)
 /* F32 weights are for comparisons: a warp makes one output of 8 rows. */
 __global__ void __launch_bounds__(ROW_THREADS)
     f32_linear(Jobs jobs, const float *x, i32 stride, i32 n_rows) {
+    take_turn();
     i32 lane = threadIdx.x % WARP, row = blockIdx.x * F32_ROWS;
     i32 unit = blockIdx.y * (ROW_THREADS / WARP) + threadIdx.x / WARP;
     if (unit >= jobs.n_units) return;
@@ -951,18 +1002,21 @@ static __device__ float weight_of(const EmbedMat &m, i64 o, i32 i) {
 }
 
 __global__ void embed_rows(float *y, EmbedMat m, const DlmRow *rows) {
+    take_turn();
     i64 row = blockIdx.x;
     i32 i = blockIdx.y * ROW_THREADS + threadIdx.x;
     if (i < m.n_in) y[row * m.n_in + i] = weight_of(m, rows[row].token, i);
 }
 
 __global__ void gather_rows(float *y, const float *x, const DlmRow *rows, i32 n) {
+    take_turn();
     i64 row = blockIdx.x, to = rows[row].logits;
     i32 i = blockIdx.y * ROW_THREADS + threadIdx.x;
     if (i < n && to >= 0) y[to * n + i] = x[row * n + i];
 }
 
 template <int BEFORE> __global__ void add_or_gate(float *y, const float *x, i64 n, i32 act) {
+    take_turn();
     i64 i = (i64)blockIdx.x * ROW_THREADS + threadIdx.x;
     if (i < n) y[i] = BEFORE == BEFORE_ADD ? y[i] + x[i] : activate(y[i], act) * x[i];
 }
@@ -1007,6 +1061,7 @@ static __device__ void store_head(const Store &s, void *cells, const float *x, c
 
 /* A warp for each head of a row: queries turn; keys turn and are stored; values are stored. */
 __global__ void turn_and_store(Turn q, Turn k, Store store, const DlmRow *rows) {
+    take_turn();
     DlmRow row = rows[blockIdx.x];
     i64 r = blockIdx.x;
     i32 head = blockIdx.y, n_q = q.x ? q.n_head : 0, n_k = k.x ? k.n_head : store.n_head;
@@ -1049,6 +1104,7 @@ static __device__ __forceinline__ float cell_value(const Attend &a, const void *
 }
 
 __global__ void attend_any(Attend a, const DlmRow *rows) {
+    take_turn();
     DlmRow row = rows[blockIdx.x];
     i32 lane = threadIdx.x, dim = a.head_dim, n = (dim + WARP - 1) / WARP;
     i32 head_kv = blockIdx.y / (a.n_head / a.n_head_kv);
@@ -1156,6 +1212,7 @@ template <int D>
 __global__ void __launch_bounds__(128)
     attend_tiles(Attend a, const DlmRow *rows, const AttendTile *tiles) {
     SHARED(AttendShared<D>, shared);
+    take_turn();
     AttendTile tile = tiles[blockIdx.x];
     i32 lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4, dim = a.head_dim;
     i32 head_kv = blockIdx.y, group = a.n_head / a.n_head_kv, n_queries = tile.n * group;
@@ -1290,6 +1347,7 @@ __global__ void __launch_bounds__(128)
 
 /* A warp for each head of a row: joins its segments, as attend_tiles does where it takes them all. */
 __global__ void attend_join(Attend a) {
+    take_turn();
     i64 at = (i64)blockIdx.x * a.n_head + blockIdx.y;
     i32 dim = a.head_dim;
     const float *part = a.part + at * a.n_split * (dim + 2);
@@ -1331,6 +1389,7 @@ static __device__ __forceinline__ void choose(float *best, i32 *id, float other,
 __global__ void __launch_bounds__(ROW_THREADS)
     top1_rows(Choice *choices, float *logits, i32 n, i32 banned) {
     SHARED(ChoiceShared, shared);
+    take_turn();
     float *row = logits + (i64)blockIdx.x * n, best = MINUS_INF, sum = 0;
     i32 id = INT32_MAX;
     if (threadIdx.x == 0 && banned >= 0) row[banned] = MINUS_INF;
@@ -1410,6 +1469,7 @@ static __device__ i32 top_equal(TopShared &s, const float *row, i32 n, i32 last)
 __global__ void __launch_bounds__(ROW_THREADS)
     top_rows(Choice *tops, const float *logits, i32 n, i32 k) {
     SHARED(TopShared, s);
+    take_turn();
     const float *row = logits + (i64)blockIdx.x * n;
     if (threadIdx.x == 0) s.key = 0, s.left = k, s.n = 0;
     for (i32 shift = 24; shift >= 0; shift -= 8) top_digit(s, row, n, shift);
@@ -1443,6 +1503,7 @@ __global__ void __launch_bounds__(ROW_THREADS)
 
 /* Nothing but matrix instructions. Writes what nobody reads, so that they are not optimized away. */
 template <bool FLOATS> __global__ void __launch_bounds__(256) peak_mma(i32 *to, u32 seed) {
+    take_turn();
     u32 a[4], lane = threadIdx.x;
     for (int r = 0; r < 4; r++) a[r] = (seed ^ (lane * 2654435761u + r * 40503u)) & 0x3b3b3b3bu;
     i32 d[PEAK_SUMS][4] = {};
@@ -1506,6 +1567,7 @@ struct Cuda {
     const DlmCudaHost *host;
     cudaStream_t stream;
     i32 n_sm, compute; /* compute: 75, 80, ... */
+    bool overlaps;     /* kernels: see take_turn */
     i32 needs;         /* forms of activations that the loaded matrices take */
     i32 n_rows_max, n_in_max;
     i32 host_out;           /* outputs of the widest matrix that the CPU keeps; 0: it keeps none */
@@ -2534,6 +2596,7 @@ extern "C" const char *dlm_cuda_open(DlmOps *ops, const DlmCudaHost *host) {
     if (!c) return "out of memory";
     c->host = host, c->n_sm = d.n_sm, c->compute = 10 * d.major + d.minor;
     cudaError_t e = cudaSetDevice(0);
+    c->overlaps = e == cudaSuccess && c->compute >= 90 && takes_turns_((const void *)embed_rows);
     if (e == cudaSuccess) e = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking);
     for (int i = 0; i < 2 && e == cudaSuccess; i++)
         e = cudaEventCreateWithFlags(&c->sets[i].uploaded, cudaEventDisableTiming);

@@ -5,7 +5,8 @@
  * where a GPU is merely fast: shared memory begins as garbage in every block; threads and blocks take
  * turns in orders that change from launch to launch; an asynchronous copy arrives at the last moment
  * that its wait allows; a barrier or a warp's instruction that not all threads reach ends the program;
- * so does an allocation, a copy or a wait while a pass is recorded. What it cannot show: how a GPU
+ * so does a thread that never waits for the kernel before its own, and an allocation, a copy or a wait
+ * while a pass is recorded. What it cannot show: how a GPU
  * rounds inside a matrix instruction, what its memory model permits within a warp, and any time.
  *
  *     DLM_EMU=off            there is no GPU
@@ -88,6 +89,7 @@ struct EmuCopy {
 struct EmuFiber {
     jmp_buf at;
     bool started, done;
+    bool waited; /* for the kernel before */
     EmuGate *gate; /* it waits for this one to leave `turn` */
     int turn;
     EmuCopy copies[EMU_COPIES_MAX];
@@ -158,7 +160,10 @@ static u32 emu_order(u32 k, u32 n, u64 how) {
 
 static void emu_run_block(u64 how) {
     memset(emu.shared, 0xa5, sizeof emu.shared);
-    for (int i = 0; i < emu.n_threads; i++) emu.fibers[i].done = false, emu.fibers[i].group = 0;
+    for (int i = 0; i < emu.n_threads; i++) {
+        EmuFiber *f = &emu.fibers[i];
+        f->done = f->waited = false, f->group = 0;
+    }
     for (u64 before = emu.progress - 1; before != emu.progress;) {
         before = emu.progress;
         for (int k = 0; k < emu.n_threads; k++) {
@@ -169,6 +174,7 @@ static void emu_run_block(u64 how) {
     }
     for (int i = 0; i < emu.n_threads; i++) {
         if (!emu.fibers[i].done) emu_die("not all threads reach a barrier");
+        if (!emu.fibers[i].waited) emu_die("a thread never waits for the kernel before");
         if (emu.fibers[i].n_copies) emu_die("a copy to shared memory is never waited for");
     }
 }
@@ -211,6 +217,13 @@ static void emu_together(void (*op)(void *args[32]), void *arg) {
     }
     op(w->args);
     w->gate.n = 0, w->gate.turn++, emu.progress++;
+}
+
+static void let_next_begin() {
+}
+
+static void wait_for_last() {
+    emu.fibers[emu.self].waited = true;
 }
 
 static void emu_nothing(void *args[32]) {
@@ -677,6 +690,10 @@ template <typename K, typename... A> static auto emu_bind(K kernel, A... args) {
 #define SHARED(type, name)                                               \
     static_assert(sizeof(type) <= EMU_SHARED, "too much shared memory"); \
     type &name = *(type *)emu.shared
+static bool takes_turns_(const void *) {
+    return true;
+}
+
 #define LAUNCH(c, kernel, grid, n_threads, ...) \
     ((void)(c), emu_launch(emu_bind(kernel, __VA_ARGS__), grid, n_threads))
 
