@@ -8,9 +8,9 @@
  * The question that decides how to decode: T(M), the time of a forward over M rows. Autoregression
  * pays T(1) a token. Block diffusion pays T(sub-block or block) / (tokens revealed per forward) plus
  * its commits, whose rows ride along in other forwards or make one of their own. bound_ms is the
- * larger of two times that no program can beat: reading the weights and the cache once at the
- * measured bandwidth, and the linear layers' multiply-adds at the measured peak of the CPU level's
- * own instructions. */
+ * larger of two times: reading the weights and the cache once at the measured bandwidth, and the linear
+ * layers' multiply-adds at the measured peak of the CPU level's own instructions. Only what looks its
+ * sums up instead of multiplying (ternary_tables) can be faster than the second. */
 #ifndef DLM_BENCH_C
 #define DLM_BENCH_C
 

@@ -308,7 +308,8 @@ static DlmMat ternary_matrix(i32 n_out, i32 n_in, int code_max, i32 scale_block)
     for (i32 o = 0; o < groups * 16; o++) {
         for (i32 i = 0; i < tiles * 16; i++)
             codes[i] = i < n_in && o < n_out ? (u8)test_rng_below(&rng, (u64)code_max + 1) : 1;
-        m.twos |= cpu_tile_row_(data + (i64)(o / 16) * tiles * DLM_TILE_BYTES, codes, tiles, o % 16);
+        m.twos |=
+            cpu_tile_row_(data + (i64)(o / 16) * tiles * DLM_TILE_BYTES, codes, tiles, o % 16);
     }
     m.data = m.owned = data;
     if (!scale_block) return m;
@@ -421,6 +422,42 @@ static void check_tables_range(const DlmKernels *k) {
     cpu_mat_free(NULL, &m);
 }
 
+/* The backend's linear op, which deals out rows and outputs: two ternary matrices at once, one of them
+ * with a bias, of as many rows as make one bite, several, and bites that are all but empty. */
+static void check_linear(const DlmKernels *k) {
+    enum { IN = 96, OUT = 300, ROWS = 45 };
+    static const i32 row_counts[] = {1, 11, 12, 13, 16, 17, 27, 28, 33, 45};
+    static f32 x[IN * ROWS], want[OUT * ROWS], y[2][OUT * ROWS], bias[OUT], inv[ROWS];
+    static i8 q[IN * ROWS];
+    static i32 sum[ROWS];
+    Pool *pool = NULL;
+    DlmOps ops = {0};
+    if (!CHECK(pool_open(&pool, 1, NULL) && kern_open_cpu(&ops, pool, k->name, NULL))) return;
+    CHECK(!ops.reserve(ops.self, ROWS, IN, 64));
+    fill(x, IN * ROWS, 0), fill(bias, OUT, 0);
+    for (i32 r = 0; r < ROWS; r++)
+        KERN_REF.quantize_row(q + r * IN, inv + r, sum + r, x + r * IN, IN);
+    for (int code_max = 2; code_max <= 3; code_max++) {
+        DlmMat m[2] = {ternary_matrix(OUT, IN, code_max, 0), ternary_matrix(OUT - 41, IN, 2, 0)};
+        const DlmLinear jobs[2] = {{&m[0], NULL, y[0]}, {&m[1], bias, y[1]}};
+        for (size_t i = 0; i < COUNT_OF(row_counts); i++) {
+            i32 rows = row_counts[i];
+            ops.linear(ops.self, jobs, 2, x, rows);
+            for (int j = 0; j < 2; j++) {
+                i32 n_out = m[j].n_out;
+                KERN_REF.ternary(want, n_out, &m[j], 0, n_out, q, IN, inv, sum, rows);
+                for (i32 o = 0; j == 1 && o < n_out * rows; o++) want[o] += bias[o % n_out];
+                CHECK_MSG(same_floats(want, y[j], n_out * rows), "%s linear, %d rows, matrix %d",
+                          k->name, rows, j);
+            }
+        }
+        cpu_mat_free(NULL, &m[0]);
+        cpu_mat_free(NULL, &m[1]);
+    }
+    kern_close_cpu(&ops);
+    pool_close(pool);
+}
+
 static void bench_ternary(const DlmKernels *k, bool tables, i32 n_out, i32 rows) {
     enum { IN = 2560, ROWS = 64 };
     static f32 inv[ROWS];
@@ -524,6 +561,7 @@ int main(int argc, char **argv) {
         check_quantize_blocks(k);
         check_ternary(k);
         check_tables_range(k);
+        check_linear(k);
         check_range(k);
         if (want_bench) bench(k), bench_attend(k);
     }
