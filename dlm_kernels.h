@@ -280,7 +280,7 @@ typedef struct {
 /* The KV cache, keys and values apart. How the cells lie is the backend's own affair; CPU:
  * [n_slot][n_layer][n_head_kv][n_cell][head_dim], so that the cells that a head reads are one run. */
 typedef struct {
-    DlmType type; /* DLM_F16, or DLM_F32 for comparisons with f32 references */
+    DlmType type; /* DLM_F16, DLM_Q8_0 on the CPU, or DLM_F32 for comparisons with f32 references */
     void *k, *v;
     int32_t n_slot, n_layer, n_cell;
     int32_t n_head_kv, head_dim;
@@ -348,10 +348,12 @@ typedef struct {
     void (*rope)(float *x, int32_t n_head, int32_t head_dim, int32_t n_rot, const float *turn,
                  DlmRope kind);
     void (*to_f16)(uint16_t *h, const float *x, int32_t n);
+    /* n a multiple of 32: d = max|x| / 127 as F16, q = clamp(rint(x * (127 / max|x|)), -127, 127) */
+    void (*to_q8_0)(DlmBlockQ8_0 *b, const float *x, int32_t n);
     /* Attention of n_q <= DLM_ATTEND_Q queries to one head's cells, query i to [lo[i], hi[i]):
-     * out[i][head_dim] = sum over c of softmax_c(q[i] . k_c * scale) v_c. k, v: [cells][head_dim] F16
-     * or F32. scores: scratch, n_q rows of scores_stride floats, each with room for the cells from the
-     * lowest lo to the highest hi */
+     * out[i][head_dim] = sum over c of softmax_c(q[i] . k_c * scale) v_c. k, v: [cells][head_dim] F16,
+     * F32, or Q8_0 of whole blocks. scores: scratch, n_q rows of scores_stride floats, each with room
+     * for the cells from the lowest lo to the highest hi */
     void (*attend)(float *const *out, const float *const *q, const int32_t *lo, const int32_t *hi,
                    int32_t n_q, const void *k, const void *v, DlmType type, int32_t head_dim,
                    float scale, float *scores, int64_t scores_stride);

@@ -43,7 +43,7 @@ typedef struct {
     DlmI2sLayout i2s_layout;
     const char *tl_config; /* NULL, or the file that says how TL1 and TL2 lie */
     const char *pre;       /* NULL, or a pre-tokenizer to use instead of the file's */
-    DlmType kv_type;       /* DLM_F16; DLM_F32 for comparisons */
+    DlmType kv_type;       /* DLM_F16; DLM_Q8_0 for long contexts, DLM_F32 for comparisons */
     i32 n_rows_max;        /* rows of one forward at least; 0: ENGINE_ROWS_MAX */
     i32 block_size_max;    /* largest block that requests may ask for; 0: the model's */
     i32 n_slots;
@@ -311,6 +311,10 @@ static bool engine_place_(Engine *g, const EngineOptions *o, const DlmOps *ops, 
 
 static bool engine_open_cuda_(Engine *g, const EngineOptions *o, Err *why) {
     DlmOps ops = {0};
+    if (o->kv_type == DLM_Q8_0)
+        return err_set(
+            why, ERR_RUNTIME,
+            "keys and values of type q8_0 are for the CPU; a GPU has them as f16 or f32");
     g->cuda_host = (DlmCudaHost){
         .cpu = &g->cpu, .unpack = quant_unpack, .pool = g->pool, .parallel = engine_parallel_};
     const char *refusal = dlm_cuda_open(&ops, &g->cuda_host);

@@ -1,7 +1,7 @@
 /* graph.c - one forward pass over a batch of rows, written once against DlmOps, and its KV cache.
  *
  * Owns:      the activation buffers and the KV cache, in the backend's memory.
- * Stands on: base mem kern_ref model
+ * Stands on: base mem quant kern_ref model
  * Promises:  a row's result depends on its token, its position and the cells it sees, not on the
  *            other rows; never allocates after graph_open. */
 #ifndef DLM_GRAPH_C
@@ -12,6 +12,7 @@
 #include "kern_ref.c"
 #include "mem.c"
 #include "model.c"
+#include "quant.c"
 
 typedef struct {
     const Model *m;
@@ -36,14 +37,14 @@ typedef struct {
     i32 n_rows_max;
     i32 n_logits_max;  /* rows of logits in memory at a time */
     i32 n_targets_max; /* rows of a forward that may ask for logits; at least n_logits_max */
-    DlmType kv_type;   /* DLM_F16 or DLM_F32 */
+    DlmType kv_type;   /* DLM_F16, DLM_Q8_0 or DLM_F32 */
 } GraphOptions;
 
 /* Bytes of KV cache that graph_open will take. */
 static u64 graph_kv_bytes(const Model *m, const GraphOptions *o) {
-    u64 cell = (u64)m->n_layer * (u64)m->n_head_kv * (u64)m->head_dim *
-               (o->kv_type == DLM_F32 ? 4 : 2) * 2;
-    return cell * (u64)o->n_ctx * (u64)o->n_slots;
+    const DlmTypeInfo *info = quant_info(o->kv_type);
+    u64 cell = (u64)m->n_layer * (u64)m->n_head_kv * (u64)m->head_dim * info->bytes / info->block;
+    return 2 * cell * (u64)o->n_ctx * (u64)o->n_slots;
 }
 
 static i32 graph_targets_(const GraphOptions *o) {
@@ -139,6 +140,12 @@ static void graph_close(Graph *g) {
 }
 
 static bool graph_open(Graph *g, const Model *m, const GraphOptions *o, Err *e) {
+    if (o->kv_type == DLM_Q8_0 && m->head_dim % DLM_QK8_0)
+        return err_set(
+            e, ERR_USAGE,
+            "keys and values of type q8_0 lie in blocks of %d, and this model's heads have "
+            "%d elements; use f16",
+            DLM_QK8_0, m->head_dim);
     *g = (Graph){.m = m,
                  .ops = m->ops,
                  .n_rows_max = o->n_rows_max,

@@ -605,11 +605,18 @@ static i64 cpu_kv_at_(const DlmKv *kv, i32 slot, i32 layer, i32 head_kv) {
            kv->head_dim;
 }
 
+static i64 cpu_kv_bytes_(DlmType type, i64 n) { /* of n elements, whole heads */
+    const DlmTypeInfo *info = quant_info(type);
+    return n / info->block * info->bytes;
+}
+
 static void cpu_kv_put_(const Cpu *c, void *cells, DlmType type, i64 at, const f32 *x, i32 n) {
     if (type == DLM_F32)
         memcpy((f32 *)cells + at, x, (size_t)n * sizeof *x);
-    else
+    else if (type == DLM_F16)
         c->k->to_f16((u16 *)cells + at, x, n);
+    else
+        c->k->to_q8_0((DlmBlockQ8_0 *)cells + at / DLM_QK8_0, x, n);
 }
 
 static void cpu_kv_store_row_(const Cpu *c, const CpuRowOp *op, i32 r) {
@@ -671,7 +678,7 @@ static void cpu_attend_group_(const AttendJob *j, i32 row, i32 head_kv, i32 firs
             out[n] = j->out + to, q[n] = j->q + to, lo[n] = r->kv_lo, hi[n] = r->kv_hi;
             ASSERT(lo[n] < hi[n] && hi[n] <= kv->n_cell);
         }
-        i64 at = cpu_kv_at_(kv, from->slot, j->layer, head_kv) * (kv->type == DLM_F32 ? 4 : 2);
+        i64 at = cpu_kv_bytes_(kv->type, cpu_kv_at_(kv, from->slot, j->layer, head_kv));
         j->c->k->attend(out, q, lo, hi, n, (const u8 *)kv->k + at, (const u8 *)kv->v + at, kv->type,
                         dim, j->scale, scores, j->c->n_cell_max);
     }

@@ -163,6 +163,25 @@ static void neon_to_f16(u16 *h, const f32 *x, i32 n) {
     ref_to_f16(h + i, x + i, n - i);
 }
 
+static void neon_to_q8_0(DlmBlockQ8_0 *b, const f32 *x, i32 n) {
+    const float32x4_t lo4 = vdupq_n_f32(-127.0f), hi4 = vdupq_n_f32(127.0f);
+    for (; n > 0; n -= DLM_QK8_0, x += DLM_QK8_0, b++) {
+        float32x4_t max4 = vdupq_n_f32(0);
+        for (i32 i = 0; i < DLM_QK8_0; i += 4) max4 = neon_max_(vabsq_f32(vld1q_f32(x + i)), max4);
+        f32 max = vmaxvq_f32(max4), inv = max > 0 ? 127.0f / max : 0;
+        b->d = f32_to_f16(max / 127.0f);
+        for (i32 i = 0; i < DLM_QK8_0; i += 8) {
+            int32x4_t c[2];
+            UNROLL
+            for (int j = 0; j < 2; j++) {
+                float32x4_t v = vmulq_n_f32(vld1q_f32(x + i + 4 * j), inv);
+                c[j] = vcvtnq_s32_f32(vminq_f32(neon_max_(v, lo4), hi4));
+            }
+            vst1_s8(b->q + i, vmovn_s16(vcombine_s16(vmovn_s32(c[0]), vmovn_s32(c[1]))));
+        }
+    }
+}
+
 INLINE float32x4_t neon_load_f16_(const u16 *p) {
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
 }
@@ -191,7 +210,7 @@ INLINE void neon_scores_(const TileAttend *a, DlmType type, i32 first, int n_q, 
     const f32 *const *q = a->q + first;
     f32 *to = a->scores + first * a->scores_stride;
     for (; c < end; c++) {
-        const u8 *k = a->k + c * a->stride;
+        const u8 *k = tile_cell_(a, a->k, c);
         float32x4_t lane[4][4];
         UNROLL
         for (int j = 0; j < 4 * n_q; j++) lane[j / 4][j % 4] = vdupq_n_f32(0);
@@ -213,7 +232,7 @@ INLINE void neon_values_some_(const TileAttend *a, DlmType type, i32 first, int 
                      ? vdupq_n_f32(0)
                      : vld1q_f32(a->out[first + j / n_v] + i + 4 * (j % n_v));
     const f32 *s = a->scores + first * a->scores_stride;
-    const u8 *v = a->v + c * a->stride + i * tile_kv_size_(type);
+    const u8 *v = tile_cell_(a, a->v, c) + i * tile_kv_size_(type);
     for (; c < end; c++, v += a->stride) {
         float32x4_t value[8];
         UNROLL
@@ -241,6 +260,18 @@ INLINE void neon_values_(const TileAttend *a, DlmType type, i32 first, int n_q, 
     for (; i + 4 * n_v <= a->head_dim; i += 4 * n_v)
         neon_values_some_(a, type, first, n_q, c, end, i, n_v);
     for (; i < a->head_dim; i += 8) neon_values_some_(a, type, first, n_q, c, end, i, 2);
+}
+
+static void neon_widen(f32 *to, const u8 *blocks, i64 n) {
+    for (; n > 0; n -= DLM_QK8_0, to += DLM_QK8_0, blocks += sizeof(DlmBlockQ8_0)) {
+        f32 d = f16_to_f32(load_u16(blocks));
+        UNROLL
+        for (int i = 0; i < DLM_QK8_0; i += 8) {
+            int16x8_t q = vmovl_s8(vld1_s8((const i8 *)blocks + 2 + i));
+            vst1q_f32(to + i, vmulq_n_f32(vcvtq_f32_s32(vmovl_s16(vget_low_s16(q))), d));
+            vst1q_f32(to + i + 4, vmulq_n_f32(vcvtq_f32_s32(vmovl_s16(vget_high_s16(q))), d));
+        }
+    }
 }
 
 static f32 neon_softmax(f32 *s, i32 n) {
@@ -720,12 +751,13 @@ TILE_TERNARY(i8mm)
 
 /* ---- levels ---- */
 
-#define ARM_LEVEL(level_name, ternary_fn, blocks_fn)                                       \
-    {                                                                                      \
-        .name = level_name, .quantize_row = neon_quantize_row, .ternary = ternary_fn,      \
-        .quantize_blocks = neon_quantize_blocks, .blocks = blocks_fn, .dense = neon_dense, \
-        .rms_norm = neon_rms_norm, .gate = neon_gate, .add = neon_add, .rope = ref_rope,   \
-        .to_f16 = neon_to_f16, .attend = neon_attend, .top1 = neon_top1, .exps = neon_exps \
+#define ARM_LEVEL(level_name, ternary_fn, blocks_fn)                                              \
+    {                                                                                             \
+        .name = level_name, .quantize_row = neon_quantize_row, .ternary = ternary_fn,             \
+        .quantize_blocks = neon_quantize_blocks, .blocks = blocks_fn, .dense = neon_dense,        \
+        .rms_norm = neon_rms_norm, .gate = neon_gate, .add = neon_add, .rope = ref_rope,          \
+        .to_f16 = neon_to_f16, .to_q8_0 = neon_to_q8_0, .attend = neon_attend, .top1 = neon_top1, \
+        .exps = neon_exps                                                                         \
     }
 static const DlmKernels KERN_NEON = ARM_LEVEL("neon", neon_ternary, neon_blocks);
 #ifdef ARM_EXTENSIONS

@@ -374,9 +374,26 @@ static void ref_to_f16(u16 *h, const f32 *x, i32 n) {
     for (i32 i = 0; i < n; i++) h[i] = f32_to_f16(x[i]);
 }
 
+static void ref_to_q8_0(DlmBlockQ8_0 *b, const f32 *x, i32 n) {
+    for (; n > 0; n -= DLM_QK8_0, x += DLM_QK8_0, b++) {
+        f32 max = 0;
+        for (i32 i = 0; i < DLM_QK8_0; i++) max = MAX_OF(f32_abs_(x[i]), max);
+        f32 inv = max > 0 ? 127.0f / max : 0;
+        b->d = f32_to_f16(max / 127.0f);
+        for (i32 i = 0; i < DLM_QK8_0; i++) {
+            f32 v = x[i] * inv;
+            if (!(v >= -127.0f)) v = -127.0f; /* NaN too */
+            b->q[i] = (i8)f32_rint_(MIN_OF(v, 127.0f));
+        }
+    }
+}
+
 /* Element i of a key or value. */
 static f32 ref_kv_(const void *p, DlmType type, i64 i) {
-    return type == DLM_F32 ? ((const f32 *)p)[i] : f16_to_f32(((const u16 *)p)[i]);
+    if (type == DLM_F32) return ((const f32 *)p)[i];
+    if (type == DLM_F16) return f16_to_f32(((const u16 *)p)[i]);
+    const DlmBlockQ8_0 *b = (const DlmBlockQ8_0 *)p + i / DLM_QK8_0;
+    return (f32)b->q[i % DLM_QK8_0] * f16_to_f32(b->d);
 }
 
 /* One query. Softmax attention over a contiguous range of cells: Vaswani et al. 2017, eq. 1, with the
@@ -449,6 +466,7 @@ static const DlmKernels KERN_REF = {
     .add = ref_add,
     .rope = ref_rope,
     .to_f16 = ref_to_f16,
+    .to_q8_0 = ref_to_q8_0,
     .attend = ref_attend,
     .top1 = ref_top1,
     .exps = ref_exps,

@@ -213,6 +213,7 @@ typedef struct {
     const i32 *lo, *hi; /* cells that each query sees, of those from k and v on */
     i32 n_q, head_dim;
     const u8 *k, *v;
+    i32 base;   /* the cell at k and v */
     i64 stride; /* bytes between cells */
     f32 scale;
     f32 *scores; /* [n_q][scores_stride] */
@@ -225,7 +226,27 @@ typedef void TileAttendFn(const TileAttend *a, i32 first, i32 c, i32 end);
 typedef struct {
     TileAttendFn *scores[3], *values[3];
     f32 (*softmax)(f32 *s, i32 n); /* s[c] = exp(s[c] - the largest); returns their sum */
+    /* Q8_0: n elements, whole blocks, as the F32 that the steps take. Else NULL */
+    void (*widen)(f32 *to, const u8 *blocks, i64 n);
 } TileAttendSteps;
+
+#define TILE_WIDE 4096 /* floats: what is widened at a time stays in the first cache level */
+typedef struct {
+    TileAttend a;
+    _Alignas(64) f32 cells[TILE_WIDE];
+} TileWide;
+
+/* The keys, or the values, of the cells [c, end) as the steps take them. */
+static const TileAttend *tile_widen_(const TileAttendSteps *steps, const TileAttend *a, TileWide *w,
+                                     const u8 *kv, i32 c, i32 end) {
+    if (!steps->widen) return a;
+    i64 dim = a->head_dim;
+    steps->widen(w->cells, kv + c * a->stride, (end - c) * dim);
+    w->a = *a;
+    w->a.k = w->a.v = (const u8 *)w->cells;
+    w->a.base = c, w->a.stride = dim * (i64)sizeof(f32);
+    return &w->a;
+}
 
 /* The largest step for n queries, as an index of the above. */
 static int tile_step_(i32 n) {
@@ -254,20 +275,33 @@ static void tile_values_(const TileAttendSteps *steps, const TileAttend *a, i32 
 
 /* Scores of cells that a query does not see are left unused. */
 static void tile_attend_(const TileAttendSteps *steps, TileAttend *a) {
-    i32 n = 0;
+    TileWide wide;
+    i32 n = 0, bite = TILE_BITE;
+    if (steps->widen) bite = MIN_OF(bite, TILE_WIDE / a->head_dim);
     for (i32 m = 0; m < a->n_q; m++) n = MAX_OF(n, a->hi[m]);
-    for (i32 c = 0; c < n; c += TILE_BITE)
+    for (i32 c = 0, end; c < n; c = end) {
+        end = MIN_OF(c + bite, n);
+        const TileAttend *at = tile_widen_(steps, a, &wide, a->k, c, end);
         for (i32 m = 0; m < a->n_q; m += 1 << tile_step_(a->n_q - m))
-            steps->scores[tile_step_(a->n_q - m)](a, m, c, MIN_OF(c + TILE_BITE, n));
+            steps->scores[tile_step_(a->n_q - m)](at, m, c, end);
+    }
     for (i32 m = 0; m < a->n_q; m++)
         a->inv[m] =
             1.0f / steps->softmax(a->scores + m * a->scores_stride + a->lo[m], a->hi[m] - a->lo[m]);
-    for (i32 c = 0; c < n; c += TILE_BITE)
+    for (i32 c = 0, end; c < n; c = end) {
+        end = MIN_OF(c + bite, n);
+        const TileAttend *at = tile_widen_(steps, a, &wide, a->v, c, end);
         for (i32 m = 0; m < a->n_q; m += 1 << tile_step_(a->n_q - m))
-            tile_values_(steps, a, m, tile_step_(a->n_q - m), c, MIN_OF(c + TILE_BITE, n));
+            tile_values_(steps, at, m, tile_step_(a->n_q - m), c, end);
+    }
 }
 
-static inline i64 tile_kv_size_(DlmType type) {
+/* Keys or values of a cell on. */
+static inline const u8 *tile_cell_(const TileAttend *a, const u8 *kv, i32 c) {
+    return kv + (c - a->base) * a->stride;
+}
+
+static inline i64 tile_kv_size_(DlmType type) { /* bytes of an element that the steps take */
     return type == DLM_F32 ? 4 : 2;
 }
 
@@ -275,12 +309,12 @@ static inline i64 tile_kv_size_(DlmType type) {
 static void tile_attend(const TileAttendSteps *steps, f32 *const *out, const f32 *const *q,
                         const i32 *lo, const i32 *hi, i32 n_q, const void *k, const void *v,
                         DlmType type, i32 head_dim, f32 scale, f32 *scores, i64 scores_stride) {
-    if (head_dim % 8) { /* no model has such heads */
+    if (head_dim % 8 || head_dim > TILE_WIDE) { /* no model has such heads */
         ref_attend(out, q, lo, hi, n_q, k, v, type, head_dim, scale, scores, scores_stride);
         return;
     }
     i32 from[DLM_ATTEND_Q], to[DLM_ATTEND_Q], first = lo[0];
-    i64 stride = head_dim * tile_kv_size_(type);
+    i64 stride = (i64)quant_row_bytes(type, head_dim);
     for (i32 m = 1; m < n_q; m++) first = MIN_OF(first, lo[m]);
     for (i32 m = 0; m < n_q; m++) from[m] = lo[m] - first, to[m] = hi[m] - first;
     TileAttend a = {.out = out,
@@ -298,7 +332,7 @@ static void tile_attend(const TileAttendSteps *steps, f32 *const *out, const f32
     tile_attend_(steps, &a);
 }
 
-/* LEVEL_attend from LEVEL_scores_, LEVEL_values_ and LEVEL_softmax, whose always-inlined bodies
+/* LEVEL_attend from LEVEL_scores_, LEVEL_values_, LEVEL_widen and LEVEL_softmax, whose always-inlined bodies
  * unroll where the number of queries is a constant. */
 #define TILE_ATTEND_STEP(level, FN, type, n_q)                                             \
     FN static void level##_scores_##type##_##n_q##_(const TileAttend *a, i32 first, i32 c, \
@@ -316,15 +350,24 @@ static void tile_attend(const TileAttendSteps *steps, f32 *const *out, const f32
     static const TileAttendSteps level##_attend_##type##_ = {                                 \
         {level##_scores_##type##_1_, level##_scores_##type##_2_, level##_scores_##type##_4_}, \
         {level##_values_##type##_1_, level##_values_##type##_2_, level##_values_##type##_4_}, \
-        level##_softmax};
+        level##_softmax,                                                                      \
+        NULL};
 #define TILE_ATTEND(level, FN)                                                                     \
     TILE_ATTEND_TYPE(level, FN, F16)                                                               \
     TILE_ATTEND_TYPE(level, FN, F32)                                                               \
+    static const TileAttendSteps level##_attend_Q8_0_ = {                                          \
+        {level##_scores_F32_1_, level##_scores_F32_2_, level##_scores_F32_4_},                     \
+        {level##_values_F32_1_, level##_values_F32_2_, level##_values_F32_4_},                     \
+        level##_softmax,                                                                           \
+        level##_widen};                                                                            \
     static void level##_attend(f32 *const *out, const f32 *const *q, const i32 *lo, const i32 *hi, \
                                i32 n_q, const void *k, const void *v, DlmType type, i32 head_dim,  \
                                f32 scale, f32 *scores, i64 scores_stride) {                        \
-        tile_attend(type == DLM_F32 ? &level##_attend_F32_ : &level##_attend_F16_, out, q, lo, hi, \
-                    n_q, k, v, type, head_dim, scale, scores, scores_stride);                      \
+        const TileAttendSteps *steps = type == DLM_F32   ? &level##_attend_F32_                    \
+                                       : type == DLM_F16 ? &level##_attend_F16_                    \
+                                                         : &level##_attend_Q8_0_;                  \
+        tile_attend(steps, out, q, lo, hi, n_q, k, v, type, head_dim, scale, scores,               \
+                    scores_stride);                                                                \
     }
 
 #endif

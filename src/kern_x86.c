@@ -203,6 +203,31 @@ AVX2_FN static void avx2_to_f16(u16 *h, const f32 *x, i32 n) {
     ref_to_f16(h + i, x + i, n - i);
 }
 
+AVX2_FN static void avx2_to_q8_0(DlmBlockQ8_0 *b, const f32 *x, i32 n) {
+    const __m256 abs_mask = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    const __m256 lo8 = _mm256_set1_ps(-127.0f), hi8 = _mm256_set1_ps(127.0f);
+    for (; n > 0; n -= DLM_QK8_0, x += DLM_QK8_0, b++) {
+        __m256 v[4], max8 = _mm256_setzero_ps();
+        UNROLL
+        for (int j = 0; j < 4; j++) {
+            v[j] = _mm256_loadu_ps(x + 8 * j);
+            max8 = _mm256_max_ps(_mm256_and_ps(v[j], abs_mask), max8);
+        }
+        __m128 max4 = _mm_max_ps(_mm256_castps256_ps128(max8), _mm256_extractf128_ps(max8, 1));
+        max4 = _mm_max_ps(max4, _mm_movehl_ps(max4, max4));
+        f32 max = _mm_cvtss_f32(_mm_max_ss(max4, _mm_shuffle_ps(max4, max4, 1)));
+        __m256 inv = _mm256_set1_ps(max > 0 ? 127.0f / max : 0);
+        b->d = (u16)_mm_cvtsi128_si32(_mm_cvtps_ph(_mm_set_ss(max / 127.0f), 0));
+        UNROLL
+        for (int j = 0; j < 4; j++) {
+            __m256 to = _mm256_min_ps(_mm256_max_ps(_mm256_mul_ps(v[j], inv), lo8), hi8);
+            __m256i c = _mm256_cvtps_epi32(to);
+            __m128i w = _mm_packs_epi32(_mm256_castsi256_si128(c), _mm256_extracti128_si256(c, 1));
+            _mm_storel_epi64((__m128i *)(void *)(b->q + 8 * j), _mm_packs_epi16(w, w));
+        }
+    }
+}
+
 AVX2_FN INLINE __m256 avx2_load_f16_(const u16 *p) {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
 }
@@ -215,6 +240,11 @@ AVX2_FN INLINE __m256 avx2_load_f16_(const u16 *p) {
 /* Bytes ahead of the cell at hand that are asked for early: several cells are read side by side, which
  * the hardware's own prefetching takes for no stream. */
 #define X86_KV_AHEAD 8192
+
+AVX2_FN INLINE void x86_ask_kv_(const u8 *at, DlmType type) {
+    if (type == DLM_F16) /* F32 is what was just widened, or for comparisons */
+        _mm_prefetch((const char *)at + X86_KV_AHEAD, _MM_HINT_T0);
+}
 
 /* n <= n_max scores; n_max, the usual number, is a constant. */
 INLINE void x86_put_scores_(f32 *to, const f32 *from, i32 n, int n_max) {
@@ -251,7 +281,7 @@ AVX2_FN INLINE void avx2_scores8_(const TileAttend *a, DlmType type, i32 first, 
     const u8 *k[8];
     __m256 sums[8];
     UNROLL
-    for (int j = 0; j < n_c; j++) k[j] = a->k + (c + MIN_OF(j, n - 1)) * a->stride;
+    for (int j = 0; j < n_c; j++) k[j] = tile_cell_(a, a->k, c + MIN_OF(j, n - 1));
     UNROLL
     for (int half = 0; half < 2; half++) { /* lanes 0..7, then 8..15: registers hold one half */
         __m256 acc[8];
@@ -264,9 +294,7 @@ AVX2_FN INLINE void avx2_scores8_(const TileAttend *a, DlmType type, i32 first, 
                 key[j] = avx2_load_kv_(k[j] + i * tile_kv_size_(type), type);
             if (half == 0) {
                 UNROLL
-                for (int j = 0; j < n_c; j++)
-                    _mm_prefetch((const char *)k[j] + i * tile_kv_size_(type) + X86_KV_AHEAD,
-                                 _MM_HINT_T0);
+                for (int j = 0; j < n_c; j++) x86_ask_kv_(k[j] + i * tile_kv_size_(type), type);
             }
             UNROLL
             for (int m = 0; m < n_q; m++) {
@@ -301,13 +329,13 @@ AVX2_FN INLINE void avx2_values8_(const TileAttend *a, DlmType type, i32 first, 
                      ? _mm256_setzero_ps()
                      : _mm256_loadu_ps(a->out[first + j / n_v] + i + 8 * (j % n_v));
     const f32 *s = a->scores + first * a->scores_stride;
-    const u8 *v = a->v + c * a->stride + i * tile_kv_size_(type);
+    const u8 *v = tile_cell_(a, a->v, c) + i * tile_kv_size_(type);
     for (; c < end; c++, v += a->stride) {
         __m256 value[8];
         UNROLL
         for (int j = 0; j < n_v; j++)
             value[j] = avx2_load_kv_(v + 8 * j * tile_kv_size_(type), type);
-        _mm_prefetch((const char *)v + X86_KV_AHEAD, _MM_HINT_T0);
+        x86_ask_kv_(v, type);
         UNROLL
         for (int m = 0; m < n_q; m++) {
             __m256 score = _mm256_broadcast_ss(s + m * a->scores_stride + c);
@@ -331,6 +359,20 @@ AVX2_FN INLINE void avx2_values_(const TileAttend *a, DlmType type, i32 first, i
     for (; i + 8 * n_v <= a->head_dim; i += 8 * n_v)
         avx2_values8_(a, type, first, n_q, c, end, i, n_v);
     for (; i < a->head_dim; i += 8) avx2_values8_(a, type, first, n_q, c, end, i, 1);
+}
+
+AVX2_FN static void avx2_widen(f32 *to, const u8 *blocks, i64 n) {
+    for (; n > 0; n -= DLM_QK8_0, to += DLM_QK8_0, blocks += sizeof(DlmBlockQ8_0)) {
+        const i8 *q = (const i8 *)blocks + 2;
+        __m256 d = _mm256_cvtph_ps(_mm_set1_epi16((i16)load_u16(blocks)));
+        _mm_prefetch((const char *)blocks + X86_KV_AHEAD, _MM_HINT_T0);
+        UNROLL
+        for (int i = 0; i < DLM_QK8_0; i += 8) {
+            __m128i eight = _mm_loadl_epi64((const __m128i *)(const void *)(q + i));
+            __m256 v = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight));
+            _mm256_storeu_ps(to + i, _mm256_mul_ps(v, d));
+        }
+    }
 }
 
 AVX2_FN INLINE f32 avx2_max_(const f32 *x, i32 n) { /* passes over NaN, as the law does */
@@ -408,7 +450,7 @@ AVX512_FN INLINE void avx512_products_(__m512 acc[16], const u8 *const *k, const
     for (int j = 0; j < n_c; j++) {
         const u8 *at = k[j] + i * tile_kv_size_(type);
         __m512 key = avx512_load_kv_(at, type, mask);
-        _mm_prefetch((const char *)at + X86_KV_AHEAD, _MM_HINT_T0);
+        x86_ask_kv_(at, type);
         UNROLL
         for (int m = 0; m < n_q; m++)
             acc[m * n_c + j] =
@@ -424,7 +466,7 @@ AVX512_FN INLINE void avx512_scores16_(const TileAttend *a, DlmType type, i32 fi
     const f32 *q[4];
     __m512 acc[16];
     UNROLL
-    for (int j = 0; j < n_c; j++) k[j] = a->k + (c + MIN_OF(j, n - 1)) * a->stride;
+    for (int j = 0; j < n_c; j++) k[j] = tile_cell_(a, a->k, c + MIN_OF(j, n - 1));
     UNROLL
     for (int m = 0; m < n_q; m++) q[m] = a->q[first + m];
     UNROLL
@@ -455,14 +497,14 @@ AVX512_FN INLINE void avx512_values16_(const TileAttend *a, DlmType type, i32 fi
                      ? _mm512_setzero_ps()
                      : _mm512_maskz_loadu_ps(mask, a->out[first + j / n_v] + i + 16 * (j % n_v));
     const f32 *s = a->scores + first * a->scores_stride;
-    const u8 *v = a->v + c * a->stride + i * tile_kv_size_(type);
+    const u8 *v = tile_cell_(a, a->v, c) + i * tile_kv_size_(type);
     for (; c < end; c++, v += a->stride) {
         __m512 value[8];
         UNROLL
         for (int j = 0; j < n_v; j++) {
             const u8 *at = v + 16 * j * tile_kv_size_(type);
             value[j] = avx512_load_kv_(at, type, mask);
-            _mm_prefetch((const char *)at + X86_KV_AHEAD, _MM_HINT_T0);
+            x86_ask_kv_(at, type);
         }
         UNROLL
         for (int m = 0; m < n_q; m++) {
@@ -508,6 +550,20 @@ AVX512_FN INLINE __m512 avx512_exp_(__m512 x) {
 AVX512_FN INLINE f32 avx512_fold_(__m512 v) {
     __m256d hi = _mm512_extractf64x4_pd(_mm512_castps_pd(v), 1);
     return avx2_fold_(_mm512_castps512_ps256(v), _mm256_castpd_ps(hi));
+}
+
+AVX512_FN static void avx512_widen(f32 *to, const u8 *blocks, i64 n) {
+    for (; n > 0; n -= DLM_QK8_0, to += DLM_QK8_0, blocks += sizeof(DlmBlockQ8_0)) {
+        const i8 *q = (const i8 *)blocks + 2;
+        __m512 d = _mm512_cvtph_ps(_mm256_set1_epi16((i16)load_u16(blocks)));
+        _mm_prefetch((const char *)blocks + X86_KV_AHEAD, _MM_HINT_T0);
+        UNROLL
+        for (int i = 0; i < DLM_QK8_0; i += 16) {
+            __m128i some = _mm_loadu_si128((const __m128i *)(const void *)(q + i));
+            __m512 v = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(some));
+            _mm512_storeu_ps(to + i, _mm512_mul_ps(v, d));
+        }
+    }
 }
 
 AVX512_FN static f32 avx512_softmax(f32 *s, i32 n) {
@@ -1815,8 +1871,8 @@ AVX2_FN INLINE void avx2_by_input_(__m256i in[16], const i8 *q, i64 q_stride, i3
     __m128i v[16], t[16];
     UNROLL
     for (int m = 0; m < 16; m++)
-        v[m] = _mm_loadu_si128(
-            (const __m128i *)(const void *)(q + MIN_OF(m, n_rows - 1) * q_stride));
+        v[m] =
+            _mm_loadu_si128((const __m128i *)(const void *)(q + MIN_OF(m, n_rows - 1) * q_stride));
     for (int step = 0; step < 4; step++) { /* halves interleaved four times: transposed */
         UNROLL
         for (int m = 0; m < 8; m++) {
@@ -1850,15 +1906,15 @@ AVX2_FN static void avx2_tables_of_(Avx2Table tables[4], const i8 *q, i64 q_stri
         avx2_table9_(low, in[k], in[4 + k]);
         avx2_table9_(high, in[8 + k], in[12 + k]);
         for (int j = 0; j < 9; j++) UNROLL
-        for (int i = 0; i < 9; i++)
-            tables[k].sums[9 * j + i] = _mm256_add_epi16(low[i], high[j]);
+        for (int i = 0; i < 9; i++) tables[k].sums[9 * j + i] = _mm256_add_epi16(low[i], high[j]);
     }
 }
 
 /* Where the entries of a tile's 64 bytes lie in their tables, in units of 8 bytes. */
 AVX2_FN INLINE void avx2_entries_(u16 to[DLM_TILE_BYTES], const u8 *tile) {
-    const __m256i nine = _mm256_broadcastsi128_si256( /* d0 + 4 d1 to d0 + 3 d1 */
-        _mm_setr_epi8(0, 1, 2, 0, 3, 4, 5, 0, 6, 7, 8, 0, 0, 0, 0, 0));
+    const __m256i nine =
+        _mm256_broadcastsi128_si256(/* d0 + 4 d1 to d0 + 3 d1 */
+                                    _mm_setr_epi8(0, 1, 2, 0, 3, 4, 5, 0, 6, 7, 8, 0, 0, 0, 0, 0));
     const __m256i low4 = _mm256_set1_epi8(15), place = _mm256_set1_epi16(9 * 4 << 8 | 4);
     UNROLL
     for (int g = 0; g < 2; g++) {
@@ -1910,10 +1966,10 @@ AVX2_FN static void avx2_table_flush_(Avx2Tables *s, i32 n) {
     for (i32 o = 0; o < n; o++) {
         __m256i v = s->sums[o];
         s->sums[o] = _mm256_setzero_si256();
-        s->wide[o][0] = _mm256_add_epi32(s->wide[o][0],
-                                         _mm256_cvtepi16_epi32(_mm256_castsi256_si128(v)));
-        s->wide[o][1] = _mm256_add_epi32(s->wide[o][1],
-                                         _mm256_cvtepi16_epi32(_mm256_extracti128_si256(v, 1)));
+        s->wide[o][0] =
+            _mm256_add_epi32(s->wide[o][0], _mm256_cvtepi16_epi32(_mm256_castsi256_si128(v)));
+        s->wide[o][1] =
+            _mm256_add_epi32(s->wide[o][1], _mm256_cvtepi16_epi32(_mm256_extracti128_si256(v, 1)));
     }
 }
 
@@ -1929,7 +1985,8 @@ AVX2_FN static void avx2_table_finish_(f32 *y, i64 y_stride, const __m256i (*wid
     UNROLL
     for (int j = 0; j < 8; j++) { /* b[i], b[4 + i]: rows i and 4 + i of outputs 0..3 and 4..7 */
         int i = j / 4 * 4 + j % 4 / 2;
-        b[j] = j % 2 ? _mm256_unpackhi_epi64(a[i], a[i + 2]) : _mm256_unpacklo_epi64(a[i], a[i + 2]);
+        b[j] =
+            j % 2 ? _mm256_unpackhi_epi64(a[i], a[i + 2]) : _mm256_unpacklo_epi64(a[i], a[i + 2]);
     }
     UNROLL
     for (int m = 0; m < 8; m++) {
@@ -1937,8 +1994,8 @@ AVX2_FN static void avx2_table_finish_(f32 *y, i64 y_stride, const __m256i (*wid
         __m256i row = m < 4 ? _mm256_permute2x128_si256(b[m], b[4 + m], 0x20)
                             : _mm256_permute2x128_si256(b[m - 4], b[m], 0x31);
         f32 out[8];
-        _mm256_storeu_ps(out, _mm256_mul_ps(_mm256_cvtepi32_ps(row),
-                                            _mm256_set1_ps(scale * inv_scale[m])));
+        _mm256_storeu_ps(
+            out, _mm256_mul_ps(_mm256_cvtepi32_ps(row), _mm256_set1_ps(scale * inv_scale[m])));
         if (n_out == 8)
             memcpy(y + m * y_stride, out, sizeof out);
         else
@@ -2037,6 +2094,7 @@ AVX512_FN static i64 avx512_peak(i64 n) {
                                      .add = avx2_add,                         \
                                      .rope = avx2_rope,                       \
                                      .to_f16 = avx2_to_f16,                   \
+                                     .to_q8_0 = avx2_to_q8_0,                 \
                                      .top1 = avx2_top1,                       \
                                      .exps = avx2_exps,                       \
                                      .strip_bytes = x86_strip_bytes,          \

@@ -59,6 +59,12 @@ static void check_rows(const DlmKernels *k) {
             k->to_f16(h_got, x, n);
             CHECK_MSG(memcmp(h_want, h_got, (size_t)n * 2) == 0, "%s to_f16 n=%d input %d", k->name,
                       n, how);
+            static DlmBlockQ8_0 b_want[N_MAX / DLM_QK8_0], b_got[N_MAX / DLM_QK8_0];
+            i32 whole = n / DLM_QK8_0 * DLM_QK8_0;
+            KERN_REF.to_q8_0(b_want, x, whole);
+            k->to_q8_0(b_got, x, whole);
+            CHECK_MSG(memcmp(b_want, b_got, (size_t)(whole / DLM_QK8_0) * sizeof *b_want) == 0,
+                      "%s to_q8_0 n=%d input %d", k->name, whole, how);
             for (int act = 0; act < 2; act++) {
                 memcpy(want, x, (size_t)n * sizeof *x);
                 memcpy(got, x, (size_t)n * sizeof *x);
@@ -118,6 +124,10 @@ static void check_nans(const DlmKernels *k) {
         KERN_REF.quantize_row(q_want, &sum_want, &a, x, 40);
         k->quantize_row(q_got, &sum_got, &b, x, 40);
         CHECK(memcmp(q_want, q_got, 40) == 0 && a == b);
+        DlmBlockQ8_0 b_want, b_got;
+        KERN_REF.to_q8_0(&b_want, x, DLM_QK8_0);
+        k->to_q8_0(&b_got, x, DLM_QK8_0);
+        CHECK(memcmp(&b_want, &b_got, sizeof b_want) == 0);
     }
     for (int i = 0; i < 40; i++) x[i] = nan;
     CHECK_INT(k->top1(x, 40, &sum_got), 0);
@@ -145,27 +155,30 @@ static void check_attend_case(const DlmKernels *k, i32 dim, i32 n, DlmType type,
     static f32 want[DLM_ATTEND_Q][256], got[DLM_ATTEND_Q][256], scores[DLM_ATTEND_Q][256];
     i32 lo[DLM_ATTEND_Q], hi[DLM_ATTEND_Q];
     f32 *q = guarded_f32(n_q * dim, 0), *kv = guarded_f32(2 * n * dim, 1);
-    u16 *half = (u16 *)(void *)test_guard_alloc((size_t)(2 * n * dim) * 2);
+    i64 half = (i64)quant_row_bytes(type, (i64)n * dim);
+    u8 *cells = test_guard_alloc((size_t)(2 * half));
     f32 *out_want[DLM_ATTEND_Q], *out_got[DLM_ATTEND_Q];
     const f32 *queries[DLM_ATTEND_Q];
-    ref_to_f16(half, kv, 2 * n * dim);
+    for (i32 c = 0; c < 2; c++) quant_row(type, kv + c * n * dim, (i64)n * dim, cells + c * half);
     for (i32 m = 0; m < n_q; m++) {
         out_want[m] = want[m], out_got[m] = got[m], queries[m] = q + m * dim;
         lo[m] = MIN_OF((n > 4 ? 3 : 0) + m * lo_step, n - 1);
         hi[m] = MAX_OF(lo[m] + 1, n - (n_q - 1 - m) * hi_step);
     }
-    const void *keys = type == DLM_F32 ? (void *)kv : (void *)half;
-    const void *values = type == DLM_F32 ? (void *)(kv + n * dim) : (void *)(half + n * dim);
-    KERN_REF.attend(out_want, queries, lo, hi, n_q, keys, values, type, dim, 0.125f, scores[0],
-                    256);
-    k->attend(out_got, queries, lo, hi, n_q, keys, values, type, dim, 0.125f, scores[0], 256);
+    /* the law, of what the cells hold as floats */
+    for (i32 c = 0; c < 2; c++)
+        quant_values(type, cells + c * half, (i64)n * dim, kv + c * n * dim);
+    KERN_REF.attend(out_want, queries, lo, hi, n_q, kv, kv + n * dim, DLM_F32, dim, 0.125f,
+                    scores[0], 256);
+    k->attend(out_got, queries, lo, hi, n_q, cells, cells + half, type, dim, 0.125f, scores[0],
+              256);
     for (i32 m = 0; m < n_q; m++)
         CHECK_MSG(same_floats(want[m], got[m], dim),
                   "%s attend dim=%d cells=%d type=%d query %d of %d, steps %d and %d", k->name, dim,
                   n, (int)type, m, n_q, lo_step, hi_step);
     test_guard_free(q);
     test_guard_free(kv);
-    test_guard_free(half);
+    test_guard_free(cells);
 }
 
 static void check_attend(const DlmKernels *k) {
@@ -179,6 +192,8 @@ static void check_attend(const DlmKernels *k) {
                     i32 lo_step = lo_steps[(d + c + n_q) % 3];
                     check_attend_case(k, dims[d], cells[c], DLM_F16, n_q, lo_step, hi_step);
                     check_attend_case(k, dims[d], cells[c], DLM_F32, n_q, lo_step, hi_step);
+                    if (dims[d] % DLM_QK8_0 == 0)
+                        check_attend_case(k, dims[d], cells[c], DLM_Q8_0, n_q, lo_step, hi_step);
                 }
 }
 

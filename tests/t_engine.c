@@ -122,6 +122,43 @@ static void check_same_everywhere(void) {
     engine_close(base);
 }
 
+/* A cache of each type: the same answers at every level and on any number of threads, and for easy
+ * questions the same ones at all. */
+static void check_kv_types(void) {
+    static const DlmType types[] = {DLM_F16, DLM_F32, DLM_Q8_0};
+    DecodeParams p = params(DECODE_ITERATIVE, 0);
+    for (size_t q = 0; q < 3; q++)
+        for (size_t t = 0; t < COUNT_OF(types); t++) {
+            static char f16[512];
+            Answer want = {0};
+            for (int l = 0; kern_level(l) && kern_level(l) != &KERN_REF; l++) {
+                EngineOptions o = options(MODEL_PATH, 1 + l % 3, kern_level(l)->name);
+                o.kv_type = types[t];
+                Engine *g = open_with(&o);
+                if (!g) continue;
+                Answer got = ask(g, QUESTIONS[q], &p);
+                char what[64];
+                snprintf(what, sizeof what, "cache of %s, level %s", quant_info(types[t])->name,
+                         kern_level(l)->name);
+                if (l == 0)
+                    want = got;
+                else
+                    same_answer(&want, got, what);
+                engine_close(g);
+            }
+            Str text = buf_view(&want.text);
+            if (t == 0) snprintf(f16, sizeof f16, "%.*s", STR_ARG(text));
+            CHECK_STR(text, str_of(f16));
+            buf_free(&want.text);
+        }
+    EngineOptions o = options("tests/golden/family-llada.gguf", 1, NULL);
+    o.kv_type = DLM_Q8_0;
+    Engine *g = NULL;
+    Err e = {0};
+    CHECK(!engine_open(&g, &o, &e));
+    CHECK_ERR(e, ERR_USAGE, "heads have");
+}
+
 /* ---- streaming, limits, stops ---- */
 
 static void on_text(void *arg, Str s) {
@@ -574,6 +611,7 @@ static void check_allocations(void) {
 
 int main(void) {
     check_same_everywhere();
+    check_kv_types();
     check_streaming();
     check_limits();
     check_context();
