@@ -531,27 +531,36 @@ static void bench(const DlmKernels *k) {
 /* One head of keys and values, F16, 128 wide: queries of one row's group, and as many as go at once. */
 static void bench_attend(const DlmKernels *k) {
     enum { DIM = 128, CELLS = 32768, STRIDE = CELLS + 16 };
+    static const DlmType types[] = {DLM_F16, DLM_Q8_0};
     static f32 scores[DLM_ATTEND_Q * STRIDE], out[DLM_ATTEND_Q * DIM], q[DLM_ATTEND_Q * DIM];
-    static u16 kv[2 * CELLS * DIM];
+    static u8 kv[2][CELLS * DIM * 2];
     f32 *outs[DLM_ATTEND_Q];
     const f32 *queries[DLM_ATTEND_Q];
     i32 lo[DLM_ATTEND_Q] = {0}, hi[DLM_ATTEND_Q];
     fill(q, DLM_ATTEND_Q * DIM, 0);
-    for (i32 i = 0; i < 2 * CELLS * DIM; i++) kv[i] = f32_to_f16(test_rng_f32(&rng));
-    for (i32 n_q = 4; n_q <= DLM_ATTEND_Q; n_q *= 4)
-        for (i32 cells = 512; cells <= CELLS; cells *= 8) {
-            f64 best = 1e30;
-            for (i32 m = 0; m < n_q; m++)
-                outs[m] = out + m * DIM, queries[m] = q + m * DIM, hi[m] = cells;
-            for (int i = 0; i < 7; i++) {
-                f64 from = os_now_ms();
-                k->attend(outs, queries, lo, hi, n_q, kv, kv + CELLS * DIM, DLM_F16, DIM, 0.088f,
-                          scores, STRIDE);
-                best = MIN_OF(best, os_now_ms() - from);
-            }
-            printf("%-8s attend %2d queries, %5d cells: %8.3f ms, %7.1f G multiply-adds/s\n",
-                   k->name, n_q, cells, best, 2.0 * n_q * cells * DIM / best / 1e6);
+    for (size_t t = 0; t < COUNT_OF(types); t++) {
+        i64 bytes = (i64)quant_row_bytes(types[t], DIM);
+        for (i32 c = 0; c < 2 * CELLS; c++) {
+            f32 cell[DIM];
+            for (i32 i = 0; i < DIM; i++) cell[i] = test_rng_f32(&rng);
+            quant_row(types[t], cell, DIM, kv[c % 2] + c / 2 * bytes);
         }
+        for (i32 n_q = 1; n_q <= DLM_ATTEND_Q; n_q *= 4)
+            for (i32 cells = 512; cells <= CELLS; cells *= 8) {
+                f64 best = 1e30;
+                for (i32 m = 0; m < n_q; m++)
+                    outs[m] = out + m * DIM, queries[m] = q + m * DIM, hi[m] = cells;
+                for (int i = 0; i < 7; i++) {
+                    f64 from = os_now_ms();
+                    k->attend(outs, queries, lo, hi, n_q, kv[0], kv[1], types[t], DIM, 0.088f,
+                              scores, STRIDE);
+                    best = MIN_OF(best, os_now_ms() - from);
+                }
+                printf("%-8s attend %s %2d queries, %5d cells: %8.3f ms, %7.1f G multiply-adds/s\n",
+                       k->name, quant_info(types[t])->name, n_q, cells, best,
+                       2.0 * n_q * cells * DIM / best / 1e6);
+            }
+    }
 }
 
 int main(int argc, char **argv) {
