@@ -1990,7 +1990,7 @@ AVX2_FN static void avx2_table_finish_(f32 *y, i64 y_stride, const __m256i (*wid
     }
     UNROLL
     for (int m = 0; m < 8; m++) {
-        if (m >= n_rows) return;
+        if (m >= n_rows) continue;
         __m256i row = m < 4 ? _mm256_permute2x128_si256(b[m], b[4 + m], 0x20)
                             : _mm256_permute2x128_si256(b[m - 4], b[m], 0x31);
         f32 out[8];
