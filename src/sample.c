@@ -73,24 +73,38 @@ static bool sample_enough(const f32 *largest, i32 n, const SampleParams *p, f32 
     return enough;
 }
 
-/* Pops the likeliest ids off the heap until a filter says enough; they end up, likeliest first, at
- * the heap's end. Returns their number, at least 1. */
+/* Makes a heap of the ids whose logits are in (low, high]; returns how many. */
+static i32 sample_band_(const f32 *logits, i32 n, f32 low, f32 high, i32 *heap) {
+    i32 m = 0;
+    for (i32 i = 0; i < n; i++)
+        if (logits[i] > low && logits[i] <= high) heap[m++] = i;
+    for (i32 i = m / 2 - 1; i >= 0; i--) sample_sift_(logits, heap, m, i);
+    return m;
+}
+
+/* Pops the likeliest ids off a heap until a filter says enough; they end up, likeliest first, at the end
+ * of `heap`, which has room for n. As a rule few are wanted, and their logits are near the largest: the
+ * heap is of a band below that one, and where these were not enough, of the next. Returns their number;
+ * none where all logits are minus infinity. */
+#define SAMPLE_BAND 2.0f       /* nats */
+#define SAMPLE_BAND_MAX 128.0f /* beyond, exp is 0 */
 static i32 sample_filter_(const f32 *logits, i32 n, const SampleParams *p, f32 max, f32 sum_exp,
                           i32 *heap) {
-    for (i32 i = 0; i < n; i++) heap[i] = i;
-    for (i32 i = n / 2 - 1; i >= 0; i--) sample_sift_(logits, heap, n, i);
     i32 k_max = p->top_k > 0 ? MIN_OF(p->top_k, n) : n, kept = 0;
-    f32 mass = 0;
-    while (kept < k_max) {
-        f32 e = kern_expf(logits[heap[0]] - max);
-        if (kept > 0 && sample_stops_(p, mass, sum_exp, e)) break;
-        mass += e;
-        i32 last = n - 1 - kept++, id = heap[0];
-        heap[0] = heap[last];
-        heap[last] = id;
-        sample_sift_(logits, heap, last, 0);
+    f32 mass = 0, high = max, low;
+    for (f32 depth = SAMPLE_BAND;; depth *= 2, high = low) {
+        low = depth > SAMPLE_BAND_MAX ? KERN_MINUS_INF : max - depth;
+        for (i32 m = sample_band_(logits, n, low, high, heap); m > 0;) {
+            f32 e = kern_expf(logits[heap[0]] - max);
+            if (kept == k_max || (kept > 0 && sample_stops_(p, mass, sum_exp, e))) return kept;
+            mass += e;
+            i32 id = heap[0];
+            heap[0] = heap[--m];
+            sample_sift_(logits, heap, m, 0);
+            heap[n - 1 - kept++] = id;
+        }
+        if (low == KERN_MINUS_INF) return kept;
     }
-    return kept;
 }
 
 typedef struct {
@@ -99,6 +113,7 @@ typedef struct {
 } SampleTools;
 
 #define SAMPLE_BITE 256
+#define SAMPLE_RUNS 256 /* of bites: their sums tell in which of them a drawn token is */
 
 /* Candidates of a tempered softmax: those of ids, downwards from there, or all where ids is NULL. */
 typedef struct {
@@ -123,6 +138,16 @@ static i32 sample_terms_(SampleSoftmax_ *s, i32 at) {
     return n;
 }
 
+/* Their sum, in four chains: one addition need not wait for the one before. */
+static f64 sample_sum_(const f32 *terms, i32 n) {
+    f64 a = 0, b = 0, c = 0, d = 0;
+    i32 i = 0;
+    for (; i + 4 <= n; i += 4)
+        a += terms[i], b += terms[i + 1], c += terms[i + 2], d += terms[i + 3];
+    for (; i < n; i++) a += terms[i];
+    return (a + b) + (c + d);
+}
+
 /* Draws a token. `best` and `best_prob` are the likeliest token and its softmax probability
  * (DlmOps.top1). *prob receives the plain softmax probability of the token drawn. */
 static i32 sample_token(const f32 *logits, i32 n, const SampleParams *p, i32 best, f32 best_prob,
@@ -136,14 +161,18 @@ static i32 sample_token(const f32 *logits, i32 n, const SampleParams *p, i32 bes
         s.n = sample_filter_(logits, n, p, max, 1.0f / best_prob, tools->heap);
         s.ids = tools->heap + n - 1;
     }
-    f64 total = 0;
+    f64 total = 0, sums[SAMPLE_RUNS];
+    i32 n_bites = (s.n + SAMPLE_BITE - 1) / SAMPLE_BITE;
+    i32 run = (n_bites + SAMPLE_RUNS - 1) / SAMPLE_RUNS * SAMPLE_BITE; /* candidates of a run */
     for (i32 at = 0; at < s.n; at += SAMPLE_BITE) {
-        i32 m = sample_terms_(&s, at);
-        for (i32 i = 0; i < m; i++) total += s.terms[i];
+        f64 sum = sample_sum_(s.terms, sample_terms_(&s, at));
+        sums[at / run] = at % run ? sums[at / run] + sum : sum;
+        total += sum;
     }
     f64 left = uniform * total;
-    i32 chosen = best;
-    for (i32 at = 0; at < s.n && left >= 0; at += SAMPLE_BITE) {
+    i32 chosen = best, at = 0;
+    for (; at + run < s.n && left >= sums[at / run]; at += run) left -= sums[at / run];
+    for (; at < s.n && left >= 0; at += SAMPLE_BITE) { /* from the run that the token is in */
         i32 m = sample_terms_(&s, at);
         for (i32 i = 0; i < m && left >= 0; i++) {
             if (s.terms[i] > 0) /* rounding may leave a crumb past the last: it is the last's */
