@@ -49,6 +49,7 @@ def test_answer():
         ["-m", TINY, "-p", QUESTION],
         ["-p", QUESTION, "--predict", "256", "-t", "1", "-s", "1"],
         ["-p", QUESTION, "--kv-type", "f32"],
+        ["-p", QUESTION, "--kv-type", "q8_0"],
         ["-p", QUESTION, "--temperature", "0", "-n=64", "--small-block-size", "8"],
     ):
         t.check(run(*args).stdout == done.stdout, args)
@@ -126,7 +127,7 @@ def test_usage():
         ("-p", "x", "-s", "-2"): "or -1",
         ("-p", "x", "-t", "1000"): "from 0 to 256",
         ("-p", "x", "-c", "100000"): "100000",
-        ("-p", "x", "--kv-type", "q8_0"): "f16, f32",
+        ("-p", "x", "--kv-type", "q4_0"): "f16, q8_0, f32",
         ("-p", "x", "--block-size", "65537"): "from 0 to 65536",
         ("-p", "x", "--decode-mode", "fast"): "greedy, iterative, adaptive, ar",
         ("-p", "x", "--mask-token-id", "5000"): "vocabulary of 1024",
@@ -475,9 +476,9 @@ def test_info():
     )
     kv = [
         json.loads(run("info", "--json", *args).stdout)["memory"]["kv"]
-        for args in ([], ["--kv-type", "f16"], ["-ctk", "f32"], ["--cache-type-v=f32"])
+        for args in ([], ["--kv-type", "f16"], ["-ctk", "f32"], ["--cache-type-v=f32"], ["-ctk", "q8_0"])
     ]
-    t.check(kv == [kv[0], kv[0], 2 * kv[0], 2 * kv[0]], f"info --kv-type: {kv}")
+    t.check(kv == [kv[0], kv[0], 2 * kv[0], 2 * kv[0], kv[0] * 17 // 32], f"info --kv-type: {kv}")
     flag = json.loads(run("info", "--json", "--mask-token-id", "7").stdout)
     t.check(flag["diffusion"]["mask_token"]["source"] == "flag", flag["diffusion"])
     golden = os.path.join(ROOT, "tests", "golden")
