@@ -800,6 +800,16 @@ static bool model_absent_(ModelBinder *b, const char *name) {
                    b->m->file->label, name, b->m->family->arch);
 }
 
+/* Gives back the pages of a tensor that lies elsewhere now, and what is around them: to touch a page of a
+ * mapping brings in all of the large page that the system keeps it in, parts of which belong to tensors
+ * that were given back before. What is still wanted comes again when it is touched. */
+#define MODEL_AROUND ((u64)2 << 20)
+static void model_forget_(const ModelBinder *b, const u8 *data, u64 n_bytes) {
+    const Gguf *f = b->m->file;
+    u64 at = (u64)(data - f->p), from = at - MIN_OF(at, MODEL_AROUND);
+    if (b->o->mapped) os_forget(f->p + from, MIN_OF(at + n_bytes + MODEL_AROUND, f->n) - from);
+}
+
 /* A vector of n f32 values in a backend buffer. */
 static bool model_vector_(ModelBinder *b, const char *name, i32 n, f32 **out) {
     const GgufTensor *t = model_find_(b, name);
@@ -827,6 +837,7 @@ static bool model_vector_(ModelBinder *b, const char *name, i32 n, f32 **out) {
         b->m->weight_bytes += (u64)n * sizeof(f32);
     }
     mem_free(host);
+    model_forget_(b, t->data, t->n_bytes);
     return *out != NULL;
 }
 
@@ -886,7 +897,7 @@ static bool model_matrix_(ModelBinder *b, const char *base, i32 n_in, i32 n_out,
     if (why)
         return err_set(b->e, strncmp(why, "out of memory", 13) ? ERR_MODEL : ERR_MEMORY, "%s: %s",
                        b->m->file->label, why);
-    if (out->owned && b->o->mapped) os_forget(t.data, t.n_bytes);
+    if (out->owned) model_forget_(b, t.data, t.n_bytes);
     b->m->weight_bytes += out->owned_bytes;
     return true;
 }
