@@ -418,12 +418,11 @@ typedef struct DlmOps {
     /* in host memory: x[i] = exp(x[i]), as the kernels have it; NULL: the scalar one */
     void (*exps)(float *x, int32_t n);
 
-    /* Calls fn for each part of a forward, of which `lanes` at a time, with ops that have scratch of
-     * their own for the part's rows, from first[part] on, and run in the thread that calls them. For
-     * parts that do not look at each other's rows. NULL: rows cannot be run apart. */
-    void (*apart)(struct DlmOps *ops, int32_t n_parts, const int32_t *first,
-                  void (*fn)(void *arg, struct DlmOps *ops, int32_t part), void *arg);
-    int32_t lanes;
+    /* Calls fn for each lane in a thread of its own, with ops that run in that thread alone and have
+     * scratch of their own: the rows from first[lane] on to those of the next. n_lanes: at most the
+     * threads there are. Lanes must not look at each other's rows. NULL: there are no lanes. */
+    void (*apart)(struct DlmOps *ops, int32_t n_lanes, const int32_t *first,
+                  void (*fn)(void *arg, struct DlmOps *ops, int32_t lane), void *arg);
 
     /* What follows may be NULL. */
 

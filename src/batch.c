@@ -2,8 +2,9 @@
  *
  * Owns:      the engine's thread; the mail of a call while the call is in here.
  * Stands on: base mem os net tok decode engine
- * Promises:  first come, first served; every step is one forward for all running jobs; a job that is
- *            cancelled gives its slot back within one forward; nobody's slowness delays a step.
+ * Promises:  first come, first served; every step is one forward for all running jobs, or, where the
+ *            engine has lanes, one for the jobs of each; a job that is cancelled gives its slot back
+ *            within one forward; nobody's slowness delays a step.
  *
  * An asker fills a BatchCall with one job for each answer that it wants and submits it. What happens is
  * written into the call's mail, and the call's waker is pulled when a job ends, and when there is mail for
@@ -74,14 +75,22 @@ struct BatchCall {
     i32 n_left;  /* jobs that are not done */
 };
 
+/* The slots whose jobs are stepped together. */
+typedef struct {
+    i32 n, slots[ENGINE_SLOTS_MAX];
+} BatchLane_;
+
 typedef struct {
     Engine *engine;
     OsThread thread;
     OsGate work; /* counts what the engine's thread has to look at */
     atomic_bool leaving;
     i32 queue_max;
-    BatchJob **slots; /* [engine->n_slots] the running jobs; the engine's thread alone */
-    OsLock lock;      /* guards all below, and the private parts of calls */
+    BatchJob **slots;    /* [engine->n_slots] the running jobs; each is its lane's affair alone */
+    BatchLane_ *lanes;   /* [engine->n_lanes]; while all threads step together the first has all */
+    atomic_bool meeting; /* lanes come to their end: jobs are to be dealt out anew */
+    OsLock desk; /* held where jobs get slots and leave them, and lanes change; before `lock` */
+    OsLock lock; /* guards all below, and the private parts of calls */
     BatchJob *first, *last;
     i32 n_queued, n_running;
     f64 ms_answer; /* a recent average of how long an answer holds its slot */
@@ -217,12 +226,12 @@ static void batch_end_(Batch *b, BatchJob *j) {
     net_wake(waker);
 }
 
-/* Gives the job that has waited longest a free slot; false when there is no job or no slot. */
-static bool batch_start_one_(Batch *b, i32 *n_running) {
-    Engine *g = b->engine;
-    if (*n_running == g->n_slots) return false;
+/* Takes the job that has waited longest out of the queue; NULL when none can begin now. */
+static BatchJob *batch_pop_(Batch *b, bool apart) {
     os_lock(&b->lock);
-    BatchJob *j = b->first;
+    BatchJob *j = b->n_running < b->engine->n_slots ? b->first : NULL;
+    bool together = j && apart && engine_will_measure(b->engine, &j->params);
+    if (together) j = NULL;
     if (j) {
         b->first = j->next;
         if (!b->first) b->last = NULL;
@@ -230,7 +239,13 @@ static bool batch_start_one_(Batch *b, i32 *n_running) {
         b->n_running++;
     }
     os_unlock(&b->lock);
-    if (!j) return false;
+    if (together) atomic_store(&b->meeting, true);
+    return j;
+}
+
+/* Gives a job a free slot. At the desk. */
+static void batch_seat_(Batch *b, BatchLane_ *lane, BatchJob *j) {
+    Engine *g = b->engine;
     u32 wants = j->call->wants;
     DecodeEvents events = {.arg = j,
                            .text = wants & BATCH_WANT_TEXT ? batch_put_text_ : NULL,
@@ -241,21 +256,48 @@ static bool batch_start_one_(Batch *b, i32 *n_running) {
     j->ms_queue = os_now_ms() - j->queued_ms;
     if (!engine_start(g, slot, j->prompt, j->n_prompt, &j->params, &events, &j->err)) {
         batch_end_(b, j);
-        return true;
+        return;
     }
     BatchBegin_ begin = {j->n_prompt, g->slots[slot].n_cached};
     batch_put_head_(&j->fresh, BATCH_BEGIN, j->index, sizeof begin);
     batch_put_(&j->fresh, &begin, sizeof begin);
     b->slots[slot] = j;
-    ++*n_running;
-    return true;
+    lane->slots[lane->n++] = slot;
 }
 
-/* A slot's answer is complete, was cancelled, or failed in the step that *failure tells of. */
-static void batch_finish_(Batch *b, i32 slot, const Err *failure) {
+/* Has another lane fewer jobs? At the desk. */
+static bool batch_has_emptier_(const Batch *b, const BatchLane_ *lane) {
+    for (i32 i = 0; i < b->engine->n_lanes; i++)
+        if (b->lanes[i].n < lane->n) return true;
+    return false;
+}
+
+/* Begins what waits, as long as there are slots. Lanes that run apart leave it to whoever of them has the
+ * fewest. */
+static void batch_start_(Batch *b, BatchLane_ *lane, bool apart) {
+    os_lock(&b->lock);
+    bool none = !b->first || b->n_running == b->engine->n_slots;
+    os_unlock(&b->lock);
+    if (none) return;
+    os_lock(&b->desk);
+    for (BatchJob *j; !(apart && batch_has_emptier_(b, lane)) && (j = batch_pop_(b, apart));)
+        batch_seat_(b, lane, j);
+    os_unlock(&b->desk);
+}
+
+/* The answer of the lane's slot k is complete, was cancelled, or failed in the step that *failure tells
+ * of. */
+static void batch_finish_(Batch *b, BatchLane_ *lane, i32 k, const Err *failure) {
+    i32 slot = lane->slots[k], n_all = 0;
     BatchJob *j = b->slots[slot];
+    os_lock(&b->desk);
     b->slots[slot] = NULL;
     engine_finish(b->engine, slot, &j->result, &j->err);
+    lane->n--;
+    memmove(&lane->slots[k], &lane->slots[k + 1], (size_t)(lane->n - k) * sizeof *lane->slots);
+    for (i32 i = 0; i < b->engine->n_lanes; i++) n_all += b->lanes[i].n;
+    if (2 * lane->n * b->engine->n_lanes < n_all) atomic_store(&b->meeting, true);
+    os_unlock(&b->desk);
     bool cut = strcmp(j->result.finish, "cancelled") == 0;
     if (cut && failure->code && !atomic_load(&j->cancelled)) j->err = *failure;
     f64 ms = j->result.ms_prefill + j->result.ms_decode;
@@ -266,35 +308,69 @@ static void batch_finish_(Batch *b, i32 slot, const Err *failure) {
 }
 
 /* After a step: what it brought goes out, finished jobs leave. */
-static void batch_collect_(Batch *b, i32 *n_running, const Err *failure) {
-    for (i32 i = 0; i < b->engine->n_slots; i++) {
-        BatchJob *j = b->slots[i];
-        if (!j) continue;
-        if (!engine_busy(b->engine, i)) {
-            batch_finish_(b, i, failure);
-            --*n_running;
-        } else if (j->fresh.n || j->fresh.failed) {
-            const NetWaker *waker = j->call->waker;
-            os_lock(&b->lock);
-            bool first = batch_deliver_(j);
-            os_unlock(&b->lock);
-            if (first) net_wake(waker);
-        }
+static void batch_collect_(Batch *b, BatchLane_ *lane, const Err *failure) {
+    const NetWaker *wake[ENGINE_SLOTS_MAX];
+    i32 n_wake = 0;
+    os_lock(&b->lock);
+    for (i32 k = 0; k < lane->n; k++) {
+        BatchJob *j = b->slots[lane->slots[k]];
+        bool news = engine_busy(b->engine, lane->slots[k]) && (j->fresh.n || j->fresh.failed);
+        if (news && batch_deliver_(j)) wake[n_wake++] = j->call->waker;
     }
+    os_unlock(&b->lock);
+    for (i32 i = 0; i < n_wake; i++) net_wake(wake[i]);
+    for (i32 k = lane->n - 1; k >= 0; k--)
+        if (!engine_busy(b->engine, lane->slots[k])) batch_finish_(b, lane, k, failure);
+}
+
+/* One forward for the jobs of a lane. */
+static void batch_step_(Batch *b, EngineLane *with, BatchLane_ *lane) {
+    Err failure = {0};
+    for (i32 k = 0; k < lane->n; k++)
+        if (atomic_load(&b->slots[lane->slots[k]]->cancelled))
+            engine_cancel(b->engine, lane->slots[k]);
+    engine_step_slots(b->engine, with, lane->slots, lane->n, &failure);
+    batch_collect_(b, lane, &failure);
+}
+
+static void batch_lane_main_(void *arg, EngineLane *with, i32 index) {
+    Batch *b = arg;
+    BatchLane_ *lane = &b->lanes[index];
+    while (!atomic_load(&b->meeting)) {
+        batch_start_(b, lane, true);
+        if (lane->n)
+            batch_step_(b, with, lane);
+        else
+            atomic_store(&b->meeting, true); /* others may have work for this thread */
+    }
+}
+
+/* Deals the jobs out to lanes, and takes them back when one has too few of them. */
+static void batch_run_apart_(Batch *b) {
+    i32 n_lanes = b->engine->n_lanes;
+    BatchLane_ all = b->lanes[0], *each = b->lanes;
+    each[0].n = 0;
+    for (i32 i = 0; i < all.n; i++) {
+        BatchLane_ *lane = &each[i % n_lanes];
+        lane->slots[lane->n++] = all.slots[i];
+    }
+    atomic_store(&b->meeting, false);
+    engine_apart(b->engine, batch_lane_main_, b);
+    for (i32 i = 1; i < n_lanes; each[i++].n = 0)
+        for (i32 k = 0; k < each[i].n; k++) each[0].slots[each[0].n++] = each[i].slots[k];
 }
 
 static void batch_main_(void *arg) {
     Batch *b = arg;
-    i32 n_running = 0;
+    Engine *g = b->engine;
+    BatchLane_ *all = &b->lanes[0];
     for (;;) {
         u32 seen = atomic_load(&b->work.word);
-        Err failure = {0};
-        while (batch_start_one_(b, &n_running)) {}
-        for (i32 i = 0; i < b->engine->n_slots; i++)
-            if (b->slots[i] && atomic_load(&b->slots[i]->cancelled)) engine_cancel(b->engine, i);
-        if (n_running > 0) {
-            engine_step(b->engine, &failure);
-            batch_collect_(b, &n_running, &failure);
+        batch_start_(b, all, false);
+        if (g->n_lanes > 1 && all->n >= g->n_lanes) {
+            batch_run_apart_(b);
+        } else if (all->n > 0) {
+            batch_step_(b, &g->whole, all);
         } else if (atomic_load(&b->leaving)) {
             return;
         } else {
@@ -305,15 +381,22 @@ static void batch_main_(void *arg) {
 
 /* ---- the askers' side ---- */
 
+static void batch_free_(Batch *b) {
+    os_lock_close(&b->lock);
+    os_lock_close(&b->desk);
+    mem_free(b->lanes);
+    mem_free(b->slots);
+}
+
 /* Takes the engine over until batch_close. At most queue_max jobs wait. */
 static bool batch_open(Batch *b, Engine *engine, i32 queue_max, Err *e) {
     *b = (Batch){.engine = engine, .queue_max = queue_max, .ms_answer = 1000};
     b->slots = mem_alloc_n((u64)engine->n_slots, sizeof *b->slots, e);
-    if (!b->slots) return false;
+    b->lanes = b->slots ? mem_alloc_n((u64)engine->n_lanes, sizeof *b->lanes, e) : NULL;
+    os_lock_open(&b->desk);
     os_lock_open(&b->lock);
-    if (os_thread_start(&b->thread, batch_main_, b, e)) return true;
-    os_lock_close(&b->lock);
-    mem_free(b->slots);
+    if (b->lanes && os_thread_start(&b->thread, batch_main_, b, e)) return true;
+    batch_free_(b);
     return false;
 }
 
@@ -322,8 +405,7 @@ static void batch_close(Batch *b) {
     atomic_store(&b->leaving, true);
     batch_poke_(b);
     os_thread_join(&b->thread);
-    os_lock_close(&b->lock);
-    mem_free(b->slots);
+    batch_free_(b);
 }
 
 /* Queues all jobs of the call, or none: false when there is no room for them now. */

@@ -69,6 +69,13 @@ typedef struct {
         prefill_ms; /* clock at the start; then durations, 0 until they are over */
 } EngineSlot;
 
+/* What a step is run with: all of the engine, or the part of a thread. */
+typedef struct {
+    Graph *graph;
+    DlmRow *rows; /* [graph->n_rows_max] */
+    i32 turn;     /* whoever of the slots is served first in the next step */
+} EngineLane;
+
 typedef struct {
     OsMap map;
     Gguf file;
@@ -84,9 +91,10 @@ typedef struct {
     Tempo tempo;       /* for DECODE_AUTO */
     EngineSlot *slots; /* [n_slots] */
     DlmRow *rows;      /* [n_rows_max] */
+    EngineLane whole;
     i32 n_slots;
+    i32 n_lanes;        /* how many threads can step slots apart from each other; 1: none */
     i32 block_size_max; /* the largest block that memory was reserved for */
-    i32 turn;           /* the slot that is served first in the next step */
     u64 clock;          /* counts requests: the least recently used slot has the lowest */
     f64 load_ms;
     bool tok_open, model_open;
@@ -154,6 +162,20 @@ static bool engine_context_(const Engine *g, const EngineOptions *o, i32 *n_ctx,
     return true;
 }
 
+#define ENGINE_LANES_MAX 32
+
+/* A lane has room for whatever one of its slots may want. two: rows of a block and the one before. */
+static void engine_plan_lanes_(Engine *g, const EngineOptions *o, i32 two) {
+    GraphOptions *p = &g->graph_options;
+    i32 n = MIN_OF(MIN_OF(pool_threads(g->pool), o->n_slots), ENGINE_LANES_MAX);
+    g->n_lanes = 1;
+    if (n < 2 || !graph_has_lanes(&g->model, &g->cpu)) return;
+    g->n_lanes = n;
+    p->n_rows_max = MAX_OF(p->n_rows_max, n * two);
+    p->n_targets_max = MAX_OF(p->n_targets_max, n * two);
+    p->n_logits_max = MAX_OF(p->n_logits_max, n);
+}
+
 static bool engine_plan_graph_(Engine *g, const EngineOptions *o, Err *e) {
     i32 n_ctx = 0;
     if (!engine_context_(g, o, &n_ctx, e)) return false;
@@ -172,6 +194,7 @@ static bool engine_plan_graph_(Engine *g, const EngineOptions *o, Err *e) {
         .n_logits_max = full ? MAX_OF(logits & ~1, 2) : logits, /* pairs */
         .n_targets_max = MAX_OF(full ? two : block, all),
         .kv_type = o->kv_type};
+    engine_plan_lanes_(g, o, two);
     return true;
 }
 
@@ -179,6 +202,7 @@ static bool engine_open_slots_(Engine *g, const EngineOptions *o, Err *e) {
     const GraphOptions *p = &g->graph_options;
     if (!graph_open(&g->graph, &g->model, p, e)) return false;
     g->rows = mem_alloc_n((u64)p->n_rows_max, sizeof *g->rows, e);
+    g->whole = (EngineLane){.graph = &g->graph, .rows = g->rows};
     g->slots = g->rows ? mem_alloc_n((u64)o->n_slots, sizeof *g->slots, e) : NULL;
     if (!g->slots) return false;
     for (; g->n_slots < o->n_slots; g->n_slots++)
@@ -379,6 +403,7 @@ static bool engine_open_(Engine *g, const EngineOptions *o, Err *e) {
     if (!pool_open(&g->pool, o->n_threads ? o->n_threads : os_cpu_count(), e)) return false;
     if (!kern_open_cpu(&g->cpu, g->pool, o->cpu_level, e)) return false;
     if (!engine_plan_graph_(g, o, e) || !engine_choose_device_(g, o, e)) return false;
+    if (!g->ops.apart) g->n_lanes = 1;
     if (!model_load(&g->model, &mo, &g->ops, e)) return false;
     tempo_open(&g->tempo, &g->model, pool_threads(g->pool), g->graph_options.n_ctx, o->notes);
     return engine_open_slots_(g, o, e);
@@ -469,7 +494,7 @@ static DecodeParams engine_params_(Engine *g, i32 slot, const DecodeParams *p) {
     g->slots[slot].way = -1;
     if (p->mode != DECODE_AUTO) return use;
     i32 n_streams = 1;
-    for (i32 i = 0; i < g->n_slots; i++) n_streams += engine_busy(g, i);
+    for (i32 i = 0; i < g->n_slots; i++) n_streams += g->slots[i].busy;
     if (tempo_prepare(&g->tempo, &g->graph, g->rows, slot)) g->slots[slot].decode.n_cached = 0;
     g->slots[slot].way = tempo_choose(&g->tempo, &g->model, n_streams, &use);
     return use;
@@ -527,17 +552,18 @@ typedef struct {
 
 /* Plans slot i into what is left of the forward; false when it does not fit or has nothing to do.
  */
-static bool engine_plan_slot_(Engine *g, i32 i, bool prefill, i32 *n_rows, i32 *n_logits,
-                              EnginePart_ *part) {
+static bool engine_plan_slot_(Engine *g, const EngineLane *lane, i32 i, bool prefill, i32 *n_rows,
+                              i32 *n_logits, EnginePart_ *part) {
     Decode *d = &g->slots[i].decode;
-    i32 rows_left = g->graph.n_rows_max - *n_rows, logits_left = g->graph.n_targets_max - *n_logits;
+    i32 rows_left = lane->graph->n_rows_max - *n_rows,
+        logits_left = lane->graph->n_targets_max - *n_logits;
     if (!engine_busy(g, i) || (d->phase == PHASE_PREFILL) != prefill) return false;
     if (prefill && *n_rows > 0)
         rows_left = MIN_OF(rows_left, MAX_OF(ENGINE_PREFILL_SHARE - *n_rows, d->p.block_size));
     if (decode_rows_needed(d) > rows_left || decode_logits_needed(d) > logits_left) return false;
     *part =
         (EnginePart_){.slot = i, .first_logits = *n_logits, .phase = d->phase, .block = d->block};
-    DlmRow *rows = g->rows + *n_rows;
+    DlmRow *rows = lane->rows + *n_rows;
     part->n_rows = decode_plan(d, rows, rows_left, &part->n_logits);
     part->begin = d->block_begin, part->end = d->block_end, part->step = d->step;
     part->n_commit = d->n_commit;
@@ -573,8 +599,7 @@ static void engine_tell_step_(EngineSlot *s, const EnginePart_ *part, f64 ms) {
 
 /* Gives a slot its logits. When those of the forward do not fit in memory together, they are made
  * here, some at a time. */
-static bool engine_take_(Engine *g, const EnginePart_ *part, bool together, Err *e) {
-    Graph *graph = &g->graph;
+static bool engine_take_(Engine *g, Graph *graph, const EnginePart_ *part, bool together, Err *e) {
     i32 first = part->first_logits, n = together ? part->n_logits : graph->n_logits_max;
     for (i32 at = 0; at < part->n_logits; at += n) {
         n = MIN_OF(n, part->n_logits - at);
@@ -587,6 +612,7 @@ static bool engine_take_(Engine *g, const EnginePart_ *part, bool together, Err 
 
 typedef struct {
     Engine *g;
+    Graph *graph;
     EnginePart_ *parts;
 } EngineTake_;
 
@@ -594,7 +620,7 @@ static void engine_take_some_(void *arg, i32 begin, i32 end, i32 thread) {
     const EngineTake_ *t = arg;
     (void)thread;
     for (i32 i = begin; i < end; i++)
-        t->parts[i].taken = engine_take_(t->g, &t->parts[i], true, NULL);
+        t->parts[i].taken = engine_take_(t->g, t->graph, &t->parts[i], true, NULL);
 }
 
 static bool engine_absorb_(Engine *g, const EnginePart_ *part, f64 from_ms, Err *e) {
@@ -607,31 +633,72 @@ static bool engine_absorb_(Engine *g, const EnginePart_ *part, f64 from_ms, Err 
     return true;
 }
 
-/* Runs one forward for all busy slots, as many as fit, and fires their events. True when nothing is
- * busy. */
-static bool engine_step(Engine *g, Err *e) {
+/* Runs one forward for those of the slots [n] that are busy, as many as fit, and fires their events.
+ * True when none is. */
+static bool engine_step_slots(Engine *g, EngineLane *lane, const i32 *slots, i32 n, Err *e) {
     EnginePart_ parts[ENGINE_SLOTS_MAX];
-    i32 n_parts = 0, n_rows = 0, n_logits = 0;
+    Graph *graph = lane->graph;
+    i32 n_parts = 0, n_rows = 0, n_logits = 0, last = 0;
     f64 from_ms = os_now_ms();
     for (int prefill = 0; prefill < 2;
          prefill++) /* short steps first, then prompts in what is left */
-        for (i32 k = 0; k < g->n_slots; k++)
-            n_parts += engine_plan_slot_(g, (g->turn + k) % g->n_slots, prefill, &n_rows, &n_logits,
-                                         &parts[n_parts]);
+        for (i32 k = 0; k < n; k++) {
+            i32 at = (lane->turn + k) % n;
+            if (!engine_plan_slot_(g, lane, slots[at], prefill, &n_rows, &n_logits,
+                                   &parts[n_parts]))
+                continue;
+            n_parts++;
+            last = at;
+        }
     if (n_parts == 0) return true;
-    g->turn =
-        (parts[n_parts - 1].slot + 1) % g->n_slots; /* whoever did not fit comes first next time */
-    graph_forward(&g->graph, g->rows, n_rows, n_logits);
-    bool together = n_logits <= g->graph.n_logits_max;
-    EngineTake_ take = {g, parts};
+    lane->turn = last + 1; /* whoever did not fit comes first next time */
+    graph_forward(graph, lane->rows, n_rows, n_logits);
+    bool together = n_logits <= graph->n_logits_max;
+    EngineTake_ take = {g, graph, parts};
     if (together && g->ops.apart) pool_for(g->pool, n_parts, 1, engine_take_some_, &take);
     for (i32 i = 0; i < n_parts; i++) /* what could not be taken says why when it is tried again */
-        if ((!parts[i].taken && !engine_take_(g, &parts[i], together, e)) ||
+        if ((!parts[i].taken && !engine_take_(g, graph, &parts[i], together, e)) ||
             !engine_absorb_(g, &parts[i], from_ms, e)) {
             engine_cancel(g, parts[i].slot);
             return false;
         }
     return true;
+}
+
+/* The same for all slots. */
+static bool engine_step(Engine *g, Err *e) {
+    i32 slots[ENGINE_SLOTS_MAX];
+    for (i32 i = 0; i < g->n_slots; i++) slots[i] = i;
+    return engine_step_slots(g, &g->whole, slots, g->n_slots, e);
+}
+
+typedef struct {
+    Engine *g;
+    void (*fn)(void *arg, EngineLane *lane, i32 index);
+    void *arg;
+} EngineApart_;
+
+static void engine_lane_(void *arg, DlmOps *ops, i32 index) {
+    const EngineApart_ *a = arg;
+    Engine *g = a->g;
+    Graph graph = graph_lane(&g->graph, ops, index, g->n_lanes);
+    EngineLane lane = {.graph = &graph,
+                       .rows = g->rows + graph_lane_row(&g->graph, index, g->n_lanes)};
+    a->fn(a->arg, &lane, index);
+}
+
+/* Calls fn in n_lanes threads at once, each with a lane to step slots of its own with. Meanwhile nothing
+ * else may be stepped; engine_pick_slot, engine_start and engine_finish want one thread at a time. */
+static void engine_apart(Engine *g, void (*fn)(void *arg, EngineLane *lane, i32 index), void *arg) {
+    i32 first[ENGINE_LANES_MAX];
+    EngineApart_ a = {g, fn, arg};
+    for (i32 i = 0; i < g->n_lanes; i++) first[i] = graph_lane_row(&g->graph, i, g->n_lanes);
+    g->ops.apart(&g->ops, g->n_lanes, first, engine_lane_, &a);
+}
+
+/* Will beginning this request measure how long forwards take? All threads are needed for that. */
+static bool engine_will_measure(const Engine *g, const DecodeParams *p) {
+    return p->mode == DECODE_AUTO && !tempo_is_prepared(&g->tempo);
 }
 
 /* The free slot whose cache holds the longest prefix of the prompt, else the least recently used;
@@ -640,8 +707,8 @@ static i32 engine_pick_slot(const Engine *g, const i32 *prompt, i32 n_prompt) {
     i32 best = -1, best_common = -1;
     for (i32 i = 0; i < g->n_slots; i++) {
         const EngineSlot *s = &g->slots[i];
-        i32 common = 0, n = MIN_OF(s->decode.n_cached, n_prompt);
         if (s->busy) continue;
+        i32 common = 0, n = MIN_OF(s->decode.n_cached, n_prompt);
         while (common < n && s->decode.tokens[common] == prompt[common]) common++;
         common -= common % MAX_OF(g->model.decode.block_size, 1);
         if (common > best_common || (common == best_common && s->used < g->slots[best].used))

@@ -287,8 +287,7 @@ static void graph_logits(Graph *g, i32 first, i32 n) {
     g->ops->linear(g->ops->self, &head, 1, g->rows + (i64)first * g->m->n_embd, n);
 }
 
-/* first: the first of the n_logits rows of logits. */
-static void graph_pass_(Graph *g, const DlmRow *rows, const DlmRow *near, i32 n_rows, i32 first,
+static void graph_pass_(Graph *g, const DlmRow *rows, const DlmRow *near, i32 n_rows,
                         i32 n_logits) {
     const Model *m = g->m;
     DlmOps *ops = g->ops;
@@ -299,72 +298,8 @@ static void graph_pass_(Graph *g, const DlmRow *rows, const DlmRow *near, i32 n_
     }
     if (n_logits == 0) return;
     ops->gather(ops->self, g->rows, g->x, rows, n_rows, m->n_embd);
-    f32 *ends = g->rows + (i64)first * m->n_embd;
-    ops->rms_norm(ops->self, ends, ends, m->norm_out, n_logits, m->n_embd, m->norm_eps);
-    if (n_logits <= g->n_logits_max) graph_logits(g, first, n_logits);
-}
-
-/* ---- rows apart ----
- *
- * Between two ops all threads wait for each other, dozens of times in a forward. Where a model is so
- * small that this costs more than reading its weights, the rows of different slots, which never look at
- * each other, are run from end to end by one thread each. */
-
-#define GRAPH_APART_BYTES (4 << 20) /* of weights: what every thread can read out of its caches */
-#define GRAPH_APART_ROWS 32         /* of a part: so many that their activations stay there too */
-#define GRAPH_PARTS_MAX 256         /* at least one slot in each */
-
-typedef struct {
-    const Graph *g;
-    const DlmRow *rows, *near;
-    i32 n_parts;
-    i32 first[GRAPH_PARTS_MAX + 1], logits[GRAPH_PARTS_MAX + 1]; /* where each part begins */
-} GraphApart_;
-
-static void graph_part_(void *arg, DlmOps *ops, i32 part) {
-    const GraphApart_ *a = arg;
-    const Model *m = a->g->m;
-    i64 row = a->first[part], n_q = m->n_head * m->head_dim, n_kv = m->n_head_kv * m->head_dim;
-    i32 logits = a->logits[part];
-    Graph g = *a->g;
-    g.ops = ops;
-    g.x += row * m->n_embd;
-    g.h += row * MAX_OF(m->n_embd, n_q);
-    g.q += row * n_q;
-    g.att += row * MAX_OF(m->n_embd, n_q);
-    g.k += row * n_kv;
-    g.v += row * n_kv;
-    g.gate += row * m->n_ff;
-    g.up += row * m->n_ff;
-    g.logits += (i64)logits * m->n_vocab;
-    graph_pass_(&g, a->rows + row, a->near + row, a->first[part + 1] - (i32)row, logits,
-                a->logits[part + 1] - logits);
-}
-
-/* Cuts the rows between slots, into parts of n_rows / lanes or a little more. False when that leaves a
- * lane with much less than another, when a slot's rows do not lie together, or when rows of logits are not
- * numbered in the order of the rows. */
-static bool graph_cut_(const Graph *g, GraphApart_ *a, i32 n_rows, i32 n_logits) {
-    bool seen[GRAPH_PARTS_MAX] = {false};
-    i32 lanes = g->ops->lanes, logits = 0, most = 0;
-    i32 size = MIN_OF((n_rows + lanes - 1) / lanes, GRAPH_APART_ROWS);
-    for (i32 r = 0; r < n_rows; r++) {
-        i32 slot = a->rows[r].slot;
-        bool begins = r == 0 || slot != a->rows[r - 1].slot;
-        if (begins && (slot >= GRAPH_PARTS_MAX || seen[slot])) return false;
-        seen[slot] = true;
-        if (begins && (r == 0 || r - a->first[a->n_parts - 1] >= size)) {
-            a->first[a->n_parts] = r;
-            a->logits[a->n_parts++] = logits;
-        }
-        if (a->rows[r].logits >= 0 && a->rows[r].logits != logits++) return false;
-    }
-    a->first[a->n_parts] = n_rows;
-    a->logits[a->n_parts] = n_logits;
-    for (i32 lane = 0; lane < lanes; lane++) /* as the pool deals them out */
-        most = MAX_OF(most, a->first[a->n_parts * (lane + 1) / lanes] -
-                                a->first[a->n_parts * lane / lanes]);
-    return a->n_parts > 1 && most * lanes <= n_rows + n_rows / 4;
+    ops->rms_norm(ops->self, g->rows, g->rows, m->norm_out, n_logits, m->n_embd, m->norm_eps);
+    if (n_logits <= g->n_logits_max) graph_logits(g, 0, n_logits);
 }
 
 /* Runs the rows through the model: writes their keys and values to the cache and the logits of the
@@ -376,18 +311,55 @@ static void graph_forward(Graph *g, const DlmRow *rows, i32 n_rows, i32 n_logits
     ASSERT(n_rows >= 1 && n_rows <= g->n_rows_max && n_logits <= g->n_targets_max);
     const DlmRow *near = g->m->window ? graph_near_(g, rows, n_rows) : rows;
     if (ops->begin && ops->begin(ops->self, rows, near, n_rows, n_logits)) return;
-    GraphApart_ a = {.g = g, .rows = rows, .near = near};
-    if (ops->apart && g->m->file->n <= GRAPH_APART_BYTES && n_logits <= g->n_logits_max &&
-        graph_cut_(g, &a, n_rows, n_logits))
-        ops->apart(ops, a.n_parts, a.first, graph_part_, &a);
-    else
-        graph_pass_(g, rows, near, n_rows, 0, n_logits);
+    graph_pass_(g, rows, near, n_rows, n_logits);
     if (ops->end) ops->end(ops->self);
 }
 
 /* Waits for a forward that was timed to be over. */
 static void graph_wait(Graph *g) {
     if (g->ops->sync) g->ops->sync(g->ops->self);
+}
+
+/* ---- lanes ----
+ *
+ * Between two ops all threads wait for each other, dozens of times in a forward. Where a model is so
+ * small that this costs more than reading its weights, threads run forwards of their own instead, for
+ * different slots, whose rows never look at each other. */
+
+#define GRAPH_LANE_BYTES (4 << 20) /* of weights: what every thread can read out of its caches */
+
+/* Can this model be run in lanes? Where a forward is the whole canvas it has rows enough for all threads. */
+static bool graph_has_lanes(const Model *m, const DlmOps *ops) {
+    return ops->apart && m->file->n <= GRAPH_LANE_BYTES && m->decode.attention != ATTEND_FULL;
+}
+
+/* The first row of scratch that lane i of n_lanes has. */
+static i32 graph_lane_row(const Graph *g, i32 i, i32 n_lanes) {
+    return g->n_rows_max / n_lanes * i;
+}
+
+/* Lane i of n_lanes: the same model and cache, a part of the scratch, and the ops of its thread. */
+static Graph graph_lane(const Graph *g, DlmOps *ops, i32 i, i32 n_lanes) {
+    const Model *m = g->m;
+    Graph lane = *g;
+    i64 row = graph_lane_row(g, i, n_lanes), n_q = m->n_head * m->head_dim,
+        n_kv = m->n_head_kv * m->head_dim;
+    lane.ops = ops;
+    lane.n_rows_max = g->n_rows_max / n_lanes;
+    lane.n_targets_max = g->n_targets_max / n_lanes;
+    lane.n_logits_max = g->n_logits_max / n_lanes;
+    lane.x += row * m->n_embd;
+    lane.h += row * MAX_OF(m->n_embd, n_q);
+    lane.q += row * n_q;
+    lane.att += row * MAX_OF(m->n_embd, n_q);
+    lane.k += row * n_kv;
+    lane.v += row * n_kv;
+    lane.gate += row * m->n_ff;
+    lane.up += row * m->n_ff;
+    lane.near += row;
+    lane.rows += (i64)i * lane.n_targets_max * m->n_embd;
+    lane.logits += (i64)i * lane.n_logits_max * m->n_vocab;
+    return lane;
 }
 
 #endif

@@ -744,16 +744,16 @@ static void cpu_top1(void *self, f32 *logits, i32 n_rows, i32 n, i32 banned, i32
     pool_for(j.c->pool, n_rows, cpu_grain_(16 * (i64)n), cpu_top1_rows_, &j);
 }
 
-/* ---- parts of a forward, each in one thread ---- */
+/* ---- lanes: forwards of one thread each ---- */
 
 typedef struct {
     DlmOps *ops;
     const i32 *first;
-    void (*fn)(void *arg, DlmOps *ops, i32 part);
+    void (*fn)(void *arg, DlmOps *ops, i32 lane);
     void *arg;
 } ApartJob;
 
-static void cpu_apart_parts_(void *arg, i32 begin, i32 end, i32 thread) {
+static void cpu_apart_lanes_(void *arg, i32 begin, i32 end, i32 thread) {
     const ApartJob *j = arg;
     const Cpu *c = j->ops->self;
     Cpu lane = *c;
@@ -775,11 +775,11 @@ static void cpu_apart_parts_(void *arg, i32 begin, i32 end, i32 thread) {
     }
 }
 
-static void cpu_apart(DlmOps *ops, i32 n_parts, const i32 *first,
-                      void (*fn)(void *arg, DlmOps *ops, i32 part), void *arg) {
+static void cpu_apart(DlmOps *ops, i32 n_lanes, const i32 *first,
+                      void (*fn)(void *arg, DlmOps *ops, i32 lane), void *arg) {
     Cpu *c = ops->self;
     ApartJob j = {ops, first, fn, arg};
-    pool_for(c->pool, n_parts, 1, cpu_apart_parts_, &j);
+    pool_for(c->pool, n_lanes, 1, cpu_apart_lanes_, &j);
 }
 
 /* ---- door ---- */
@@ -813,8 +813,7 @@ static bool kern_open_cpu(DlmOps *ops, Pool *pool, const char *level, Err *e) {
                     .exps = k->exps,
                     .end = cpu_flush,
                     .sync = cpu_flush,
-                    .apart = cpu_apart,
-                    .lanes = pool_threads(pool)};
+                    .apart = cpu_apart};
     return true;
 }
 

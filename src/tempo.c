@@ -155,11 +155,15 @@ static f64 tempo_forward(Graph *g, DlmRow *rows, i32 slot, i32 at, i32 n, i32 n_
     return os_now_ms() - from;
 }
 
+static bool tempo_is_prepared(const Tempo *t) {
+    return t->ms[0] > 0;
+}
+
 /* Measures T, unless that is known: at each of the points the shortest of what the budget allows; a
  * point that it does not allow is taken as proportional to the one before. slot: free; its cache is
  * lost when this returns true. */
 static bool tempo_prepare(Tempo *t, Graph *g, DlmRow *rows, i32 slot) {
-    if (t->ms[0] > 0) return false;
+    if (tempo_is_prepared(t)) return false;
     f64 from = os_now_ms();
     i32 n_logits = MIN_OF(g->m->decode.sub_block_size, g->n_logits_max);
     for (i32 rep = 0; rep < TEMPO_REPS; rep++)

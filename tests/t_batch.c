@@ -226,12 +226,69 @@ static void check_thread(i32 n_slots) {
     engine_close(g);
 }
 
+#define CROWD 6
+
+/* Lanes: answers of many lengths and ways come and go, some are cancelled, and each is its own. A way that
+ * wants T(M) measured first is among them: for that the lanes have to stop. */
+static void check_crowd(i32 n_threads) {
+    EngineOptions o = engine_options_default();
+    Engine *g = NULL;
+    Batch b;
+    static Asker a[CROWD];
+    TokIds prompts[CROWD][4] = {{{0}}};
+    Buf texts[CROWD][4] = {{{0}}};
+    i32 begun[4], done[4];
+    Err e = {0};
+    o.path = MODEL_PATH;
+    o.n_slots = 7;
+    o.n_threads = n_threads;
+    CHECK_OK(engine_open(&g, &o, &e), e);
+    CHECK_INT(g->n_lanes, MIN_OF(n_threads, 7));
+    for (i32 k = 0; k < CROWD; k++) {
+        asker_open(&a[k], 4);
+        prepare(&a[k], g, prompts[k], 1);
+        for (i32 i = 0; i < 4; i++) {
+            DecodeResult r;
+            DecodeParams *p = &a[k].jobs[i].params;
+            p->max_tokens = 10 + (37 * k + 11 * i) % 80;
+            p->mode = k % 2 ? DECODE_AR : (DecodeMode)i;
+            p->sample.seed = (u64)(4 * k + i);
+            CHECK_OK(
+                engine_generate(g, 0, prompts[k][i].p, (i32)prompts[k][i].n, p, NULL, &r, &e), e);
+            buf_str(&texts[k][i], buf_view(&r.text));
+            decode_result_free(&r);
+        }
+    }
+    a[2].jobs[1].params.mode = DECODE_AUTO;
+    CHECK(engine_will_measure(g, &a[2].jobs[1].params));
+    CHECK_OK(batch_open(&b, g, 4 * CROWD, &e), e);
+    for (i32 k = 0; k < CROWD; k++) CHECK(batch_submit(&b, &a[k].call));
+    batch_cancel(&b, &a[4].call);
+    for (i32 k = 0; k < CROWD; k++) {
+        if (k != 4) CHECK_INT(follow(&b, &a[k], begun, done), 4);
+        for (i32 i = 0; i < 4; i++) {
+            CHECK_OK(a[k].jobs[i].err.code == ERR_NONE, a[k].jobs[i].err);
+            if (k != 4 && (k != 2 || i != 1))
+                CHECK_STR(buf_view(&a[k].jobs[i].result.text), buf_view(&texts[k][i]));
+            buf_free(&texts[k][i]);
+        }
+    }
+    CHECK(tempo_is_prepared(&g->tempo));
+    batch_close(&b);
+    for (i32 k = 0; k < CROWD; k++) {
+        asker_close(&a[k]);
+        for (i32 i = 0; i < 4; i++) tok_ids_free(&prompts[k][i]);
+    }
+    engine_close(g);
+}
+
 int main(void) {
     check_queue();
     check_mail();
     check_overflow();
     check_thread(1);
     check_thread(3);
+    for (i32 n_threads = 1; n_threads <= 4; n_threads++) check_crowd(n_threads);
 #ifdef DLM_TEST_ALLOC
     CHECK_INT(mem_test_live, 0);
 #endif
