@@ -40,7 +40,10 @@
 #define TMPL_PARAMS_MAX 16u /* of one macro */
 #define TMPL_TARGETS_MAX 8u /* names in `for a, b` and `set a, b` */
 #define TMPL_LIST_MAX ((u32)1 << 20)
-#define TMPL_CHUNK ((u64)32 << 10)
+/* Bytes of the first chunk of memory, each next one being twice as large, and of the largest. Most templates
+ * need the first or two, and musl's malloc gives larger blocks back to the system each time. */
+#define TMPL_CHUNK ((u64)3 << 10)
+#define TMPL_CHUNK_MAX ((u64)48 << 10)
 
 /* A value in a document of JSON that outlives the rendering; no document, no value. */
 typedef struct {
@@ -292,15 +295,15 @@ typedef struct {
     u32 n_code, cap_code;
     TmplVal_ *consts;
     u32 n_consts, cap_consts;
-    Str names[TMPL_NAMES_MAX];
-    u32 n_names;
+    Str *names; /* [n_names] */
+    u32 n_names, cap_names;
 
     /* machine */
     u32 ip;
-    TmplVal_ stack[TMPL_STACK_MAX];
-    u32 n_stack;
-    TmplVar_ vars[TMPL_VARS_MAX];
-    u32 n_vars;
+    TmplVal_ *stack; /* [n_stack] */
+    u32 n_stack, cap_stack;
+    TmplVar_ *vars; /* [n_vars] */
+    u32 n_vars, cap_vars;
     u32 scopes[TMPL_SCOPES_MAX];   /* n_vars when each was opened */
     size_t marks[TMPL_SCOPES_MAX]; /* where the output of a capture begins */
     u32 n_scopes;
@@ -349,7 +352,8 @@ static void *tmpl_alloc_(Tmpl_ *s, u64 n) {
     if (!tmpl_work_(s, n)) return NULL;
     s->memory_left -= n;
     if (!c || n > c->cap - c->used) {
-        u64 head = sizeof(TmplChunk_) + 8, cap = MAX_OF(n, TMPL_CHUNK);
+        u64 next = c ? MIN_OF(2 * c->cap, TMPL_CHUNK_MAX) : TMPL_CHUNK;
+        u64 head = sizeof(TmplChunk_) + 8, cap = MAX_OF(n, next);
         _Static_assert((sizeof(TmplChunk_) + 8) % 16 == 0, "blocks behind the header stay aligned");
         c = mem_alloc(head + cap, s->e);
         if (!c) return NULL;
@@ -2475,6 +2479,9 @@ static bool tmpl_intern_(Tmpl_ *s, Str name, u32 *id) {
     for (*id = 0; *id < s->n_names; ++*id)
         if (str_eq(s->names[*id], name)) return tmpl_work_(s, *id);
     if (s->n_names == TMPL_NAMES_MAX) return tmpl_fail_(s, "more than %u names", TMPL_NAMES_MAX);
+    void *p = s->names;
+    if (!tmpl_grow_(s, &p, &s->cap_names, s->n_names, sizeof name)) return false;
+    s->names = p;
     s->names[s->n_names++] = name;
     return tmpl_work_(s, *id);
 }
@@ -3278,6 +3285,9 @@ static bool tmpl_compile_(Tmpl_ *s) {
 static bool tmpl_push_(Tmpl_ *s, TmplVal_ v) {
     if (s->n_stack == TMPL_STACK_MAX)
         return tmpl_fail_(s, "an expression with more than %u values", TMPL_STACK_MAX);
+    void *p = s->stack;
+    if (!tmpl_grow_(s, &p, &s->cap_stack, s->n_stack, sizeof v)) return false;
+    s->stack = p;
     s->stack[s->n_stack++] = v;
     return true;
 }
@@ -3326,6 +3336,9 @@ static bool tmpl_define_(Tmpl_ *s, u32 name, TmplVal_ v) {
         return true;
     }
     if (s->n_vars == TMPL_VARS_MAX) return tmpl_fail_(s, "more than %u variables", TMPL_VARS_MAX);
+    void *p = s->vars;
+    if (!tmpl_grow_(s, &p, &s->cap_vars, s->n_vars, sizeof *s->vars)) return false;
+    s->vars = p;
     s->vars[s->n_vars++] = (TmplVar_){name, v};
     return true;
 }
