@@ -262,7 +262,8 @@ INLINE void neon_values_(const TileAttend *a, DlmType type, i32 first, int n_q, 
     for (; i < a->head_dim; i += 8) neon_values_some_(a, type, first, n_q, c, end, i, 2);
 }
 
-static void neon_widen(f32 *to, const u8 *blocks, i64 n) {
+static void neon_widen(f32 *to, const u8 *blocks, i64 n, i64 ahead) {
+    (void)ahead;
     for (; n > 0; n -= DLM_QK8_0, to += DLM_QK8_0, blocks += sizeof(DlmBlockQ8_0)) {
         f32 d = f16_to_f32(load_u16(blocks));
         UNROLL

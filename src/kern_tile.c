@@ -206,6 +206,9 @@ static void tile_ternary(const TileLevel *level, f32 *y, i64 y_stride, const Dlm
  * many queries at a few cells, in registers, and the softmax. */
 
 #define TILE_BITE 64 /* cells */
+/* Bytes ahead that keys or values are asked for: several cells are read side by side, which the hardware's
+ * own prefetching takes for no stream. */
+#define TILE_KV_AHEAD 8192
 
 typedef struct {
     f32 *const *out;
@@ -215,6 +218,7 @@ typedef struct {
     const u8 *k, *v;
     i32 base;   /* the cell at k and v */
     i64 stride; /* bytes between cells */
+    i64 ahead;  /* bytes from an element to one that will be wanted soon, to ask for it early */
     f32 scale;
     f32 *scores; /* [n_q][scores_stride] */
     i64 scores_stride;
@@ -227,7 +231,7 @@ typedef struct {
     TileAttendFn *scores[3], *values[3];
     f32 (*softmax)(f32 *s, i32 n); /* s[c] = exp(s[c] - the largest); returns their sum */
     /* Q8_0: n elements, whole blocks, as the F32 that the steps take. Else NULL */
-    void (*widen)(f32 *to, const u8 *blocks, i64 n);
+    void (*widen)(f32 *to, const u8 *blocks, i64 n, i64 ahead);
 } TileAttendSteps;
 
 #define TILE_WIDE 4096 /* floats: what is widened at a time stays in the first cache level */
@@ -241,7 +245,7 @@ static const TileAttend *tile_widen_(const TileAttendSteps *steps, const TileAtt
                                      const u8 *kv, i32 c, i32 end) {
     if (!steps->widen) return a;
     i64 dim = a->head_dim;
-    steps->widen(w->cells, kv + c * a->stride, (end - c) * dim);
+    steps->widen(w->cells, kv + c * a->stride, (end - c) * dim, a->ahead);
     w->a = *a;
     w->a.k = w->a.v = (const u8 *)w->cells;
     w->a.base = c, w->a.stride = dim * (i64)sizeof(f32);
@@ -281,6 +285,8 @@ static void tile_attend_(const TileAttendSteps *steps, TileAttend *a) {
     for (i32 m = 0; m < a->n_q; m++) n = MAX_OF(n, a->hi[m]);
     for (i32 c = 0, end; c < n; c = end) {
         end = MIN_OF(c + bite, n);
+        /* behind the last keys come the first values */
+        a->ahead = end < n ? TILE_KV_AHEAD : (i64)((uintptr_t)a->v - (uintptr_t)a->k) - c * a->stride;
         const TileAttend *at = tile_widen_(steps, a, &wide, a->k, c, end);
         for (i32 m = 0; m < a->n_q; m += 1 << tile_step_(a->n_q - m))
             steps->scores[tile_step_(a->n_q - m)](at, m, c, end);
@@ -290,6 +296,7 @@ static void tile_attend_(const TileAttendSteps *steps, TileAttend *a) {
             1.0f / steps->softmax(a->scores + m * a->scores_stride + a->lo[m], a->hi[m] - a->lo[m]);
     for (i32 c = 0, end; c < n; c = end) {
         end = MIN_OF(c + bite, n);
+        a->ahead = end < n ? TILE_KV_AHEAD : 0;
         const TileAttend *at = tile_widen_(steps, a, &wide, a->v, c, end);
         for (i32 m = 0; m < a->n_q; m += 1 << tile_step_(a->n_q - m))
             tile_values_(steps, at, m, tile_step_(a->n_q - m), c, end);

@@ -237,13 +237,9 @@ AVX2_FN INLINE __m256 avx2_load_f16_(const u16 *p) {
  * Each score has its own 16 lanes; as many scores as a register has lanes are folded at once, by a
  * transposing tree of the law's additions. */
 
-/* Bytes ahead of the cell at hand that are asked for early: several cells are read side by side, which
- * the hardware's own prefetching takes for no stream. */
-#define X86_KV_AHEAD 8192
-
-AVX2_FN INLINE void x86_ask_kv_(const u8 *at, DlmType type) {
+AVX2_FN INLINE void x86_ask_kv_(const TileAttend *a, const u8 *at, DlmType type) {
     if (type == DLM_F16) /* F32 is what was just widened, or for comparisons */
-        _mm_prefetch((const char *)at + X86_KV_AHEAD, _MM_HINT_T0);
+        _mm_prefetch((const char *)((uintptr_t)at + (uintptr_t)a->ahead), _MM_HINT_T0);
 }
 
 /* n <= n_max scores; n_max, the usual number, is a constant. */
@@ -294,7 +290,8 @@ AVX2_FN INLINE void avx2_scores8_(const TileAttend *a, DlmType type, i32 first, 
                 key[j] = avx2_load_kv_(k[j] + i * tile_kv_size_(type), type);
             if (half == 0) {
                 UNROLL
-                for (int j = 0; j < n_c; j++) x86_ask_kv_(k[j] + i * tile_kv_size_(type), type);
+                for (int j = 0; j < n_c; j++)
+                    x86_ask_kv_(a, k[j] + i * tile_kv_size_(type), type);
             }
             UNROLL
             for (int m = 0; m < n_q; m++) {
@@ -335,7 +332,7 @@ AVX2_FN INLINE void avx2_values8_(const TileAttend *a, DlmType type, i32 first, 
         UNROLL
         for (int j = 0; j < n_v; j++)
             value[j] = avx2_load_kv_(v + 8 * j * tile_kv_size_(type), type);
-        x86_ask_kv_(v, type);
+        x86_ask_kv_(a, v, type);
         UNROLL
         for (int m = 0; m < n_q; m++) {
             __m256 score = _mm256_broadcast_ss(s + m * a->scores_stride + c);
@@ -361,11 +358,11 @@ AVX2_FN INLINE void avx2_values_(const TileAttend *a, DlmType type, i32 first, i
     for (; i < a->head_dim; i += 8) avx2_values8_(a, type, first, n_q, c, end, i, 1);
 }
 
-AVX2_FN static void avx2_widen(f32 *to, const u8 *blocks, i64 n) {
+AVX2_FN static void avx2_widen(f32 *to, const u8 *blocks, i64 n, i64 ahead) {
     for (; n > 0; n -= DLM_QK8_0, to += DLM_QK8_0, blocks += sizeof(DlmBlockQ8_0)) {
         const i8 *q = (const i8 *)blocks + 2;
         __m256 d = _mm256_cvtph_ps(_mm_set1_epi16((i16)load_u16(blocks)));
-        _mm_prefetch((const char *)blocks + X86_KV_AHEAD, _MM_HINT_T0);
+        _mm_prefetch((const char *)((uintptr_t)blocks + (uintptr_t)ahead), _MM_HINT_T0);
         UNROLL
         for (int i = 0; i < DLM_QK8_0; i += 8) {
             __m128i eight = _mm_loadl_epi64((const __m128i *)(const void *)(q + i));
@@ -443,14 +440,15 @@ AVX512_FN INLINE __m512 avx512_fold16_(const __m512 s[16]) {
 }
 
 /* acc[m n_c + j] += query m times key j, for 16 elements from i. */
-AVX512_FN INLINE void avx512_products_(__m512 acc[16], const u8 *const *k, const f32 *const *q,
-                                       DlmType type, int n_q, i32 i, __mmask16 mask) {
+AVX512_FN INLINE void avx512_products_(const TileAttend *a, __m512 acc[16], const u8 *const *k,
+                                       const f32 *const *q, DlmType type, int n_q, i32 i,
+                                       __mmask16 mask) {
     const int n_c = 16 / n_q;
     UNROLL
     for (int j = 0; j < n_c; j++) {
         const u8 *at = k[j] + i * tile_kv_size_(type);
         __m512 key = avx512_load_kv_(at, type, mask);
-        x86_ask_kv_(at, type);
+        x86_ask_kv_(a, at, type);
         UNROLL
         for (int m = 0; m < n_q; m++)
             acc[m * n_c + j] =
@@ -472,8 +470,8 @@ AVX512_FN INLINE void avx512_scores16_(const TileAttend *a, DlmType type, i32 fi
     UNROLL
     for (int j = 0; j < 16; j++) acc[j] = _mm512_setzero_ps();
     i32 i = 0;
-    for (; i + 16 <= a->head_dim; i += 16) avx512_products_(acc, k, q, type, n_q, i, 0xffff);
-    if (i < a->head_dim) avx512_products_(acc, k, q, type, n_q, i, avx512_mask_(a->head_dim - i));
+    for (; i + 16 <= a->head_dim; i += 16) avx512_products_(a, acc, k, q, type, n_q, i, 0xffff);
+    if (i < a->head_dim) avx512_products_(a, acc, k, q, type, n_q, i, avx512_mask_(a->head_dim - i));
     f32 out[16];
     _mm512_storeu_ps(out, _mm512_mul_ps(avx512_fold16_(acc), _mm512_set1_ps(a->scale)));
     UNROLL
@@ -504,7 +502,7 @@ AVX512_FN INLINE void avx512_values16_(const TileAttend *a, DlmType type, i32 fi
         for (int j = 0; j < n_v; j++) {
             const u8 *at = v + 16 * j * tile_kv_size_(type);
             value[j] = avx512_load_kv_(at, type, mask);
-            x86_ask_kv_(at, type);
+            x86_ask_kv_(a, at, type);
         }
         UNROLL
         for (int m = 0; m < n_q; m++) {
@@ -552,11 +550,11 @@ AVX512_FN INLINE f32 avx512_fold_(__m512 v) {
     return avx2_fold_(_mm512_castps512_ps256(v), _mm256_castpd_ps(hi));
 }
 
-AVX512_FN static void avx512_widen(f32 *to, const u8 *blocks, i64 n) {
+AVX512_FN static void avx512_widen(f32 *to, const u8 *blocks, i64 n, i64 ahead) {
     for (; n > 0; n -= DLM_QK8_0, to += DLM_QK8_0, blocks += sizeof(DlmBlockQ8_0)) {
         const i8 *q = (const i8 *)blocks + 2;
         __m512 d = _mm512_cvtph_ps(_mm256_set1_epi16((i16)load_u16(blocks)));
-        _mm_prefetch((const char *)blocks + X86_KV_AHEAD, _MM_HINT_T0);
+        _mm_prefetch((const char *)((uintptr_t)blocks + (uintptr_t)ahead), _MM_HINT_T0);
         UNROLL
         for (int i = 0; i < DLM_QK8_0; i += 16) {
             __m128i some = _mm_loadu_si128((const __m128i *)(const void *)(q + i));
