@@ -39,7 +39,7 @@
 #define SERVER_HEAD_MS 10e3      /* a request's head, in all, from its first byte */
 #define SERVER_STALL_MS 10e3     /* a body or an answer: so long, and longer for its size at ... */
 #define SERVER_RATE 16.0         /* ... this many bytes in a millisecond */
-#define SERVER_GATHER_MS 8       /* events are written this often at most: no screen shows more */
+#define SERVER_GATHER_MS 16      /* events are written this often at most: once a frame of most screens */
 #define SERVER_PING_MS 15e3      /* a stream that has nothing to say shows that it lives */
 #define SERVER_GOODBYE_MS 1e3    /* for the other side to close as well */
 #define SERVER_LAST_MS 1e3       /* when the server stops: for a request that is on its way */
