@@ -582,6 +582,70 @@ AVX512_FN static f32 avx512_softmax(f32 *s, i32 n) {
 TILE_ATTEND(avx2, AVX2_FN)
 TILE_ATTEND(avx512, AVX512_FN)
 
+/* ---- AVX-512: floats of a row, 16 at a time ---- */
+
+AVX512_FN static void avx512_quantize_row(i8 *q, f32 *inv_scale, i32 *sum, const f32 *x, i32 n) {
+    __m512 max = _mm512_set1_ps(1e-5f);
+    for (i32 i = 0; i < n; i += 16)
+        max = _mm512_max_ps(_mm512_abs_ps(_mm512_maskz_loadu_ps(avx512_mask_(n - i), x + i)), max);
+    f32 s = 127.0f / _mm512_reduce_max_ps(max);
+    __m512 s16 = _mm512_set1_ps(s), lo = _mm512_set1_ps(-128.0f), hi = _mm512_set1_ps(127.0f);
+    __m512i total = _mm512_setzero_si512();
+    for (i32 i = 0; i < n; i += 16) {
+        __mmask16 mask = avx512_mask_(n - i);
+        __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + i), s16);
+        __m512i c = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(v, lo), hi));
+        total = _mm512_add_epi32(total, c);
+        _mm512_mask_cvtepi32_storeu_epi8(q + i, mask, c);
+    }
+    *inv_scale = 1.0f / s;
+    *sum = _mm512_reduce_add_epi32(total);
+}
+
+AVX512_FN static void avx512_rms_norm(f32 *y, const f32 *x, const f32 *gain, i32 n, f32 eps) {
+    __m512 sum = _mm512_setzero_ps();
+    for (i32 i = 0; i < n; i += 16) {
+        __m512 v = _mm512_maskz_loadu_ps(avx512_mask_(n - i), x + i);
+        sum = _mm512_fmadd_ps(v, v, sum);
+    }
+    f32 r = 1.0f / kern_sqrtf(avx512_fold_(sum) / (f32)n + eps);
+    for (i32 i = 0; i < n; i += 16) {
+        __mmask16 mask = avx512_mask_(n - i);
+        __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + i), _mm512_set1_ps(r));
+        v = _mm512_mul_ps(v, _mm512_maskz_loadu_ps(mask, gain + i));
+        _mm512_mask_storeu_ps(y + i, mask, v);
+    }
+}
+
+AVX512_FN static i32 avx512_top1(const f32 *logits, i32 n, f32 *sum_exp) {
+    const __m512 none = _mm512_set1_ps(KERN_MINUS_INF);
+    __m512 max = none, sum = _mm512_setzero_ps();
+    for (i32 i = 0; i < n; i += 16) /* passes over NaN, as the law does */
+        max = _mm512_max_ps(_mm512_mask_loadu_ps(none, avx512_mask_(n - i), logits + i), max);
+    max = _mm512_set1_ps(_mm512_reduce_max_ps(max));
+    i32 best = n;
+    for (i32 i = 0; i < n && best == n; i += 16) {
+        __mmask16 mask = avx512_mask_(n - i);
+        u32 same = _mm512_mask_cmp_ps_mask(mask, _mm512_maskz_loadu_ps(mask, logits + i), max,
+                                           _CMP_EQ_OQ);
+        if (same) best = i + __builtin_ctz(same);
+    }
+    if (best == n) return ref_top1(logits, n, sum_exp); /* nothing but NaN: let the law decide */
+    for (i32 i = 0; i < n; i += 16) {
+        __m512 v = _mm512_mask_loadu_ps(none, avx512_mask_(n - i), logits + i);
+        sum = _mm512_add_ps(sum, avx512_exp_(_mm512_sub_ps(v, max)));
+    }
+    *sum_exp = avx512_fold_(sum);
+    return best;
+}
+
+AVX512_FN static void avx512_exps(f32 *x, i32 n) {
+    for (i32 i = 0; i < n; i += 16) {
+        __mmask16 mask = avx512_mask_(n - i);
+        _mm512_mask_storeu_ps(x + i, mask, avx512_exp_(_mm512_maskz_loadu_ps(mask, x + i)));
+    }
+}
+
 AVX2_FN static i32 avx2_top1(const f32 *logits, i32 n, f32 *sum_exp) {
     f32 max = avx2_max_(logits, n);
     i32 best = 0;
@@ -2083,28 +2147,30 @@ AVX512_FN static i64 avx512_peak(i64 n) {
     return 16 * 64;
 }
 
-/* A level over avx2: what it names comes instead of avx2's. */
-#define X86_LEVEL(level, ...)                                                 \
-    static const DlmKernels level = {.quantize_row = avx2_quantize_row,       \
+/* A level over avx2, with the float kernels of `wide`. */
+#define X86_LEVEL(level, wide, ...)                                           \
+    static const DlmKernels level = {.quantize_row = wide##_quantize_row,     \
                                      .quantize_blocks = avx2_quantize_blocks, \
-                                     .rms_norm = avx2_rms_norm,               \
+                                     .rms_norm = wide##_rms_norm,             \
                                      .gate = avx2_gate,                       \
                                      .add = avx2_add,                         \
                                      .rope = avx2_rope,                       \
                                      .to_f16 = avx2_to_f16,                   \
                                      .to_q8_0 = avx2_to_q8_0,                 \
-                                     .top1 = avx2_top1,                       \
-                                     .exps = avx2_exps,                       \
+                                     .top1 = wide##_top1,                     \
+                                     .exps = wide##_exps,                     \
+                                     .dense = wide##_dense,                   \
+                                     .attend = wide##_attend,                 \
                                      .strip_bytes = x86_strip_bytes,          \
                                      .strip = x86_strip,                      \
                                      __VA_ARGS__};
 #define AVX2_TABLES .ternary_tables = avx2_ternary_tables, .tables_bytes = sizeof(Avx2Tables)
-X86_LEVEL(KERN_AVX2, .name = "avx2", .ternary = avx2_ternary, AVX2_TABLES, .blocks = avx2_blocks,
-          .dense = avx2_dense, .attend = avx2_attend, .peak = avx2_peak)
-X86_LEVEL(KERN_AVXVNNI, .name = "avxvnni", .ternary = avxvnni_ternary, AVX2_TABLES,
-          .blocks = avx2_blocks, .dense = avx2_dense, .attend = avx2_attend, .peak = avxvnni_peak)
-X86_LEVEL(KERN_AVX512, .name = "avx512", .ternary = avx512_ternary, .blocks = avx512_blocks,
-          .dense = avx512_dense, .attend = avx512_attend, .peak = avx512_peak)
+X86_LEVEL(KERN_AVX2, avx2, .name = "avx2", .ternary = avx2_ternary, AVX2_TABLES,
+          .blocks = avx2_blocks, .peak = avx2_peak)
+X86_LEVEL(KERN_AVXVNNI, avx2, .name = "avxvnni", .ternary = avxvnni_ternary, AVX2_TABLES,
+          .blocks = avx2_blocks, .peak = avxvnni_peak)
+X86_LEVEL(KERN_AVX512, avx512, .name = "avx512", .ternary = avx512_ternary,
+          .blocks = avx512_blocks, .peak = avx512_peak)
 
 /* The levels that this machine can run, best first; NULL past the last. */
 static const DlmKernels *kern_x86_level(int i) {

@@ -132,8 +132,11 @@ static i32 sample_id_(const SampleSoftmax_ *s, i32 i) {
 /* Computes the terms from candidate `at` on; returns how many. */
 static i32 sample_terms_(SampleSoftmax_ *s, i32 at) {
     i32 n = MIN_OF(s->n - at, SAMPLE_BITE);
-    for (i32 i = 0; i < n; i++)
-        s->terms[i] = (s->logits[sample_id_(s, at + i)] - s->max) * s->inv_t;
+    if (s->ids)
+        for (i32 i = 0; i < n; i++)
+            s->terms[i] = (s->logits[sample_id_(s, at + i)] - s->max) * s->inv_t;
+    else
+        for (i32 i = 0; i < n; i++) s->terms[i] = (s->logits[at + i] - s->max) * s->inv_t;
     s->exps(s->terms, n);
     return n;
 }
