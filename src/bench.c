@@ -65,7 +65,7 @@ static const BenchWay BENCH_WAYS[] = {
 
 typedef struct {
     i64 right, tokens, forwards, commits, rows; /* rows: of denoising and committing forwards */
-    f64 ms;                                     /* of prefill and decoding */
+    f64 ms; /* of prefill and decoding: the sum of each question's median */
 } BenchAnswers;
 
 typedef struct {
@@ -281,30 +281,49 @@ static bool bench_run(Engine *g, const BenchOptions *o, BenchResult *r, Err *e) 
 
 /* ---- questions: what each way of decoding makes of them, end to end ---- */
 
-/* One question in one way, from an empty cache. answer: what is right, or NULL. */
+/* One question in one way, from an empty cache: *ms that it took. answer: what is right, or NULL. a: where
+ * it is counted, or NULL when it was before. */
 static bool bench_ask_one_(Engine *g, const BenchWay *way, const TokIds *prompt, const Str *answer,
-                           BenchAnswers *a, Err *e) {
+                           BenchAnswers *a, f64 *ms, Err *e) {
     DecodeParams p = decode_params_default();
     DecodeResult r;
     p.mode = way->mode;
     p.cache = way->cache;
     g->slots[0].decode.n_cached = 0;
     bool ok = engine_generate(g, 0, prompt->p, (i32)prompt->n, &p, NULL, &r, e);
-    if (ok) {
+    *ms = r.ms_prefill + r.ms_decode;
+    if (ok && a) {
         a->right += answer && strcmp(r.finish, "stop") == 0 && str_eq(buf_view(&r.text), *answer);
         a->tokens += (i64)r.ids.n;
         a->forwards += decode_forwards(&r);
         a->commits += r.n_forwards_commit + r.n_joined;
         a->rows += r.n_rows;
-        a->ms += r.ms_prefill + r.ms_decode;
     }
     decode_result_free(&r);
     return ok;
 }
 
-/* One question in every way, beginning with another one each time. */
-static bool bench_ask_all_(Engine *g, const JsonDoc *d, u32 node, const char *label, BenchResult *r,
-                           Err *e) {
+/* One question in every way, in turns, beginning with another one each time. */
+static bool bench_ask_ways_(Engine *g, const TokIds *prompt, const Str *answer, i32 reps,
+                            BenchResult *r, Err *e) {
+    f64 ms[COUNT_OF(BENCH_WAYS)][BENCH_REPS_MAX];
+    bool ok = true;
+    for (i32 rep = 0; ok && rep < reps; rep++)
+        for (size_t i = 0; ok && i < COUNT_OF(BENCH_WAYS); i++) {
+            size_t way = (i + (size_t)(r->n_questions + rep)) % COUNT_OF(BENCH_WAYS);
+            bool mask = g->model.decode.mask_id >= 0 || BENCH_WAYS[way].mode == DECODE_AR;
+            BenchAnswers *a = rep == 0 ? &r->answers[way] : NULL;
+            ms[way][rep] = 0;
+            ok = !mask ||
+                 bench_ask_one_(g, &BENCH_WAYS[way], prompt, answer, a, &ms[way][rep], e);
+        }
+    for (size_t way = 0; ok && way < COUNT_OF(BENCH_WAYS); way++)
+        r->answers[way].ms += bench_median_(ms[way], reps);
+    return ok;
+}
+
+static bool bench_ask_entry_(Engine *g, const BenchOptions *o, const JsonDoc *d, u32 node,
+                             const char *label, BenchResult *r, Err *e) {
     Str question = {0}, answer = {0};
     TokIds prompt = {0};
     if (json_type(d, node) != JSON_OBJECT || !json_str(d, json_get(d, node, "question"), &question))
@@ -312,13 +331,8 @@ static bool bench_ask_all_(Engine *g, const JsonDoc *d, u32 node, const char *la
                        label, (long long)r->n_questions);
     bool judged = json_str(d, json_get(d, node, "answer"), &answer);
     const TmplMsg ask = {.role = STR("user"), .content = question};
-    bool ok = engine_render(g, &ask, 1, &prompt, e);
-    for (size_t i = 0; ok && i < COUNT_OF(BENCH_WAYS); i++) {
-        size_t way = (i + (size_t)r->n_questions) % COUNT_OF(BENCH_WAYS);
-        bool mask = g->model.decode.mask_id >= 0 || BENCH_WAYS[way].mode == DECODE_AR;
-        ok = !mask || bench_ask_one_(g, &BENCH_WAYS[way], &prompt, judged ? &answer : NULL,
-                                     &r->answers[way], e);
-    }
+    bool ok = engine_render(g, &ask, 1, &prompt, e) &&
+              bench_ask_ways_(g, &prompt, judged ? &answer : NULL, o->reps, r, e);
     r->n_questions++;
     r->n_judged += judged;
     tok_ids_free(&prompt);
@@ -334,13 +348,14 @@ static bool bench_read_questions(JsonDoc *d, const char *label, Str text, Err *e
     return err_set(e, ERR_USAGE, "%s is not an array of questions", label);
 }
 
-/* Asks them all, after bench_run. */
-static bool bench_ask(Engine *g, const char *label, const JsonDoc *d, BenchResult *r, Err *e) {
+/* Asks them all, each as often as the options say, after bench_run. */
+static bool bench_ask(Engine *g, const BenchOptions *o, const char *label, const JsonDoc *d,
+                      BenchResult *r, Err *e) {
     tempo_prepare(&g->tempo, &g->graph, g->rows, 0);
     bool ok = true;
     u32 node = json_first(d, 0);
     for (u32 n = json_count(d, 0); ok && n > 0; n--, node = json_next(d, node))
-        ok = bench_ask_all_(g, d, node, label, r, e);
+        ok = bench_ask_entry_(g, o, d, node, label, r, e);
     return ok;
 }
 

@@ -2765,7 +2765,7 @@ static bool cli_bench_(const Cli *c, Err *e) {
     bool ok = (!file || (os_read_file(file, &text, e) &&
                          bench_read_questions(&questions, file, buf_view(&text), e))) &&
               engine_open(&g, &o, e) && bench_run(g, &c->bench, &r, e) &&
-              (!file || bench_ask(g, file, &questions, &r, e));
+              (!file || bench_ask(g, &c->bench, file, &questions, &r, e));
     if (ok) bench_print(g, &c->bench, &r, &out);
     ok = cli_print_buf_(&out, ok, e);
     if (ok && c->bench_plot) {
