@@ -164,16 +164,18 @@ static bool engine_context_(const Engine *g, const EngineOptions *o, i32 *n_ctx,
 
 #define ENGINE_LANES_MAX 32
 
-/* A lane has room for whatever one of its slots may want. two: rows of a block and the one before. */
-static void engine_plan_lanes_(Engine *g, const EngineOptions *o, i32 two) {
+/* A lane has room for whatever one of its slots may want: the rows of a block and the one before, and the
+ * logits of a block. */
+static void engine_plan_lanes_(Engine *g, const EngineOptions *o) {
     GraphOptions *p = &g->graph_options;
     i32 n = MIN_OF(MIN_OF(pool_threads(g->pool), o->n_slots), ENGINE_LANES_MAX);
+    i32 block = MIN_OF(g->block_size_max, p->n_ctx);
     g->n_lanes = 1;
     if (n < 2 || !graph_has_lanes(&g->model, &g->cpu)) return;
     g->n_lanes = n;
-    p->n_rows_max = MAX_OF(p->n_rows_max, n * two);
-    p->n_targets_max = MAX_OF(p->n_targets_max, n * two);
-    p->n_logits_max = MAX_OF(p->n_logits_max, n);
+    p->n_rows_max = MAX_OF(p->n_rows_max, n * 2 * block);
+    p->n_targets_max = MAX_OF(p->n_targets_max, n * block);
+    p->n_logits_max = MAX_OF(p->n_logits_max, MIN_OF(n * block, ENGINE_LOGITS_MAX));
 }
 
 static bool engine_plan_graph_(Engine *g, const EngineOptions *o, Err *e) {
@@ -194,7 +196,7 @@ static bool engine_plan_graph_(Engine *g, const EngineOptions *o, Err *e) {
         .n_logits_max = full ? MAX_OF(logits & ~1, 2) : logits, /* pairs */
         .n_targets_max = MAX_OF(full ? two : block, all),
         .kv_type = o->kv_type};
-    engine_plan_lanes_(g, o, two);
+    engine_plan_lanes_(g, o);
     return true;
 }
 
