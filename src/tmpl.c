@@ -43,7 +43,7 @@
 /* Bytes of the first chunk of memory, each next one being twice as large, and of the largest. Most templates
  * need the first or two, and musl's malloc gives larger blocks back to the system each time. */
 #define TMPL_CHUNK ((u64)3 << 10)
-#define TMPL_CHUNK_MAX ((u64)48 << 10)
+#define TMPL_CHUNK_MAX ((u64)24 << 10)
 
 /* A value in a document of JSON that outlives the rendering; no document, no value. */
 typedef struct {
