@@ -142,7 +142,7 @@ static bool str_ends(Str s, Str suffix) {
 static Str str_cut(Str s, size_t from, size_t to) {
     if (to > s.n) to = s.n;
     if (from > to) from = to;
-    return (Str){s.p + from, to - from};
+    return (Str){from ? s.p + from : s.p, to - from}; /* NULL + 0 is undefined */
 }
 
 /* Byte offset of the first `needle` at or after `from`, or SIZE_MAX. An empty needle is found at once. */

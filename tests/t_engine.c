@@ -361,7 +361,7 @@ static void check_slots(void) {
 /* What lanes do: each thread a forward of a slot's rows, over and over, while the others do so too. */
 typedef struct {
     const Buf *want; /* [SLOTS] the logits that the slot's rows give alone */
-    i32 n_runs[SLOTS], n_wrong;
+    i32 n_runs[SLOTS], n_wrong[SLOTS]; /* of each lane */
 } Apart;
 
 #define APART_ROWS 24
@@ -395,7 +395,8 @@ static void run_apart(void *arg, EngineLane *lane, i32 index) {
             u64 size = (u64)g->m->n_vocab * sizeof(f32);
             each = MIN_OF(each, n_logits - at);
             if (n_logits > g->n_logits_max) graph_logits(g, at, each);
-            a->n_wrong += memcmp(g->logits, a->want[index].p + (u64)at * size, (u64)each * size) != 0;
+            a->n_wrong[index] +=
+                memcmp(g->logits, a->want[index].p + (u64)at * size, (u64)each * size) != 0;
         }
     }
 }
@@ -418,8 +419,10 @@ static void check_apart(void) {
                     (size_t)n_logits * (size_t)e->model.n_vocab * sizeof(f32));
         }
         if (threads > 1) engine_apart(e, run_apart, &a);
-        for (i32 i = 0; i < e->n_lanes && threads > 1; i++) CHECK_INT(a.n_runs[i], 30);
-        CHECK_INT(a.n_wrong, 0);
+        for (i32 i = 0; i < e->n_lanes && threads > 1; i++) {
+            CHECK_INT(a.n_runs[i], 30);
+            CHECK_INT(a.n_wrong[i], 0);
+        }
         for (i32 slot = 0; slot < SLOTS; slot++) buf_free(&want[slot]);
         engine_close(e);
     }
