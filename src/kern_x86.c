@@ -237,9 +237,12 @@ AVX2_FN INLINE __m256 avx2_load_f16_(const u16 *p) {
  * Each score has its own 16 lanes; as many scores as a register has lanes are folded at once, by a
  * transposing tree of the law's additions. */
 
+AVX2_FN INLINE void x86_ask_(const u8 *at, i64 ahead) { /* which may lie in another array */
+    _mm_prefetch((const char *)((uintptr_t)at + (uintptr_t)ahead), _MM_HINT_T0);
+}
+
 AVX2_FN INLINE void x86_ask_kv_(const TileAttend *a, const u8 *at, DlmType type) {
-    if (type == DLM_F16) /* F32 is what was just widened, or for comparisons */
-        _mm_prefetch((const char *)((uintptr_t)at + (uintptr_t)a->ahead), _MM_HINT_T0);
+    if (type == DLM_F16) x86_ask_(at, a->ahead); /* F32 was just widened, or is for comparisons */
 }
 
 /* n <= n_max scores; n_max, the usual number, is a constant. */
@@ -362,7 +365,7 @@ AVX2_FN static void avx2_widen(f32 *to, const u8 *blocks, i64 n, i64 ahead) {
     for (; n > 0; n -= DLM_QK8_0, to += DLM_QK8_0, blocks += sizeof(DlmBlockQ8_0)) {
         const i8 *q = (const i8 *)blocks + 2;
         __m256 d = _mm256_cvtph_ps(_mm_set1_epi16((i16)load_u16(blocks)));
-        _mm_prefetch((const char *)((uintptr_t)blocks + (uintptr_t)ahead), _MM_HINT_T0);
+        x86_ask_(blocks, ahead);
         UNROLL
         for (int i = 0; i < DLM_QK8_0; i += 8) {
             __m128i eight = _mm_loadl_epi64((const __m128i *)(const void *)(q + i));
@@ -554,7 +557,7 @@ AVX512_FN static void avx512_widen(f32 *to, const u8 *blocks, i64 n, i64 ahead) 
     for (; n > 0; n -= DLM_QK8_0, to += DLM_QK8_0, blocks += sizeof(DlmBlockQ8_0)) {
         const i8 *q = (const i8 *)blocks + 2;
         __m512 d = _mm512_cvtph_ps(_mm256_set1_epi16((i16)load_u16(blocks)));
-        _mm_prefetch((const char *)((uintptr_t)blocks + (uintptr_t)ahead), _MM_HINT_T0);
+        x86_ask_(blocks, ahead);
         UNROLL
         for (int i = 0; i < DLM_QK8_0; i += 16) {
             __m128i some = _mm_loadu_si128((const __m128i *)(const void *)(q + i));

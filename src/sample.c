@@ -132,7 +132,7 @@ static i32 sample_id_(const SampleSoftmax_ *s, i32 i) {
 /* Computes the terms from candidate `at` on; returns how many. */
 static i32 sample_terms_(SampleSoftmax_ *s, i32 at) {
     i32 n = MIN_OF(s->n - at, SAMPLE_BITE);
-    if (s->ids)
+    if (s->ids) /* two loops: without this question in it the other takes 3/4 of the time */
         for (i32 i = 0; i < n; i++)
             s->terms[i] = (s->logits[sample_id_(s, at + i)] - s->max) * s->inv_t;
     else

@@ -366,14 +366,16 @@ static void *tmpl_alloc_(Tmpl_ *s, u64 n) {
     return p;
 }
 
-/* Room for one more of `size` bytes in the array *p; growing leaves the old one to the arena. */
-static bool tmpl_grow_(Tmpl_ *s, void **p, u32 *cap, u32 n, size_t size) {
+/* Room for one more of `size` bytes in an array; growing leaves the old one to the arena. array: the address
+ * of the pointer to it, of whatever type. */
+static bool tmpl_grow_(Tmpl_ *s, void *array, u32 *cap, u32 n, size_t size) {
     if (n < *cap) return true;
     u32 bigger = *cap ? *cap * 2 : 8;
-    void *q = tmpl_alloc_(s, bigger * size);
+    void *old, *q = tmpl_alloc_(s, bigger * size);
     if (!q) return false;
-    if (n) memcpy(q, *p, n * size);
-    *p = q;
+    memcpy(&old, array, sizeof old);
+    if (n) memcpy(q, old, n * size);
+    memcpy(array, &q, sizeof q);
     *cap = bigger;
     return true;
 }
@@ -438,9 +440,7 @@ static TmplList_ *tmpl_list_new_(Tmpl_ *s, u32 cap) {
 static bool tmpl_list_add_(Tmpl_ *s, TmplList_ *list, TmplVal_ v) {
     if (list->n >= TMPL_LIST_MAX)
         return tmpl_fail_(s, "a list grows beyond %u values", TMPL_LIST_MAX);
-    void *p = list->v;
-    if (!tmpl_grow_(s, &p, &list->cap, list->n, sizeof v)) return false;
-    list->v = p;
+    if (!tmpl_grow_(s, &list->v, &list->cap, list->n, sizeof v)) return false;
     list->v[list->n++] = v;
     return true;
 }
@@ -759,9 +759,7 @@ static bool tmpl_dict_put_(Tmpl_ *s, TmplDict_ *d, TmplVal_ key, TmplVal_ value)
         return true;
     }
     if (d->n >= TMPL_LIST_MAX) return tmpl_fail_(s, "a dict grows beyond %u pairs", TMPL_LIST_MAX);
-    void *p = d->v;
-    if (!tmpl_grow_(s, &p, &d->cap, d->n, sizeof *d->v)) return false;
-    d->v = p;
+    if (!tmpl_grow_(s, &d->v, &d->cap, d->n, sizeof *d->v)) return false;
     d->v[d->n++] = (TmplPair_){key, value};
     return true;
 }
@@ -2453,18 +2451,14 @@ static bool tmpl_expect_op_(Tmpl_ *s, const char *text) {
 }
 
 static bool tmpl_emit_(Tmpl_ *s, TmplOp_ op, i32 a) {
-    void *p = s->code;
     if (s->n_code >= TMPL_CODE_MAX) return tmpl_fail_(s, "the template is too long");
-    if (!tmpl_grow_(s, &p, &s->cap_code, s->n_code, sizeof *s->code)) return false;
-    s->code = p;
+    if (!tmpl_grow_(s, &s->code, &s->cap_code, s->n_code, sizeof *s->code)) return false;
     s->code[s->n_code++] = (TmplIns_){.op = (u8)op, .a = a, .at = s->at};
     return true;
 }
 
 static bool tmpl_add_const_(Tmpl_ *s, TmplVal_ v, i32 *index) {
-    void *p = s->consts;
-    if (!tmpl_grow_(s, &p, &s->cap_consts, s->n_consts, sizeof v)) return false;
-    s->consts = p;
+    if (!tmpl_grow_(s, &s->consts, &s->cap_consts, s->n_consts, sizeof v)) return false;
     s->consts[s->n_consts] = v;
     *index = (i32)s->n_consts++;
     return true;
@@ -2479,9 +2473,7 @@ static bool tmpl_intern_(Tmpl_ *s, Str name, u32 *id) {
     for (*id = 0; *id < s->n_names; ++*id)
         if (str_eq(s->names[*id], name)) return tmpl_work_(s, *id);
     if (s->n_names == TMPL_NAMES_MAX) return tmpl_fail_(s, "more than %u names", TMPL_NAMES_MAX);
-    void *p = s->names;
-    if (!tmpl_grow_(s, &p, &s->cap_names, s->n_names, sizeof name)) return false;
-    s->names = p;
+    if (!tmpl_grow_(s, &s->names, &s->cap_names, s->n_names, sizeof name)) return false;
     s->names[s->n_names++] = name;
     return tmpl_work_(s, *id);
 }
@@ -3285,9 +3277,7 @@ static bool tmpl_compile_(Tmpl_ *s) {
 static bool tmpl_push_(Tmpl_ *s, TmplVal_ v) {
     if (s->n_stack == TMPL_STACK_MAX)
         return tmpl_fail_(s, "an expression with more than %u values", TMPL_STACK_MAX);
-    void *p = s->stack;
-    if (!tmpl_grow_(s, &p, &s->cap_stack, s->n_stack, sizeof v)) return false;
-    s->stack = p;
+    if (!tmpl_grow_(s, &s->stack, &s->cap_stack, s->n_stack, sizeof v)) return false;
     s->stack[s->n_stack++] = v;
     return true;
 }
@@ -3336,9 +3326,7 @@ static bool tmpl_define_(Tmpl_ *s, u32 name, TmplVal_ v) {
         return true;
     }
     if (s->n_vars == TMPL_VARS_MAX) return tmpl_fail_(s, "more than %u variables", TMPL_VARS_MAX);
-    void *p = s->vars;
-    if (!tmpl_grow_(s, &p, &s->cap_vars, s->n_vars, sizeof *s->vars)) return false;
-    s->vars = p;
+    if (!tmpl_grow_(s, &s->vars, &s->cap_vars, s->n_vars, sizeof *s->vars)) return false;
     s->vars[s->n_vars++] = (TmplVar_){name, v};
     return true;
 }
