@@ -8,7 +8,7 @@ import signal
 import socket
 import ssl
 import subprocess
-import threading
+import tempfile
 import time
 
 from _run import DLM, MODEL_LESS
@@ -21,41 +21,41 @@ class Server:
         self.args = args
         self.key = {}  # headers that .ask sends with every request
         self.tls = tls
-        self.log = []
+        self.stderr = tempfile.TemporaryFile()  # a pipe's reader would take time from the server
         options = [] if "--port" in args else ["--port", "0"]
         self.process = subprocess.Popen(
             [*wrapper, DLM, "serve", *options, *args],
             stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stderr=self.stderr,
             env={**MODEL_LESS, **(env or {})},
             **more,
         )
         self.pid = self.process.pid
         self.port = None
-        self.ready = threading.Event()
-        self.reader = threading.Thread(target=self.read, daemon=True)
-        self.reader.start()
-        if wait and not self.wait_for("serving "):
-            raise RuntimeError(f"dlm serve did not start: {self.log}")
+        if wait:
+            line = self.wait_for("serving ")
+            if not line:
+                raise RuntimeError(f"dlm serve did not start: {self.log}")
+            found = re.search(r" at https?://\S*:(\d+):", line)
+            self.port = found and int(found.group(1))
 
-    def read(self):
-        for line in self.process.stderr:
-            line = line.decode("utf-8", "replace").rstrip("\n")
-            found = re.search(r"serving .* at https?://\S*:(\d+):", line)
-            if found:
-                self.port = int(found.group(1))
-            self.log.append(line)
+    @property
+    def log(self):
+        """What it wrote so far, line by line."""
+        fd = self.stderr.fileno()  # whose place in the file is the server's too
+        text = os.pread(fd, os.fstat(fd).st_size, 0)
+        return text[: text.rfind(b"\n") + 1].decode("utf-8", "replace").splitlines()
 
     def wait_for(self, text, seconds=20):
         """Waits for a line of the log that has this text; returns it."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            for line in list(self.log):
+            ended = self.process.poll() is not None
+            for line in self.log:
                 if text in line:
                     return line
-            if self.process.poll() is not None:
-                self.reader.join(5)
-                return next((line for line in self.log if text in line), None)
+            if ended:
+                break
             time.sleep(0.01)
         return None
 
@@ -124,8 +124,6 @@ class Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
             status = self.process.wait()
-        self.reader.join(5)
-        self.process.stderr.close()
         if any("Sanitizer" in line for line in self.log):
             print("\n".join(self.log), flush=True)
             return -1
