@@ -353,10 +353,11 @@ typedef struct {
     /* Attention of n_q <= DLM_ATTEND_Q queries to one head's cells, query i to [lo[i], hi[i]):
      * out[i][head_dim] = sum over c of softmax_c(q[i] . k_c * scale) v_c. k, v: [cells][head_dim] F16,
      * F32, or Q8_0 of whole blocks. scores: scratch, n_q rows of scores_stride floats, each with room
-     * for the cells from the lowest lo to the highest hi */
+     * for the cells from the lowest lo to the highest hi. next: the keys that the next call begins
+     * with, asked for early, or NULL */
     void (*attend)(float *const *out, const float *const *q, const int32_t *lo, const int32_t *hi,
                    int32_t n_q, const void *k, const void *v, DlmType type, int32_t head_dim,
-                   float scale, float *scores, int64_t scores_stride);
+                   float scale, float *scores, int64_t scores_stride, const void *next);
     /* index of the largest logit (lowest on ties) and sum over i of exp(logit_i - that logit) */
     int32_t (*top1)(const float *logits, int32_t n, float *sum_exp);
     /* x[i] = exp(x[i]), 0 below -87.3 */

@@ -679,8 +679,14 @@ static void cpu_attend_group_(const AttendJob *j, i32 row, i32 head_kv, i32 firs
             ASSERT(lo[n] < hi[n] && hi[n] <= kv->n_cell);
         }
         i64 at = cpu_kv_bytes_(kv->type, cpu_kv_at_(kv, from->slot, j->layer, head_kv));
-        j->c->k->attend(out, q, lo, hi, n, (const u8 *)kv->k + at, (const u8 *)kv->v + at, kv->type,
-                        dim, j->scale, scores, j->c->n_cell_max);
+        const u8 *k = kv->k, *next = NULL;
+        if (first < last) {
+            r = &j->rows[row + first / group];
+            i64 cell = cpu_kv_at_(kv, r->slot, j->layer, head_kv) + (i64)r->kv_lo * dim;
+            next = k + cpu_kv_bytes_(kv->type, cell);
+        }
+        j->c->k->attend(out, q, lo, hi, n, k + at, (const u8 *)kv->v + at, kv->type, dim, j->scale,
+                        scores, j->c->n_cell_max, next);
     }
 }
 

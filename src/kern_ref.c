@@ -424,7 +424,8 @@ static void ref_attend_one_(f32 *out, const f32 *q, i32 lo, i32 hi, const void *
 
 static void ref_attend(f32 *const *out, const f32 *const *q, const i32 *lo, const i32 *hi, i32 n_q,
                        const void *k, const void *v, DlmType type, i32 head_dim, f32 scale,
-                       f32 *scores, i64 scores_stride) {
+                       f32 *scores, i64 scores_stride, const void *next) {
+    (void)next;
     for (i32 i = 0; i < n_q; i++)
         ref_attend_one_(out[i], q[i], lo[i], hi[i], k, v, type, head_dim, scale,
                         scores + i * scores_stride);

@@ -218,6 +218,7 @@ typedef struct {
     const u8 *k, *v;
     i32 base;   /* the cell at k and v */
     i64 stride; /* bytes between cells */
+    const u8 *next; /* keys that the next call begins with, or NULL */
     i64 ahead;  /* bytes from an element to one that will be wanted soon, to ask for it early */
     f32 scale;
     f32 *scores; /* [n_q][scores_stride] */
@@ -277,6 +278,11 @@ static void tile_values_(const TileAttendSteps *steps, const TileAttend *a, i32 
     for (i32 m = first; to < end && m < first + n; m++) tile_values_alone_(steps, a, m, to, end);
 }
 
+/* Bytes from one place to another, of another array as a rule. */
+static inline i64 tile_way_(const u8 *from, const u8 *to) {
+    return (i64)((uintptr_t)to - (uintptr_t)from);
+}
+
 /* Scores of cells that a query does not see are left unused. */
 static void tile_attend_(const TileAttendSteps *steps, TileAttend *a) {
     TileWide wide;
@@ -286,7 +292,7 @@ static void tile_attend_(const TileAttendSteps *steps, TileAttend *a) {
     for (i32 c = 0, end; c < n; c = end) {
         end = MIN_OF(c + bite, n);
         /* behind the last keys come the first values */
-        a->ahead = end < n ? TILE_KV_AHEAD : (i64)((uintptr_t)a->v - (uintptr_t)a->k) - c * a->stride;
+        a->ahead = end < n ? TILE_KV_AHEAD : tile_way_(a->k + c * a->stride, a->v);
         const TileAttend *at = tile_widen_(steps, a, &wide, a->k, c, end);
         for (i32 m = 0; m < a->n_q; m += 1 << tile_step_(a->n_q - m))
             steps->scores[tile_step_(a->n_q - m)](at, m, c, end);
@@ -296,7 +302,7 @@ static void tile_attend_(const TileAttendSteps *steps, TileAttend *a) {
             1.0f / steps->softmax(a->scores + m * a->scores_stride + a->lo[m], a->hi[m] - a->lo[m]);
     for (i32 c = 0, end; c < n; c = end) {
         end = MIN_OF(c + bite, n);
-        a->ahead = end < n ? TILE_KV_AHEAD : 0;
+        a->ahead = end < n ? TILE_KV_AHEAD : a->next ? tile_way_(a->v + c * a->stride, a->next) : 0;
         const TileAttend *at = tile_widen_(steps, a, &wide, a->v, c, end);
         for (i32 m = 0; m < a->n_q; m += 1 << tile_step_(a->n_q - m))
             tile_values_(steps, at, m, tile_step_(a->n_q - m), c, end);
@@ -315,9 +321,10 @@ static inline i64 tile_kv_size_(DlmType type) { /* bytes of an element that the 
 /* The `attend` kernel of dlm_kernels.h, by the steps of a level for keys and values of the type. */
 static void tile_attend(const TileAttendSteps *steps, f32 *const *out, const f32 *const *q,
                         const i32 *lo, const i32 *hi, i32 n_q, const void *k, const void *v,
-                        DlmType type, i32 head_dim, f32 scale, f32 *scores, i64 scores_stride) {
+                        DlmType type, i32 head_dim, f32 scale, f32 *scores, i64 scores_stride,
+                        const void *next) {
     if (head_dim % 8 || head_dim > TILE_WIDE) { /* no model has such heads */
-        ref_attend(out, q, lo, hi, n_q, k, v, type, head_dim, scale, scores, scores_stride);
+        ref_attend(out, q, lo, hi, n_q, k, v, type, head_dim, scale, scores, scores_stride, next);
         return;
     }
     i32 from[DLM_ATTEND_Q], to[DLM_ATTEND_Q], first = lo[0];
@@ -333,6 +340,7 @@ static void tile_attend(const TileAttendSteps *steps, f32 *const *out, const f32
                     .k = (const u8 *)k + first * stride,
                     .v = (const u8 *)v + first * stride,
                     .stride = stride,
+                    .next = next,
                     .scale = scale,
                     .scores = scores,
                     .scores_stride = scores_stride};
@@ -369,12 +377,12 @@ static void tile_attend(const TileAttendSteps *steps, f32 *const *out, const f32
         level##_widen};                                                                            \
     static void level##_attend(f32 *const *out, const f32 *const *q, const i32 *lo, const i32 *hi, \
                                i32 n_q, const void *k, const void *v, DlmType type, i32 head_dim,  \
-                               f32 scale, f32 *scores, i64 scores_stride) {                        \
+                               f32 scale, f32 *scores, i64 scores_stride, const void *next) {      \
         const TileAttendSteps *steps = type == DLM_F32   ? &level##_attend_F32_                    \
                                        : type == DLM_F16 ? &level##_attend_F16_                    \
                                                          : &level##_attend_Q8_0_;                  \
         tile_attend(steps, out, q, lo, hi, n_q, k, v, type, head_dim, scale, scores,               \
-                    scores_stride);                                                                \
+                    scores_stride, next);                                                          \
     }
 
 #endif

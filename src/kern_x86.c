@@ -418,6 +418,21 @@ AVX512_FN INLINE __mmask16 avx512_mask_(i32 n) {
     return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
 }
 
+/* Runs the statements for 16 elements of a row of n after the other; mask: those that there are. Whole
+ * registers in a loop of their own, without masks, take 3/4 of the time. */
+#define AVX512_ROW(i, n, mask, ...)                    \
+    do {                                               \
+        i32 i = 0;                                     \
+        for (; i + 16 <= (n); i += 16) {               \
+            const __mmask16 mask = 0xffff;             \
+            __VA_ARGS__                                \
+        }                                              \
+        if (i < (n)) {                                 \
+            const __mmask16 mask = avx512_mask_((n) - i); \
+            __VA_ARGS__                                \
+        }                                              \
+    } while (0)
+
 AVX512_FN INLINE __m512 avx512_load_kv_(const u8 *p, DlmType type, __mmask16 mask) {
     return type == DLM_F32 ? _mm512_maskz_loadu_ps(mask, p)
                            : _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p));
@@ -442,50 +457,72 @@ AVX512_FN INLINE __m512 avx512_fold16_(const __m512 s[16]) {
     return _mm512_add_ps(_mm512_shuffle_ps(v[0], v[1], 0x88), _mm512_shuffle_ps(v[0], v[1], 0xdd));
 }
 
-/* acc[m n_c + j] += query m times key j, for 16 elements from i. */
-AVX512_FN INLINE void avx512_products_(const TileAttend *a, __m512 acc[16], const u8 *const *k,
-                                       const f32 *const *q, DlmType type, int n_q, i32 i,
-                                       __mmask16 mask) {
-    const int n_c = 16 / n_q;
+/* to[m stride + j] = lane m n_c + j of v, for j < n <= n_c = 16 / n_rows. */
+AVX512_FN INLINE void avx512_put_(f32 *to, i64 stride, __m512 v, int n_rows, i32 n) {
+    const int n_c = 16 / n_rows;
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     UNROLL
-    for (int j = 0; j < n_c; j++) {
-        const u8 *at = k[j] + i * tile_kv_size_(type);
-        __m512 key = avx512_load_kv_(at, type, mask);
-        x86_ask_kv_(a, at, type);
-        UNROLL
-        for (int m = 0; m < n_q; m++)
-            acc[m * n_c + j] =
-                _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, q[m] + i), key, acc[m * n_c + j]);
+    for (int m = 0; m < n_rows; m++, to += stride) {
+        __m512 own = _mm512_permutexvar_ps(_mm512_add_epi32(lanes, _mm512_set1_epi32(m * n_c)), v);
+        if (n < n_c)
+            _mm512_mask_storeu_ps(to, avx512_mask_(n), own);
+        else if (n_c == 16)
+            _mm512_storeu_ps(to, own);
+        else if (n_c == 8)
+            _mm256_storeu_ps(to, _mm512_castps512_ps256(own));
+        else
+            _mm_storeu_ps(to, _mm512_castps512_ps128(own));
     }
 }
 
-/* Scores of n_q queries at n <= 16 / n_q cells. */
+/* Scores of n_q queries at n <= 16 / n_q cells. Where n and dim are constants the keys lie at constant
+ * distances, and one register tells where. */
 AVX512_FN INLINE void avx512_scores16_(const TileAttend *a, DlmType type, i32 first, int n_q, i32 c,
-                                       i32 n) {
+                                       i32 n, i32 dim) {
     const int n_c = 16 / n_q;
-    const u8 *k[16];
+    const i64 size = tile_kv_size_(type);
+    const u8 *k = tile_cell_(a, a->k, c);
     const f32 *q[4];
     __m512 acc[16];
-    UNROLL
-    for (int j = 0; j < n_c; j++) k[j] = tile_cell_(a, a->k, c + MIN_OF(j, n - 1));
     UNROLL
     for (int m = 0; m < n_q; m++) q[m] = a->q[first + m];
     UNROLL
     for (int j = 0; j < 16; j++) acc[j] = _mm512_setzero_ps();
-    i32 i = 0;
-    for (; i + 16 <= a->head_dim; i += 16) avx512_products_(a, acc, k, q, type, n_q, i, 0xffff);
-    if (i < a->head_dim) avx512_products_(a, acc, k, q, type, n_q, i, avx512_mask_(a->head_dim - i));
-    f32 out[16];
-    _mm512_storeu_ps(out, _mm512_mul_ps(avx512_fold16_(acc), _mm512_set1_ps(a->scale)));
-    UNROLL
-    for (int m = 0; m < n_q; m++)
-        x86_put_scores_(a->scores + (first + m) * a->scores_stride + c, out + m * n_c, n, n_c);
+    AVX512_ROW(i, dim, mask, {
+        UNROLL
+        for (int j = 0; j < n_c; j++) {
+            const u8 *at = k + (MIN_OF(j, n - 1) * (i64)dim + i) * size;
+            __m512 key = avx512_load_kv_(at, type, mask);
+            x86_ask_kv_(a, at, type);
+            UNROLL
+            for (int m = 0; m < n_q; m++)
+                acc[m * n_c + j] =
+                    _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, q[m] + i), key, acc[m * n_c + j]);
+        }
+    });
+    avx512_put_(a->scores + first * a->scores_stride + c, a->scores_stride,
+                _mm512_mul_ps(avx512_fold16_(acc), _mm512_set1_ps(a->scale)), n_q, n);
+}
+
+/* Several cells at a time; the last of them may have been done before. */
+AVX512_FN INLINE void avx512_scores_dim_(const TileAttend *a, DlmType type, i32 first, int n_q,
+                                         i32 c, i32 end, i32 dim) {
+    const int n_c = 16 / n_q;
+    if (end - c < n_c)
+        avx512_scores16_(a, type, first, n_q, c, end - c, dim);
+    else
+        for (; c < end; c += n_c)
+            avx512_scores16_(a, type, first, n_q, MIN_OF(c, end - n_c), n_c, dim);
 }
 
 AVX512_FN INLINE void avx512_scores_(const TileAttend *a, DlmType type, i32 first, int n_q, i32 c,
                                      i32 end) {
-    for (; c < end; c += 16 / n_q)
-        avx512_scores16_(a, type, first, n_q, c, MIN_OF(16 / n_q, end - c));
+    if (a->head_dim == 64)
+        avx512_scores_dim_(a, type, first, n_q, c, end, 64);
+    else if (a->head_dim == 128)
+        avx512_scores_dim_(a, type, first, n_q, c, end, 128);
+    else
+        avx512_scores_dim_(a, type, first, n_q, c, end, a->head_dim);
 }
 
 AVX512_FN INLINE void avx512_values16_(const TileAttend *a, DlmType type, i32 first, int n_q, i32 c,
@@ -567,18 +604,21 @@ AVX512_FN static void avx512_widen(f32 *to, const u8 *blocks, i64 n, i64 ahead) 
     }
 }
 
+/* The largest of a row and `least`; passes over NaN, as the law does. */
+AVX512_FN INLINE __m512 avx512_max_(const f32 *x, i32 n, __m512 least) {
+    __m512 max = least;
+    AVX512_ROW(i, n, mask, max = _mm512_max_ps(_mm512_mask_loadu_ps(least, mask, x + i), max););
+    return _mm512_set1_ps(_mm512_reduce_max_ps(max));
+}
+
 AVX512_FN static f32 avx512_softmax(f32 *s, i32 n) {
-    const __m512 none = _mm512_set1_ps(KERN_MINUS_INF);
-    __m512 max = none, sum = _mm512_setzero_ps();
-    for (i32 c = 0; c < n; c += 16)
-        max = _mm512_max_ps(_mm512_mask_loadu_ps(none, avx512_mask_(n - c), s + c), max);
-    max = _mm512_set1_ps(_mm512_reduce_max_ps(max));
-    for (i32 c = 0; c < n; c += 16) {
-        __mmask16 mask = avx512_mask_(n - c);
-        __m512 e = avx512_exp_(_mm512_sub_ps(_mm512_mask_loadu_ps(none, mask, s + c), max));
-        _mm512_mask_storeu_ps(s + c, mask, e);
+    const __m512 none = _mm512_set1_ps(KERN_MINUS_INF), max = avx512_max_(s, n, none);
+    __m512 sum = _mm512_setzero_ps();
+    AVX512_ROW(i, n, mask, {
+        __m512 e = avx512_exp_(_mm512_sub_ps(_mm512_mask_loadu_ps(none, mask, s + i), max));
+        _mm512_mask_storeu_ps(s + i, mask, e);
         sum = _mm512_add_ps(sum, e); /* 0 where there is no score */
-    }
+    });
     return avx512_fold_(sum);
 }
 
@@ -589,43 +629,38 @@ TILE_ATTEND(avx512, AVX512_FN)
 
 AVX512_FN static void avx512_quantize_row(i8 *q, f32 *inv_scale, i32 *sum, const f32 *x, i32 n) {
     __m512 max = _mm512_set1_ps(1e-5f);
-    for (i32 i = 0; i < n; i += 16)
-        max = _mm512_max_ps(_mm512_abs_ps(_mm512_maskz_loadu_ps(avx512_mask_(n - i), x + i)), max);
+    AVX512_ROW(i, n, mask,
+               max = _mm512_max_ps(_mm512_abs_ps(_mm512_maskz_loadu_ps(mask, x + i)), max););
     f32 s = 127.0f / _mm512_reduce_max_ps(max);
     __m512 s16 = _mm512_set1_ps(s), lo = _mm512_set1_ps(-128.0f), hi = _mm512_set1_ps(127.0f);
     __m512i total = _mm512_setzero_si512();
-    for (i32 i = 0; i < n; i += 16) {
-        __mmask16 mask = avx512_mask_(n - i);
+    AVX512_ROW(i, n, mask, {
         __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + i), s16);
         __m512i c = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(v, lo), hi));
         total = _mm512_add_epi32(total, c);
-        _mm512_mask_cvtepi32_storeu_epi8(q + i, mask, c);
-    }
+        _mm_mask_storeu_epi8(q + i, mask, _mm512_cvtepi32_epi8(c));
+    });
     *inv_scale = 1.0f / s;
     *sum = _mm512_reduce_add_epi32(total);
 }
 
 AVX512_FN static void avx512_rms_norm(f32 *y, const f32 *x, const f32 *gain, i32 n, f32 eps) {
     __m512 sum = _mm512_setzero_ps();
-    for (i32 i = 0; i < n; i += 16) {
-        __m512 v = _mm512_maskz_loadu_ps(avx512_mask_(n - i), x + i);
+    AVX512_ROW(i, n, mask, {
+        __m512 v = _mm512_maskz_loadu_ps(mask, x + i);
         sum = _mm512_fmadd_ps(v, v, sum);
-    }
-    f32 r = 1.0f / kern_sqrtf(avx512_fold_(sum) / (f32)n + eps);
-    for (i32 i = 0; i < n; i += 16) {
-        __mmask16 mask = avx512_mask_(n - i);
-        __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + i), _mm512_set1_ps(r));
+    });
+    const __m512 r = _mm512_set1_ps(1.0f / kern_sqrtf(avx512_fold_(sum) / (f32)n + eps));
+    AVX512_ROW(i, n, mask, {
+        __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + i), r);
         v = _mm512_mul_ps(v, _mm512_maskz_loadu_ps(mask, gain + i));
         _mm512_mask_storeu_ps(y + i, mask, v);
-    }
+    });
 }
 
 AVX512_FN static i32 avx512_top1(const f32 *logits, i32 n, f32 *sum_exp) {
-    const __m512 none = _mm512_set1_ps(KERN_MINUS_INF);
-    __m512 max = none, sum = _mm512_setzero_ps();
-    for (i32 i = 0; i < n; i += 16) /* passes over NaN, as the law does */
-        max = _mm512_max_ps(_mm512_mask_loadu_ps(none, avx512_mask_(n - i), logits + i), max);
-    max = _mm512_set1_ps(_mm512_reduce_max_ps(max));
+    const __m512 none = _mm512_set1_ps(KERN_MINUS_INF), max = avx512_max_(logits, n, none);
+    __m512 sum = _mm512_setzero_ps();
     i32 best = n;
     for (i32 i = 0; i < n && best == n; i += 16) {
         __mmask16 mask = avx512_mask_(n - i);
@@ -634,19 +669,17 @@ AVX512_FN static i32 avx512_top1(const f32 *logits, i32 n, f32 *sum_exp) {
         if (same) best = i + __builtin_ctz(same);
     }
     if (best == n) return ref_top1(logits, n, sum_exp); /* nothing but NaN: let the law decide */
-    for (i32 i = 0; i < n; i += 16) {
-        __m512 v = _mm512_mask_loadu_ps(none, avx512_mask_(n - i), logits + i);
+    AVX512_ROW(i, n, mask, {
+        __m512 v = _mm512_mask_loadu_ps(none, mask, logits + i);
         sum = _mm512_add_ps(sum, avx512_exp_(_mm512_sub_ps(v, max)));
-    }
+    });
     *sum_exp = avx512_fold_(sum);
     return best;
 }
 
 AVX512_FN static void avx512_exps(f32 *x, i32 n) {
-    for (i32 i = 0; i < n; i += 16) {
-        __mmask16 mask = avx512_mask_(n - i);
-        _mm512_mask_storeu_ps(x + i, mask, avx512_exp_(_mm512_maskz_loadu_ps(mask, x + i)));
-    }
+    AVX512_ROW(i, n, mask,
+               _mm512_mask_storeu_ps(x + i, mask, avx512_exp_(_mm512_maskz_loadu_ps(mask, x + i))););
 }
 
 AVX2_FN static i32 avx2_top1(const f32 *logits, i32 n, f32 *sum_exp) {
@@ -770,13 +803,7 @@ AVX512_FN INLINE void avx512_dense_rows_(DlmMatKind kind, f32 *y, i64 y_stride, 
                 avx512_load_weights_(kind, row[j % n_c] + (i64)whole * size, tail),
                 _mm512_maskz_loadu_ps(tail, x + j / n_c * x_stride + whole), acc[j], tail);
     }
-    f32 out[16];
-    _mm512_storeu_ps(out, avx512_fold16_(acc));
-    const __mmask16 mask = avx512_mask_(n_out);
-    UNROLL
-    for (int m = 0; m < n_rows; m++)
-        _mm512_mask_storeu_ps(y + m * y_stride + o, mask,
-                              _mm512_maskz_loadu_ps(mask, out + m * n_c));
+    avx512_put_(y + o, y_stride, avx512_fold16_(acc), n_rows, n_out);
 }
 
 AVX512_FN INLINE void avx512_dense_kind_(DlmMatKind kind, f32 *y, i64 y_stride, const DlmMat *w,

@@ -169,9 +169,9 @@ static void check_attend_case(const DlmKernels *k, i32 dim, i32 n, DlmType type,
     for (i32 c = 0; c < 2; c++)
         quant_values(type, cells + c * half, (i64)n * dim, kv + c * n * dim);
     KERN_REF.attend(out_want, queries, lo, hi, n_q, kv, kv + n * dim, DLM_F32, dim, 0.125f,
-                    scores[0], 256);
+                    scores[0], 256, NULL);
     k->attend(out_got, queries, lo, hi, n_q, cells, cells + half, type, dim, 0.125f, scores[0],
-              256);
+              256, cells);
     for (i32 m = 0; m < n_q; m++)
         CHECK_MSG(same_floats(want[m], got[m], dim),
                   "%s attend dim=%d cells=%d type=%d query %d of %d, steps %d and %d", k->name, dim,
@@ -553,7 +553,7 @@ static void bench_attend(const DlmKernels *k) {
                 for (int i = 0; i < 7; i++) {
                     f64 from = os_now_ms();
                     k->attend(outs, queries, lo, hi, n_q, kv[0], kv[1], types[t], DIM, 0.088f,
-                              scores, STRIDE);
+                              scores, STRIDE, NULL);
                     best = MIN_OF(best, os_now_ms() - from);
                 }
                 printf("%-8s attend %s %2d queries, %5d cells: %8.3f ms, %7.1f G multiply-adds/s\n",
