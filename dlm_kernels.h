@@ -348,6 +348,7 @@ typedef struct {
     void (*rope)(float *x, int32_t n_head, int32_t head_dim, int32_t n_rot, const float *turn,
                  DlmRope kind);
     void (*to_f16)(uint16_t *h, const float *x, int32_t n);
+    void (*from_f16)(float *x, const uint16_t *h, int32_t n);
     /* n a multiple of 32: d = max|x| / 127 as F16, q = clamp(rint(x * (127 / max|x|)), -127, 127) */
     void (*to_q8_0)(DlmBlockQ8_0 *b, const float *x, int32_t n);
     /* Attention of n_q <= DLM_ATTEND_Q queries to one head's cells, query i to [lo[i], hi[i]):
@@ -360,8 +361,8 @@ typedef struct {
                    float scale, float *scores, int64_t scores_stride, const void *next);
     /* index of the largest logit (lowest on ties) and sum over i of exp(logit_i - that logit) */
     int32_t (*top1)(const float *logits, int32_t n, float *sum_exp);
-    /* x[i] = exp(x[i]), 0 below -87.3 */
-    void (*exps)(float *x, int32_t n);
+    /* y[i] = exp((x[i] - max) * scale), 0 below -87.3; y may be x */
+    void (*exps)(float *y, const float *x, float max, float scale, int32_t n);
     /* The level's ceiling: runs n steps of nothing but its 8-bit multiply-adds, in registers.
      * Returns the number of multiply-adds in one step. NULL where it was not written. */
     int64_t (*peak)(int64_t n);
@@ -388,6 +389,7 @@ typedef struct DlmOps {
     void (*free)(void *self, void *p);
     void (*upload)(void *self, void *dst, const void *src, uint64_t n_bytes);
     void (*download)(void *self, void *dst, const void *src, uint64_t n_bytes);
+    bool on_host; /* buffers are host memory: logits may be read and written in place */
     const char *(*mat_load)(void *self, DlmMat *m, const DlmTensor *t);
     void (*mat_free)(void *self, DlmMat *m);
     /* y[r] = row rows[r].token of the embedding matrix, f32 */
@@ -416,8 +418,8 @@ typedef struct DlmOps {
      * whoever downloads the row */
     void (*top1)(void *self, float *logits, int32_t n_rows, int32_t n, int32_t banned, int32_t *ids,
                  float *probs);
-    /* in host memory: x[i] = exp(x[i]), as the kernels have it; NULL: the scalar one */
-    void (*exps)(float *x, int32_t n);
+    /* in host memory, as the kernels have it; NULL: the scalar one */
+    void (*exps)(float *y, const float *x, float max, float scale, int32_t n);
 
     /* Calls fn for each lane in a thread of its own, with ops that run in that thread alone and have
      * scratch of their own: the rows from first[lane] on to those of the next. n_lanes: at most the

@@ -189,7 +189,7 @@ typedef struct {
     f64 *scores;                 /* [n_ctx] */
     i32 *heap;                   /* [n_vocab] sampling scratch */
     f32 *row;        /* [n_vocab] one row of logits, when more than its best token is wanted */
-    f32 *blind;      /* [n_vocab] the same without the prompt; taken when first wanted */
+    f32 *copy;       /* [2][n_vocab] where it and a blind one are, if logits are not in host memory */
     u16 *counts;     /* [n_vocab] occurrences in the answer, for the penalties */
     DecodeTop *tops; /* [n_ctx][DECODE_TOP_MAX], by position; taken when first wanted */
     i32 n_targets, n_reveals;
@@ -241,16 +241,17 @@ static bool decode_open(Decode *d, const Model *m, i32 slot, i32 n_ctx, Err *e) 
     d->best_prob = mem_alloc_n(n, sizeof *d->best_prob, e);
     d->scores = mem_alloc_n(n, sizeof *d->scores, e);
     d->heap = mem_alloc_n((u64)m->n_vocab, sizeof *d->heap, e);
-    d->row = mem_alloc_n((u64)m->n_vocab, sizeof *d->row, e);
+    if (!m->ops->on_host && !(d->copy = mem_alloc_n(2 * (u64)m->n_vocab, sizeof *d->copy, e)))
+        return false;
     d->counts = mem_alloc_n((u64)m->n_vocab, sizeof *d->counts, e);
     return d->tokens && d->masked && d->fresh && d->probs && d->reveals && d->candidates &&
-           d->targets && d->best && d->best_prob && d->scores && d->heap && d->row && d->counts;
+           d->targets && d->best && d->best_prob && d->scores && d->heap && d->counts;
 }
 
 static void decode_close(Decode *d) {
     void *all[] = {d->tokens,     d->masked,  d->fresh,  d->probs,     d->reveals,
                    d->candidates, d->targets, d->best,   d->best_prob, d->scores,
-                   d->heap,       d->row,     d->counts, d->tops,      d->blind};
+                   d->heap,       d->copy,    d->counts, d->tops};
     for (size_t i = 0; i < COUNT_OF(all); i++) mem_free(all[i]);
     buf_free(&d->text);
     buf_free(&d->piece);
@@ -466,9 +467,6 @@ static bool decode_resolve_(Decode *d, const DecodeParams *p, Err *e) {
                            d->p.biases[i].token, d->m->n_vocab);
     if (d->p.n_top && !d->tops &&
         !(d->tops = mem_alloc_n((u64)d->n_ctx * DECODE_TOP_MAX, sizeof *d->tops, e)))
-        return false;
-    if (d->guided && !d->blind &&
-        !(d->blind = mem_alloc_n((u64)d->m->n_vocab, sizeof *d->blind, e)))
         return false;
     return p->mode == DECODE_AR || model_can_diffuse(d->m, e);
 }
@@ -901,23 +899,23 @@ static f64 decode_spread_(const Decode *d, DecodeScore score, i32 i, const Sampl
 
 /* Classifier-free guidance, as LLaDA has it (Nie et al. 2025): blind + (scale + 1) * (row - blind).
  * Finds the best token of what that makes of d->row. */
-static void decode_mix_(Decode *d, i32 banned, i32 *best, f32 *prob) {
+static void decode_mix_(Decode *d, const f32 *blind, i32 banned, i32 *best, f32 *prob) {
     f32 sum = 1, grow = d->p.cfg_scale + 1;
     for (i32 i = 0; i < d->m->n_vocab; i++)
-        d->row[i] = d->blind[i] + grow * (d->row[i] - d->blind[i]);
+        d->row[i] = blind[i] + grow * (d->row[i] - blind[i]);
     if (banned >= 0) d->row[banned] = KERN_MINUS_INF;
     *best = ref_top1(d->row, d->m->n_vocab, &sum);
     *prob = 1.0f / sum;
 }
 
-/* A target's row of the backend's logits to d->row; if it is guided, mixed with its blind one. */
-static void decode_fetch_(Decode *d, i32 i, const f32 *logits, i32 banned) {
-    const Model *m = d->m;
-    u64 size = (u64)m->n_vocab * sizeof(f32);
-    m->ops->download(m->ops->self, d->row, logits, size);
-    if (!d->guided) return;
-    m->ops->download(m->ops->self, d->blind, logits + m->n_vocab, size);
-    decode_mix_(d, banned, &d->best[i], &d->best_prob[i]);
+/* A target's row of the backend's logits as d->row; if it is guided, mixed with its blind one. */
+static void decode_fetch_(Decode *d, i32 i, f32 *logits, i32 banned) {
+    const DlmOps *ops = d->m->ops;
+    u64 n_vocab = (u64)d->m->n_vocab;
+    d->row = ops->on_host ? logits : d->copy;
+    if (!ops->on_host)
+        ops->download(ops->self, d->copy, logits, n_vocab * (1 + d->guided) * sizeof *logits);
+    if (d->guided) decode_mix_(d, d->row + n_vocab, banned, &d->best[i], &d->best_prob[i]);
 }
 
 static SampleTools decode_tools_(const Decode *d) {
@@ -950,9 +948,9 @@ static bool decode_choose_few_(Decode *d, i32 i, const f32 *logits, i32 n) {
     const SampleTools tools = decode_tools_(d);
     i32 ids[DLM_TOP_K_MAX];
     if (n == 0) return false;
-    m->ops->top_k(m->ops->self, logits, m->n_vocab, n, ids, d->row);
-    if (!sample_enough(d->row, n, &d->p.sample, d->best_prob[i])) return false;
-    i32 at = sample_token(d->row, n, &d->p.sample, 0, d->best_prob[i], decode_uniform_(d, i),
+    m->ops->top_k(m->ops->self, logits, m->n_vocab, n, ids, d->copy);
+    if (!sample_enough(d->copy, n, &d->p.sample, d->best_prob[i])) return false;
+    i32 at = sample_token(d->copy, n, &d->p.sample, 0, d->best_prob[i], decode_uniform_(d, i),
                           &tools, &d->best_prob[i]);
     d->best[i] = ids[at];
     d->scores[i] = (f64)d->best_prob[i];
@@ -988,7 +986,7 @@ static bool decode_take(Decode *d, f32 *logits, i32 first, i32 n, Err *e) {
         m->ops->top1(m->ops->self, logits, n, m->n_vocab, banned, d->best + begin,
                      d->best_prob + begin);
     for (i32 i = begin; i < end; i++) {
-        const f32 *row = logits + (i64)(i - begin) * each * m->n_vocab;
+        f32 *row = logits + (i64)(i - begin) * each * m->n_vocab;
         if (whole && !few) decode_fetch_(d, i, row, banned);
         /* the best logit's own term makes the softmax sum at least 1 */
         if (!(d->best_prob[i] > 0 && d->best_prob[i] <= 1))

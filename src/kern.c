@@ -377,9 +377,13 @@ static void cpu_mat_free(void *self, DlmMat *m) {
 }
 
 /* Row o of a matrix as f32. */
-static void cpu_mat_row_(f32 *y, const DlmMat *w, i32 o) {
+static void cpu_mat_row_(const Cpu *c, f32 *y, const DlmMat *w, i32 o) {
     if (w->kind != DLM_MAT_TERNARY) {
-        quant_values(w->type, (const u8 *)w->data + o * kern_row_bytes(w), w->n_in, y);
+        const u8 *row = (const u8 *)w->data + o * kern_row_bytes(w);
+        if (w->kind == DLM_MAT_F16)
+            c->k->from_f16(y, (const u16 *)(const void *)row, w->n_in);
+        else
+            quant_values(w->type, row, w->n_in, y);
         return;
     }
     for (i32 i = 0; i < w->n_in; i++) {
@@ -390,7 +394,7 @@ static void cpu_mat_row_(f32 *y, const DlmMat *w, i32 o) {
 
 static void cpu_embed(void *self, f32 *y, const DlmMat *w, const DlmRow *rows, i32 n_rows) {
     cpu_flush(self);
-    for (i32 r = 0; r < n_rows; r++) cpu_mat_row_(y + (i64)r * w->n_in, w, rows[r].token);
+    for (i32 r = 0; r < n_rows; r++) cpu_mat_row_(self, y + (i64)r * w->n_in, w, rows[r].token);
 }
 
 /* ---- the ops over rows ---- */
@@ -804,6 +808,7 @@ static bool kern_open_cpu(DlmOps *ops, Pool *pool, const char *level, Err *e) {
                     .free = cpu_free,
                     .upload = cpu_copy,
                     .download = cpu_copy,
+                    .on_host = true,
                     .mat_load = cpu_mat_load,
                     .mat_free = cpu_mat_free,
                     .embed = cpu_embed,

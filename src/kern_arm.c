@@ -163,6 +163,13 @@ static void neon_to_f16(u16 *h, const f32 *x, i32 n) {
     ref_to_f16(h + i, x + i, n - i);
 }
 
+static void neon_from_f16(f32 *x, const u16 *h, i32 n) {
+    i32 i = 0;
+    for (; i + 4 <= n; i += 4)
+        vst1q_f32(x + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(h + i))));
+    ref_from_f16(x + i, h + i, n - i);
+}
+
 static void neon_to_q8_0(DlmBlockQ8_0 *b, const f32 *x, i32 n) {
     const float32x4_t lo4 = vdupq_n_f32(-127.0f), hi4 = vdupq_n_f32(127.0f);
     for (; n > 0; n -= DLM_QK8_0, x += DLM_QK8_0, b++) {
@@ -319,10 +326,13 @@ static i32 neon_top1(const f32 *logits, i32 n, f32 *sum_exp) {
     return best;
 }
 
-static void neon_exps(f32 *x, i32 n) {
+static void neon_exps(f32 *y, const f32 *x, f32 max, f32 scale, i32 n) {
     i32 i = 0;
-    for (; i + 4 <= n; i += 4) vst1q_f32(x + i, neon_exp_(vld1q_f32(x + i)));
-    ref_exps(x + i, n - i);
+    for (; i + 4 <= n; i += 4) {
+        float32x4_t v = vsubq_f32(vld1q_f32(x + i), vdupq_n_f32(max));
+        vst1q_f32(y + i, neon_exp_(vmulq_f32(v, vdupq_n_f32(scale))));
+    }
+    ref_exps(y + i, x + i, max, scale, n - i);
 }
 
 /* ---- dense matrices: one conversion of 16 weights serves up to 4 rows ---- */
@@ -757,8 +767,8 @@ TILE_TERNARY(i8mm)
         .name = level_name, .quantize_row = neon_quantize_row, .ternary = ternary_fn,             \
         .quantize_blocks = neon_quantize_blocks, .blocks = blocks_fn, .dense = neon_dense,        \
         .rms_norm = neon_rms_norm, .gate = neon_gate, .add = neon_add, .rope = ref_rope,          \
-        .to_f16 = neon_to_f16, .to_q8_0 = neon_to_q8_0, .attend = neon_attend, .top1 = neon_top1, \
-        .exps = neon_exps                                                                         \
+        .to_f16 = neon_to_f16, .from_f16 = neon_from_f16, .to_q8_0 = neon_to_q8_0,                \
+        .attend = neon_attend, .top1 = neon_top1, .exps = neon_exps                               \
     }
 static const DlmKernels KERN_NEON = ARM_LEVEL("neon", neon_ternary, neon_blocks);
 #ifdef ARM_EXTENSIONS

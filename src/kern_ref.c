@@ -374,6 +374,10 @@ static void ref_to_f16(u16 *h, const f32 *x, i32 n) {
     for (i32 i = 0; i < n; i++) h[i] = f32_to_f16(x[i]);
 }
 
+static void ref_from_f16(f32 *x, const u16 *h, i32 n) {
+    for (i32 i = 0; i < n; i++) x[i] = f16_to_f32(h[i]);
+}
+
 static void ref_to_q8_0(DlmBlockQ8_0 *b, const f32 *x, i32 n) {
     for (; n > 0; n -= DLM_QK8_0, x += DLM_QK8_0, b++) {
         f32 max = 0;
@@ -442,8 +446,8 @@ static i32 ref_top1(const f32 *logits, i32 n, f32 *sum_exp) {
     return best;
 }
 
-static void ref_exps(f32 *x, i32 n) {
-    for (i32 i = 0; i < n; i++) x[i] = kern_expf(x[i]);
+static void ref_exps(f32 *y, const f32 *x, f32 max, f32 scale, i32 n) {
+    for (i32 i = 0; i < n; i++) y[i] = kern_expf((x[i] - max) * scale);
 }
 
 static i64 ref_peak(i64 n) {
@@ -467,6 +471,7 @@ static const DlmKernels KERN_REF = {
     .add = ref_add,
     .rope = ref_rope,
     .to_f16 = ref_to_f16,
+    .from_f16 = ref_from_f16,
     .to_q8_0 = ref_to_q8_0,
     .attend = ref_attend,
     .top1 = ref_top1,

@@ -203,6 +203,13 @@ AVX2_FN static void avx2_to_f16(u16 *h, const f32 *x, i32 n) {
     ref_to_f16(h + i, x + i, n - i);
 }
 
+AVX2_FN static void avx2_from_f16(f32 *x, const u16 *h, i32 n) {
+    i32 i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(x + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(h + i))));
+    ref_from_f16(x + i, h + i, n - i);
+}
+
 AVX2_FN static void avx2_to_q8_0(DlmBlockQ8_0 *b, const f32 *x, i32 n) {
     const __m256 abs_mask = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
     const __m256 lo8 = _mm256_set1_ps(-127.0f), hi8 = _mm256_set1_ps(127.0f);
@@ -677,9 +684,12 @@ AVX512_FN static i32 avx512_top1(const f32 *logits, i32 n, f32 *sum_exp) {
     return best;
 }
 
-AVX512_FN static void avx512_exps(f32 *x, i32 n) {
-    AVX512_ROW(i, n, mask,
-               _mm512_mask_storeu_ps(x + i, mask, avx512_exp_(_mm512_maskz_loadu_ps(mask, x + i))););
+AVX512_FN static void avx512_exps(f32 *y, const f32 *x, f32 max, f32 scale, i32 n) {
+    const __m512 max16 = _mm512_set1_ps(max), scale16 = _mm512_set1_ps(scale);
+    AVX512_ROW(i, n, mask, {
+        __m512 v = _mm512_sub_ps(_mm512_maskz_loadu_ps(mask, x + i), max16);
+        _mm512_mask_storeu_ps(y + i, mask, avx512_exp_(_mm512_mul_ps(v, scale16)));
+    });
 }
 
 AVX2_FN static i32 avx2_top1(const f32 *logits, i32 n, f32 *sum_exp) {
@@ -697,10 +707,13 @@ AVX2_FN static i32 avx2_top1(const f32 *logits, i32 n, f32 *sum_exp) {
     return best;
 }
 
-AVX2_FN static void avx2_exps(f32 *x, i32 n) {
+AVX2_FN static void avx2_exps(f32 *y, const f32 *x, f32 max, f32 scale, i32 n) {
     i32 i = 0;
-    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(x + i, avx2_exp_(_mm256_loadu_ps(x + i)));
-    ref_exps(x + i, n - i);
+    for (; i + 8 <= n; i += 8) {
+        __m256 v = _mm256_sub_ps(_mm256_loadu_ps(x + i), _mm256_set1_ps(max));
+        _mm256_storeu_ps(y + i, avx2_exp_(_mm256_mul_ps(v, _mm256_set1_ps(scale))));
+    }
+    ref_exps(y + i, x + i, max, scale, n - i);
 }
 
 /* ---- dense matrices: one conversion of 16 weights serves up to 4 rows ---- */
@@ -2186,6 +2199,7 @@ AVX512_FN static i64 avx512_peak(i64 n) {
                                      .add = avx2_add,                         \
                                      .rope = avx2_rope,                       \
                                      .to_f16 = avx2_to_f16,                   \
+                                     .from_f16 = avx2_from_f16,               \
                                      .to_q8_0 = avx2_to_q8_0,                 \
                                      .top1 = wide##_top1,                     \
                                      .exps = wide##_exps,                     \

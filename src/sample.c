@@ -108,11 +108,12 @@ static i32 sample_filter_(const f32 *logits, i32 n, const SampleParams *p, f32 m
 }
 
 typedef struct {
-    i32 *heap;                   /* scratch for n ids */
-    void (*exps)(f32 *x, i32 n); /* DlmOps.exps */
+    i32 *heap; /* scratch for n ids */
+    void (*exps)(f32 *y, const f32 *x, f32 max, f32 scale, i32 n); /* DlmOps.exps */
 } SampleTools;
 
 #define SAMPLE_BITE 256
+#define SAMPLE_STRIDE 16
 #define SAMPLE_RUNS 256 /* of bites: their sums tell in which of them a drawn token is */
 
 /* Candidates of a tempered softmax: those of ids, downwards from there, or all where ids is NULL. */
@@ -121,8 +122,8 @@ typedef struct {
     const i32 *ids;
     i32 n;
     f32 max, inv_t;
-    void (*exps)(f32 *x, i32 n);
-    f32 terms[SAMPLE_BITE];
+    const SampleTools *tools;
+    f32 *terms; /* [SAMPLE_BITE] */
 } SampleSoftmax_;
 
 static i32 sample_id_(const SampleSoftmax_ *s, i32 i) {
@@ -132,12 +133,9 @@ static i32 sample_id_(const SampleSoftmax_ *s, i32 i) {
 /* Computes the terms from candidate `at` on; returns how many. */
 static i32 sample_terms_(SampleSoftmax_ *s, i32 at) {
     i32 n = MIN_OF(s->n - at, SAMPLE_BITE);
-    if (s->ids) /* two loops: without this question in it the other takes 3/4 of the time */
-        for (i32 i = 0; i < n; i++)
-            s->terms[i] = (s->logits[sample_id_(s, at + i)] - s->max) * s->inv_t;
-    else
-        for (i32 i = 0; i < n; i++) s->terms[i] = (s->logits[at + i] - s->max) * s->inv_t;
-    s->exps(s->terms, n);
+    const f32 *x = s->ids ? s->terms : s->logits + at;
+    for (i32 i = 0; s->ids && i < n; i++) s->terms[i] = s->logits[sample_id_(s, at + i)];
+    s->tools->exps(s->terms, x, s->max, s->inv_t, n);
     return n;
 }
 
@@ -158,8 +156,13 @@ static i32 sample_token(const f32 *logits, i32 n, const SampleParams *p, i32 bes
     *prob = best_prob;
     if (p->temperature <= 0) return best;
     f32 max = logits[best];
-    SampleSoftmax_ s = {
-        .logits = logits, .n = n, .max = max, .inv_t = 1.0f / p->temperature, .exps = tools->exps};
+    f32 terms[SAMPLE_BITE];
+    SampleSoftmax_ s = {.logits = logits,
+                        .n = n,
+                        .max = max,
+                        .inv_t = 1.0f / p->temperature,
+                        .tools = tools,
+                        .terms = terms};
     if (p->top_k > 0 || p->top_p < 1 || p->min_p > 0) {
         s.n = sample_filter_(logits, n, p, max, 1.0f / best_prob, tools->heap);
         s.ids = tools->heap + n - 1;
@@ -176,11 +179,13 @@ static i32 sample_token(const f32 *logits, i32 n, const SampleParams *p, i32 bes
     i32 chosen = best, at = 0;
     for (; at + run < s.n && left >= sums[at / run]; at += run) left -= sums[at / run];
     for (; at < s.n && left >= 0; at += SAMPLE_BITE) { /* from the run that the token is in */
-        i32 m = sample_terms_(&s, at);
-        for (i32 i = 0; i < m && left >= 0; i++) {
-            if (s.terms[i] > 0) /* rounding may leave a crumb past the last: it is the last's */
+        i32 m = sample_terms_(&s, at), i = 0;
+        for (f64 sum; i + SAMPLE_STRIDE < m; i += SAMPLE_STRIDE, left -= sum)
+            if (left < (sum = sample_sum_(terms + i, SAMPLE_STRIDE))) break;
+        for (; i < m && left >= 0; i++) {
+            if (terms[i] > 0) /* rounding may leave a crumb past the last: it is the last's */
                 chosen = sample_id_(&s, at + i);
-            left -= s.terms[i];
+            left -= terms[i];
         }
     }
     *prob = kern_expf(logits[chosen] - max) * best_prob;
@@ -203,8 +208,7 @@ static f64 sample_entropy(const f32 *logits, i32 n, i32 best, f32 best_prob,
     f32 terms[SAMPLE_BITE];
     for (i32 at = 0; at < n; at += SAMPLE_BITE) {
         i32 n_terms = MIN_OF(n - at, SAMPLE_BITE);
-        for (i32 i = 0; i < n_terms; i++) terms[i] = logits[at + i] - logits[best];
-        tools->exps(terms, n_terms);
+        tools->exps(terms, logits + at, logits[best], 1, n_terms);
         for (i32 i = 0; i < n_terms; i++) /* the mask's logit is minus infinity */
             if (terms[i] > 0) mean += (f64)terms[i] * (f64)(logits[at + i] - logits[best]);
     }

@@ -59,6 +59,9 @@ static void check_rows(const DlmKernels *k) {
             k->to_f16(h_got, x, n);
             CHECK_MSG(memcmp(h_want, h_got, (size_t)n * 2) == 0, "%s to_f16 n=%d input %d", k->name,
                       n, how);
+            KERN_REF.from_f16(want, h_want, n);
+            k->from_f16(got, h_want, n);
+            CHECK_MSG(same_floats(want, got, n), "%s from_f16 n=%d input %d", k->name, n, how);
             static DlmBlockQ8_0 b_want[N_MAX / DLM_QK8_0], b_got[N_MAX / DLM_QK8_0];
             i32 whole = n / DLM_QK8_0 * DLM_QK8_0;
             KERN_REF.to_q8_0(b_want, x, whole);
@@ -81,10 +84,8 @@ static void check_rows(const DlmKernels *k) {
             i32 best_want = KERN_REF.top1(x, n, &inv_want), best_got = k->top1(x, n, &inv_got);
             CHECK_MSG(best_want == best_got && same_floats(&inv_want, &inv_got, 1),
                       "%s top1 n=%d input %d: %d %d", k->name, n, how, best_want, best_got);
-            memcpy(want, x, (size_t)n * sizeof *x);
-            memcpy(got, x, (size_t)n * sizeof *x);
-            KERN_REF.exps(want, n);
-            k->exps(got, n);
+            KERN_REF.exps(want, x, 0.5f, 0.7f, n);
+            k->exps(got, x, 0.5f, 0.7f, n);
             CHECK_MSG(same_floats(want, got, n), "%s exps n=%d input %d", k->name, n, how);
             test_guard_free(x);
             test_guard_free(gain);
