@@ -191,13 +191,18 @@ static void api_put_or_null_(Buf *out, const char *before, const char *z) {
 }
 
 static void api_put_text_(Buf *out, const char *before, Str s) {
-    buf_printf(out, "%s", before);
+    buf_str(out, str_of(before));
     json_put_str(out, s);
 }
 
 static void api_put_real_(Buf *out, const char *before, f64 v) {
-    buf_printf(out, "%s", before);
+    buf_str(out, str_of(before));
     json_put_f64(out, v);
+}
+
+/* A time or a rate >= 0, to the sixth digit behind the point: what a clock knows. */
+static void api_put_time_(Buf *out, const char *before, f64 v) {
+    api_put_real_(out, before, v < 1e9 ? (f64)(i64)(v * 1e6 + 0.5) / 1e6 : v);
 }
 
 /* The body of an error. request_id: the x-request-id of the answer. */
@@ -1419,19 +1424,19 @@ static void api_put_timings_(Buf *out, const ApiTotal_ *t) {
     f64 n_new = (f64)(t->n_prompt - t->n_cached), n_out = (f64)t->n_out;
     buf_printf(out, "{\"cache_n\":%lld,\"prompt_n\":%lld", (long long)t->n_cached,
                (long long)(t->n_prompt - t->n_cached));
-    api_put_real_(out, ",\"prompt_ms\":", t->ms_prefill);
-    api_put_real_(out, ",\"prompt_per_token_ms\":", api_ratio_(t->ms_prefill, n_new));
-    api_put_real_(out, ",\"prompt_per_second\":", api_ratio_(n_new * 1e3, t->ms_prefill));
+    api_put_time_(out, ",\"prompt_ms\":", t->ms_prefill);
+    api_put_time_(out, ",\"prompt_per_token_ms\":", api_ratio_(t->ms_prefill, n_new));
+    api_put_time_(out, ",\"prompt_per_second\":", api_ratio_(n_new * 1e3, t->ms_prefill));
     buf_printf(out, ",\"predicted_n\":%lld", (long long)t->n_out);
-    api_put_real_(out, ",\"predicted_ms\":", t->ms_decode);
-    api_put_real_(out, ",\"predicted_per_token_ms\":", api_ratio_(t->ms_decode, n_out));
-    api_put_real_(out, ",\"predicted_per_second\":", api_ratio_(n_out * 1e3, t->ms_decode));
-    api_put_real_(out, ",\"queue_ms\":", t->ms_queue);
-    api_put_real_(out, ",\"first_token_ms\":", t->ms_first);
+    api_put_time_(out, ",\"predicted_ms\":", t->ms_decode);
+    api_put_time_(out, ",\"predicted_per_token_ms\":", api_ratio_(t->ms_decode, n_out));
+    api_put_time_(out, ",\"predicted_per_second\":", api_ratio_(n_out * 1e3, t->ms_decode));
+    api_put_time_(out, ",\"queue_ms\":", t->ms_queue);
+    api_put_time_(out, ",\"first_token_ms\":", t->ms_first);
     buf_printf(out, ",\"forwards\":{\"prefill\":%lld,\"denoise\":%lld,\"commit\":%lld,\"ar\":%lld}",
                (long long)t->n_prefill, (long long)t->n_denoise, (long long)t->n_commit,
                (long long)t->n_ar);
-    api_put_real_(out, ",\"tokens_per_forward\":", api_ratio_(n_out, (f64)t->n_forwards));
+    api_put_time_(out, ",\"tokens_per_forward\":", api_ratio_(n_out, (f64)t->n_forwards));
     buf_char(out, '}');
 }
 

@@ -436,6 +436,10 @@ static bool json_i64(const JsonDoc *d, u32 node, i64 *out) {
 
 /* ---- the writer: failures stay in the Buf ---- */
 
+static bool json_is_plain_(u8 c) {
+    return c >= 0x20 && c < 0x80 && c != '"' && c != '\\';
+}
+
 /* s in quotes. Any bytes make valid JSON: what is not UTF-8 becomes U+FFFD. */
 static bool json_put_str(Buf *b, Str s) {
     static const char letters[] = "\b\f\n\r\t\"\\", spelled[] = "bfnrt\"\\";
@@ -443,6 +447,11 @@ static bool json_put_str(Buf *b, Str s) {
     buf_char(b, '"');
     for (size_t i = 0, len; i < s.n; i += len) {
         u32 cp;
+        for (len = 0; i + len < s.n && json_is_plain_(p[i + len]); len++) {}
+        if (len) {
+            buf_put(b, p + i, len);
+            continue;
+        }
         bool valid = utf8_read(s, i, &cp, &len) == UTF8_OK;
         const char *letter = p[i] ? strchr(letters, p[i]) : NULL;
         if (!valid) {

@@ -1010,16 +1010,17 @@ static bool tok_bytes(const Tok *t, i32 id, bool special, Buf *out) {
     default: break;
     }
     if (t->spm) return tok_put_blanks_(s, out);
+    if (!buf_reserve(out, s.n)) return false;
     for (size_t i = 0, from; i < s.n;) {
         from = i;
         u32 c = utf8_next(s, &i);
-        bool is_byte = c < TOK_BYTE_CHARS && t->byte_of_char[c] >= 0; /* else spelled as is */
-        if (is_byte)
-            buf_char(out, (char)t->byte_of_char[c]);
-        else
-            buf_str(out, str_cut(s, from, i));
+        if (c < TOK_BYTE_CHARS && t->byte_of_char[c] >= 0)
+            out->p[out->n++] = (char)t->byte_of_char[c];
+        else /* spelled as is */
+            while (from < i) out->p[out->n++] = s.p[from++];
     }
-    return !out->failed;
+    out->p[out->n] = 0;
+    return true;
 }
 
 /* A whole text that was decoded, without the blank that encoding puts before it. */
