@@ -113,14 +113,20 @@ static i32 cpu_grain_(i64 macs_per_item) {
 /* ---- ops over rows ----
  *
  * What is done to each row by itself waits for an op that looks at rows in another way, and then runs
- * as one loop, each row from its first op to its last while it lies in the cache: the threads wait
- * for each other once, and memory is passed over once. */
+ * as one loop, a few rows from their first op to their last while they lie in the cache: the threads
+ * wait for each other once, and memory is passed over once. Rows do not wait for each other's results,
+ * as a row's ops do, and a processor works at several of them at once. */
+
+#define CPU_CHAIN_FLOATS 1024 /* of the rows that go from op to op together */
 
 static void cpu_chain_rows_(void *arg, i32 begin, i32 end, i32 thread) {
     const Cpu *c = arg;
     (void)thread;
-    for (i32 r = begin; r < end; r++)
-        for (i32 i = 0; i < c->chain.n; i++) c->chain.ops[i].fn(c, &c->chain.ops[i], r);
+    i32 few = MAX_OF(CPU_CHAIN_FLOATS / c->chain.ops[0].n, 1);
+    for (i32 r = begin; r < end; r += few)
+        for (i32 i = 0; i < c->chain.n; i++)
+            for (i32 j = r; j < MIN_OF(r + few, end); j++)
+                c->chain.ops[i].fn(c, &c->chain.ops[i], j);
 }
 
 /* Runs what waits. Where nothing does it only looks, so that threads may do so at the same time. */

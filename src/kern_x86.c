@@ -1837,7 +1837,13 @@ AVXVNNI_FN INLINE void avxvnni_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, c
 
 AVX512_FN static void avx512_finish(const TileStrip *s, const TileSums *sums, i32 n_rows,
                                     i32 column) {
-    tile_finish(s, sums, n_rows, column);
+    const __mmask16 mask = avx512_mask_(s->n_out - column * DLM_TILE_OUT);
+    f32 *y = s->y + column * DLM_TILE_OUT;
+    for (i32 m = 0; m < n_rows; m++, y += s->y_stride) {
+        __m512i own = _mm512_sub_epi32(_mm512_load_si512(sums[m]), _mm512_set1_epi32(s->sum[m]));
+        __m512 scale = _mm512_set1_ps(s->scale * s->inv_scale[m]);
+        _mm512_mask_storeu_ps(y, mask, _mm512_mul_ps(_mm512_cvtepi32_ps(own), scale));
+    }
 }
 
 /* One or two columns of tiles; each sum runs in two chains where that takes no more than 16
