@@ -191,6 +191,7 @@ int main(int argc, char **argv) {
         fprintf(stderr, "usage: load_driver PLACE STREAMS N <bodies >answers\n");
         return 2;
     }
+    setvbuf(stdout, NULL, _IOFBF, ANSWER_MAX); /* who reads the answers shall not wake up in between */
     place = argv[1];
     n_requests = atoi(argv[3]);
     for (Str rest = buf_view(&in); rest.n && n_bodies < (i32)COUNT_OF(bodies);) {
