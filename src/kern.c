@@ -609,36 +609,34 @@ static void cpu_rope(void *self, f32 *x, const DlmRow *rows, i32 n_rows, i32 n_h
 
 /* ---- attention ---- */
 
-/* First element of a head's cells in one layer of a slot. */
-static i64 cpu_kv_at_(const DlmKv *kv, i32 slot, i32 layer, i32 head_kv) {
-    return (((i64)slot * kv->n_layer + layer) * kv->n_head_kv + head_kv) * kv->n_cell *
-           kv->head_dim;
+/* Bytes of a key or value, and how many of them lie before the one of a head in a cell. */
+static i64 cpu_kv_bytes_(const DlmKv *kv) {
+    return (i64)quant_row_bytes(kv->type, kv->head_dim);
 }
 
-static i64 cpu_kv_bytes_(DlmType type, i64 n) { /* of n elements, whole heads */
-    const DlmTypeInfo *info = quant_info(type);
-    return n / info->block * info->bytes;
+static i64 cpu_kv_at_(const DlmKv *kv, i32 slot, i32 layer, i32 head_kv, i32 cell) {
+    return (((i64)slot * kv->n_layer + layer) * kv->n_head_kv + head_kv) * kv->n_cell + cell;
 }
 
-static void cpu_kv_put_(const Cpu *c, void *cells, DlmType type, i64 at, const f32 *x, i32 n) {
+static void cpu_kv_put_(const Cpu *c, u8 *to, DlmType type, const f32 *x, i32 n) {
     if (type == DLM_F32)
-        memcpy((f32 *)cells + at, x, (size_t)n * sizeof *x);
+        memcpy(to, x, (size_t)n * sizeof *x);
     else if (type == DLM_F16)
-        c->k->to_f16((u16 *)cells + at, x, n);
+        c->k->to_f16((u16 *)(void *)to, x, n);
     else
-        c->k->to_q8_0((DlmBlockQ8_0 *)cells + at / DLM_QK8_0, x, n);
+        c->k->to_q8_0((DlmBlockQ8_0 *)(void *)to, x, n);
 }
 
 static void cpu_kv_store_row_(const Cpu *c, const CpuRowOp *op, i32 r) {
     const DlmRow *row = &op->as.store.rows[r];
     DlmKv *kv = op->as.store.kv;
     const f32 *k = op->x + (i64)r * op->n, *v = op->as.store.v + (i64)r * op->n;
-    i32 dim = kv->head_dim;
+    i64 each = cpu_kv_bytes_(kv);
     ASSERT(row->cell >= 0 && row->cell < kv->n_cell && row->slot < kv->n_slot);
-    for (i32 h = 0; h < kv->n_head_kv; h++, k += dim, v += dim) {
-        i64 at = cpu_kv_at_(kv, row->slot, op->as.store.layer, h) + (i64)row->cell * dim;
-        cpu_kv_put_(c, kv->k, kv->type, at, k, dim);
-        cpu_kv_put_(c, kv->v, kv->type, at, v, dim);
+    for (i32 h = 0; h < kv->n_head_kv; h++, k += kv->head_dim, v += kv->head_dim) {
+        i64 at = cpu_kv_at_(kv, row->slot, op->as.store.layer, h, row->cell) * each;
+        cpu_kv_put_(c, (u8 *)kv->k + at, kv->type, k, kv->head_dim);
+        cpu_kv_put_(c, (u8 *)kv->v + at, kv->type, v, kv->head_dim);
     }
 }
 
@@ -674,29 +672,26 @@ static i32 cpu_attend_rows_(const DlmKv *kv, i32 n_head) {
 static void cpu_attend_group_(const AttendJob *j, i32 row, i32 head_kv, i32 first, i32 last,
                               f32 *scores) {
     const DlmKv *kv = j->kv;
-    i32 group = j->n_head / kv->n_head_kv, dim = kv->head_dim;
+    i32 group = j->n_head / kv->n_head_kv, member = first % group;
+    const DlmRow *r = &j->rows[row + first / group];
+    const u8 *k = kv->k, *v = kv->v;
+    i64 each = cpu_kv_bytes_(kv);
     last = MIN_OF(last, (j->n_rows - row) * group);
     while (first < last) {
         f32 *out[DLM_ATTEND_Q];
         const f32 *q[DLM_ATTEND_Q];
-        const DlmRow *r, *from = &j->rows[row + first / group];
-        i32 lo[DLM_ATTEND_Q], hi[DLM_ATTEND_Q], n = 0;
-        for (; n < DLM_ATTEND_Q && first < last; n++, first++) {
-            r = &j->rows[row + first / group];
-            if (r->slot != from->slot) break;
-            i64 to = ((r - j->rows) * j->n_head + head_kv * group + first % group) * dim;
+        i32 lo[DLM_ATTEND_Q], hi[DLM_ATTEND_Q], n = 0, slot = r->slot;
+        for (; n < DLM_ATTEND_Q && first < last && r->slot == slot; n++, first++) {
+            i64 to = ((r - j->rows) * j->n_head + head_kv * group + member) * kv->head_dim;
             out[n] = j->out + to, q[n] = j->q + to, lo[n] = r->kv_lo, hi[n] = r->kv_hi;
             ASSERT(lo[n] < hi[n] && hi[n] <= kv->n_cell);
+            if (++member == group) member = 0, r++;
         }
-        i64 at = cpu_kv_bytes_(kv->type, cpu_kv_at_(kv, from->slot, j->layer, head_kv));
-        const u8 *k = kv->k, *next = NULL;
-        if (first < last) {
-            r = &j->rows[row + first / group];
-            i64 cell = cpu_kv_at_(kv, r->slot, j->layer, head_kv) + (i64)r->kv_lo * dim;
-            next = k + cpu_kv_bytes_(kv->type, cell);
-        }
-        j->c->k->attend(out, q, lo, hi, n, k + at, (const u8 *)kv->v + at, kv->type, dim, j->scale,
-                        scores, j->c->n_cell_max, next);
+        i64 at = cpu_kv_at_(kv, slot, j->layer, head_kv, 0) * each;
+        const u8 *next = NULL;
+        if (first < last) next = k + cpu_kv_at_(kv, r->slot, j->layer, head_kv, r->kv_lo) * each;
+        j->c->k->attend(out, q, lo, hi, n, k + at, v + at, kv->type, kv->head_dim, j->scale, scores,
+                        j->c->n_cell_max, next);
     }
 }
 
