@@ -56,9 +56,6 @@ typedef TileSums TileAcc[TILE_ROWS_MAX];
 
 /* acc[m][o] = sum over n_tiles tiles of code * q[m], for rows of q that lie q_stride apart. */
 typedef void TileFn(TileAcc acc, const u8 *tiles, i32 n_tiles, const i8 *q, i64 q_stride);
-/* The same for two columns of tiles that lie n_tiles tiles apart. */
-typedef void TilePairFn(TileAcc acc[2], const u8 *tiles, i32 n_tiles, const i8 *q, i64 q_stride);
-
 /* What a column of tiles or two make: 16 outputs each, n_out in all, of the rows from q on. */
 typedef struct {
     i32 n_out;
@@ -71,12 +68,15 @@ typedef struct {
     const i32 *sum;
 } TileStrip;
 
+/* A strip of two columns of tiles that lie n_tiles tiles apart. */
+typedef void TilePairFn(const TileStrip *s, const u8 *tiles, i32 n_tiles);
+
 /* A strip of one column and many rows, more than TILE_ROWS_MAX. */
 #define TILE_MANY 32
 typedef void TileManyFn(const TileStrip *s, const u8 *tiles, i32 n_tiles, i32 n_rows);
 
-/* Outputs from sums, the column'th 16 of the strip. */
-typedef void TileFinishFn(const TileStrip *s, const TileSums *sums, i32 n_rows, i32 column);
+/* The outputs of a strip of one column from its sums. */
+typedef void TileFinishFn(const TileStrip *s, const TileSums *sums, i32 n_rows);
 
 /* By the rows, less one; NULL where the level has no tile of so many. */
 typedef struct {
@@ -87,11 +87,11 @@ typedef struct {
     i32 (*sum)(const i8 *q, i32 n);   /* of n activations, a multiple of 16 */
 } TileLevel;
 
-INLINE void tile_finish(const TileStrip *s, const TileSums *sums, i32 n_rows, i32 column) {
-    i32 n_out = MIN_OF(DLM_TILE_OUT, s->n_out - column * DLM_TILE_OUT);
+INLINE void tile_finish(const TileStrip *s, const TileSums *sums, i32 n_rows) {
+    i32 n_out = s->n_out;
     for (i32 m = 0; m < n_rows; m++) {
         f32 out[DLM_TILE_OUT], scale = s->scale * s->inv_scale[m];
-        f32 *y = s->y + m * s->y_stride + column * DLM_TILE_OUT;
+        f32 *y = s->y + m * s->y_stride;
         i32 sum = s->sum[m];
         for (int o = 0; o < DLM_TILE_OUT; o++) out[o] = (f32)(sums[m][o] - sum) * scale;
         if (n_out == DLM_TILE_OUT) /* a size that the compiler knows: no call */
@@ -104,12 +104,13 @@ INLINE void tile_finish(const TileStrip *s, const TileSums *sums, i32 n_rows, i3
 /* One scale; of one column of tiles, or of two. */
 static void tile_strip_(const TileLevel *level, i32 n_rows, const TileStrip *s, const u8 *tiles,
                         i32 n_tiles, bool pair) {
-    _Alignas(64) TileAcc acc[2];
-    if (pair)
-        level->pairs[n_rows - 1](acc, tiles, n_tiles, s->q, s->q_stride);
-    else
-        level->rows[n_rows - 1](acc[0], tiles, n_tiles, s->q, s->q_stride);
-    for (i32 c = 0; c <= pair; c++) level->finish(s, acc[c], n_rows, c);
+    _Alignas(64) TileAcc acc;
+    if (pair) {
+        level->pairs[n_rows - 1](s, tiles, n_tiles);
+        return;
+    }
+    level->rows[n_rows - 1](acc, tiles, n_tiles, s->q, s->q_stride);
+    level->finish(s, acc, n_rows);
 }
 
 /* A scale per block of inputs: blocks add in floats, in rising order. scales: [n_blocks][16] */
@@ -183,10 +184,9 @@ static void tile_ternary(const TileLevel *level, f32 *y, i64 y_stride, const Dlm
     }
 
 /* LEVEL_pairN, likewise, from LEVEL_pair_. */
-#define TILE_PAIR(level, FN, n_rows)                                                               \
-    FN static void level##_pair##n_rows(TileAcc acc[2], const u8 *tiles, i32 n_tiles, const i8 *q, \
-                                        i64 q_stride) {                                            \
-        level##_pair_(acc, tiles, n_tiles, q, q_stride, n_rows);                                   \
+#define TILE_PAIR(level, FN, n_rows)                                                          \
+    FN static void level##_pair##n_rows(const TileStrip *s, const u8 *tiles, i32 n_tiles) {   \
+        level##_pair_(s, tiles, n_tiles, n_rows);                                             \
     }
 
 /* LEVEL_ternary from LEVEL_tiles. */

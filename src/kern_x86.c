@@ -1707,8 +1707,8 @@ AVX2_FN static i32 avx2_sum(const i8 *q, i32 n) {
     return avx2_sum_i32_(sum);
 }
 
-AVX2_FN static void avx2_finish(const TileStrip *s, const TileSums *sums, i32 n_rows, i32 column) {
-    tile_finish(s, sums, n_rows, column);
+AVX2_FN static void avx2_finish(const TileStrip *s, const TileSums *sums, i32 n_rows) {
+    tile_finish(s, sums, n_rows);
 }
 
 /* 16-bit range proof: |code * q| <= 3 * 128, so one vpmaddubsw lane (two products) is within 768 in
@@ -1795,7 +1795,7 @@ AVX2_FN static void avx2_many(const TileStrip *s, const u8 *tiles, i32 n_tiles, 
             runs[MIN_OF(4, n_rows - m) - 1](
                 sums + m, codes, n, s->q + m * s->q_stride + (i64)t * DLM_TILE_IN, s->q_stride);
     }
-    avx2_finish(s, sums, n_rows, 0);
+    avx2_finish(s, sums, n_rows);
 }
 
 /* Each sum runs in as many chains as 12 registers hold: vpdpbusd has a latency of 4 to 5. */
@@ -1835,20 +1835,30 @@ AVXVNNI_FN INLINE void avxvnni_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, c
     }
 }
 
-AVX512_FN static void avx512_finish(const TileStrip *s, const TileSums *sums, i32 n_rows,
-                                    i32 column) {
-    const __mmask16 mask = avx512_mask_(s->n_out - column * DLM_TILE_OUT);
-    f32 *y = s->y + column * DLM_TILE_OUT;
-    for (i32 m = 0; m < n_rows; m++, y += s->y_stride) {
-        __m512i own = _mm512_sub_epi32(_mm512_load_si512(sums[m]), _mm512_set1_epi32(s->sum[m]));
-        __m512 scale = _mm512_set1_ps(s->scale * s->inv_scale[m]);
-        _mm512_mask_storeu_ps(y, mask, _mm512_mul_ps(_mm512_cvtepi32_ps(own), scale));
+/* The outputs of row m of a strip from the sums of its columns; last: those that the last one has. */
+AVX512_FN INLINE void avx512_finish_(const TileStrip *s, const __m512i *sums, i32 m, int n_columns,
+                                     __mmask16 last) {
+    f32 *y = s->y + m * s->y_stride;
+    const __m512 scale = _mm512_set1_ps(s->scale * s->inv_scale[m]);
+    const __m512i sum = _mm512_set1_epi32(s->sum[m]);
+    __m512 out[2];
+    UNROLL
+    for (int g = 0; g < n_columns; g++)
+        out[g] = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(sums[g], sum)), scale);
+    if (n_columns == 2) _mm512_storeu_ps(y, out[0]);
+    _mm512_mask_storeu_ps(y + (n_columns - 1) * DLM_TILE_OUT, last, out[n_columns - 1]);
+}
+
+AVX512_FN static void avx512_finish(const TileStrip *s, const TileSums *sums, i32 n_rows) {
+    for (i32 m = 0; m < n_rows; m++) {
+        __m512i own = _mm512_load_si512(sums[m]);
+        avx512_finish_(s, &own, m, 1, avx512_mask_(s->n_out));
     }
 }
 
-/* One or two columns of tiles; each sum runs in two chains where that takes no more than 16
- * registers: vpdpbusd has a latency of 4 to 5. */
-AVX512_FN INLINE void avx512_columns_(TileAcc *acc, const u8 *tiles, i32 n_tiles, const i8 *q,
+/* sums[m][g]: of row m in one of one or two columns of tiles. Each runs in two chains where that takes
+ * no more than 16 registers: vpdpbusd has a latency of 4 to 5. */
+AVX512_FN INLINE void avx512_columns_(__m512i sums[8][2], const u8 *tiles, i32 n_tiles, const i8 *q,
                                       i64 q_stride, int n_rows, int n_columns) {
     const __m512i mask = _mm512_set1_epi8(3);
     const i64 next = (i64)n_tiles * DLM_TILE_BYTES;
@@ -1891,17 +1901,23 @@ AVX512_FN INLINE void avx512_columns_(TileAcc *acc, const u8 *tiles, i32 n_tiles
     UNROLL
     for (int m = 0; m < n_rows; m++) UNROLL
     for (int g = 0; g < n_columns; g++)
-        _mm512_store_si512(acc[g][m], _mm512_add_epi32(part[m][g][0], part[m][g][1]));
+        sums[m][g] = _mm512_add_epi32(part[m][g][0], part[m][g][1]);
 }
 
 AVX512_FN INLINE void avx512_acc_(TileAcc acc, const u8 *tiles, i32 n_tiles, const i8 *q,
                                   i64 q_stride, int n_rows) {
-    avx512_columns_((TileAcc *)acc, tiles, n_tiles, q, q_stride, n_rows, 1);
+    __m512i sums[8][2];
+    avx512_columns_(sums, tiles, n_tiles, q, q_stride, n_rows, 1);
+    UNROLL
+    for (int m = 0; m < n_rows; m++) _mm512_store_si512(acc[m], sums[m][0]);
 }
 
-AVX512_FN INLINE void avx512_pair_(TileAcc acc[2], const u8 *tiles, i32 n_tiles, const i8 *q,
-                                   i64 q_stride, int n_rows) {
-    avx512_columns_(acc, tiles, n_tiles, q, q_stride, n_rows, 2);
+AVX512_FN INLINE void avx512_pair_(const TileStrip *s, const u8 *tiles, i32 n_tiles, int n_rows) {
+    __m512i sums[8][2];
+    avx512_columns_(sums, tiles, n_tiles, s->q, s->q_stride, n_rows, 2);
+    UNROLL
+    for (int m = 0; m < n_rows; m++)
+        avx512_finish_(s, sums[m], m, 2, avx512_mask_(s->n_out - DLM_TILE_OUT));
 }
 
 TILE_ROWS(avx2, AVX2_FN, 1)
