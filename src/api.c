@@ -202,7 +202,17 @@ static void api_put_real_(Buf *out, const char *before, f64 v) {
 
 /* A time or a rate >= 0, to the sixth digit behind the point: what a clock knows. */
 static void api_put_time_(Buf *out, const char *before, f64 v) {
-    api_put_real_(out, before, v < 1e9 ? (f64)(i64)(v * 1e6 + 0.5) / 1e6 : v);
+    if (!(v >= 1e-6 && v < 1e12)) {
+        api_put_real_(out, before, v);
+        return;
+    }
+    u64 millionths = (u64)(v * 1e6 + 0.5);
+    int digits = 6;
+    for (; digits > 0 && millionths % 10 == 0; digits--) millionths /= 10;
+    u64 unit = 1;
+    for (int i = 0; i < digits; i++) unit *= 10;
+    buf_printf(out, "%s%llu", before, (unsigned long long)(millionths / unit));
+    if (digits) buf_printf(out, ".%0*llu", digits, (unsigned long long)(millionths % unit));
 }
 
 /* The body of an error. request_id: the x-request-id of the answer. */

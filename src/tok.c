@@ -606,7 +606,7 @@ static void tok_work_free_(TokWork_ *w) {
 
 static bool tok_work_reserve_(TokWork_ *w, size_t n, Err *e) {
     if (n <= w->cap) return true;
-    size_t cap = w->cap ? w->cap : 256;
+    size_t cap = w->cap ? w->cap : 32; /* bytes: most words are shorter */
     while (cap < n) cap *= 2;
     mem_free(w->sym);
     mem_free(w->heap);
