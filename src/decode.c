@@ -494,11 +494,13 @@ static void decode_lay_out_(Decode *d, const i32 *prompt, i32 n_prompt) {
     d->n_total = d->n_limit + p->n_suffix;
     memcpy(d->tokens, prompt, (size_t)n_prompt * sizeof *prompt);
     if (p->n_suffix) memcpy(d->tokens + d->n_limit, p->suffix, (size_t)p->n_suffix * sizeof(i32));
-    for (i32 i = 0; i < d->n_ctx; i++) {
-        d->masked[i] = i >= n_prompt && !(i >= d->n_limit && i < d->n_total);
-        d->probs[i] = !d->masked[i];
-        d->fresh[i] = 0;
-    }
+    size_t n = (size_t)d->n_ctx;
+    memset(d->masked, 1, n * sizeof *d->masked);
+    memset(d->masked, 0, (size_t)n_prompt * sizeof *d->masked);
+    memset(d->masked + d->n_limit, 0, (size_t)p->n_suffix * sizeof *d->masked);
+    memset(d->probs, 0, n * sizeof *d->probs);
+    memset(d->fresh, 0, n * sizeof *d->fresh);
+    for (i32 i = 0; i < d->n_total; i++) d->probs[i] = !d->masked[i];
 }
 
 /* Begins a request: prompt [n_prompt] token ids, 1 <= n_prompt < n_ctx. Reuses what the cache still
