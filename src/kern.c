@@ -52,6 +52,7 @@ typedef struct Cpu Cpu;
 typedef struct CpuRowOp CpuRowOp;
 struct CpuRowOp {
     void (*fn)(const Cpu *c, const CpuRowOp *op, i32 row);
+    void (*fn4)(const Cpu *c, const CpuRowOp *op, i32 row); /* four rows from there on, or NULL */
     f32 *y;
     const f32 *x;
     i32 n;     /* elements of a row */
@@ -117,16 +118,19 @@ static i32 cpu_grain_(i64 macs_per_item) {
  * wait for each other once, and memory is passed over once. Rows do not wait for each other's results,
  * as a row's ops do, and a processor works at several of them at once. */
 
-#define CPU_CHAIN_FLOATS 1024 /* of the rows that go from op to op together */
+#define CPU_CHAIN_FLOATS 2048 /* of the rows that go from op to op together */
 
 static void cpu_chain_rows_(void *arg, i32 begin, i32 end, i32 thread) {
     const Cpu *c = arg;
     (void)thread;
     i32 few = MAX_OF(CPU_CHAIN_FLOATS / c->chain.ops[0].n, 1);
     for (i32 r = begin; r < end; r += few)
-        for (i32 i = 0; i < c->chain.n; i++)
-            for (i32 j = r; j < MIN_OF(r + few, end); j++)
-                c->chain.ops[i].fn(c, &c->chain.ops[i], j);
+        for (i32 i = 0; i < c->chain.n; i++) {
+            const CpuRowOp *op = &c->chain.ops[i];
+            i32 j = r, to = MIN_OF(r + few, end);
+            for (; op->fn4 && j + 4 <= to; j += 4) op->fn4(c, op, j);
+            for (; j < to; j++) op->fn(c, op, j);
+        }
 }
 
 /* Runs what waits. Where nothing does it only looks, so that threads may do so at the same time. */
@@ -433,9 +437,16 @@ static void cpu_rms_norm_row_(const Cpu *c, const CpuRowOp *op, i32 r) {
     c->k->rms_norm(op->y + at, op->x + at, op->as.norm.gain, op->n, op->as.norm.eps);
 }
 
+static void cpu_rms_norm_row4_(const Cpu *c, const CpuRowOp *op, i32 r) {
+    i64 at = (i64)r * op->n;
+    c->k->rms_norm4(op->y + at, op->x + at, op->as.norm.gain, op->n, op->as.norm.eps);
+}
+
 static void cpu_rms_norm(void *self, f32 *y, const f32 *x, const f32 *gain, i32 n_rows, i32 n,
                          f32 eps) {
+    const Cpu *c = self;
     CpuRowOp op = {cpu_rms_norm_row_, .y = y, .x = x, .n = n, .cost = 8 * (i64)n};
+    if (c->k->rms_norm4) op.fn4 = cpu_rms_norm_row4_;
     op.as.norm.gain = gain;
     op.as.norm.eps = eps;
     cpu_wait_(self, n_rows, &op);
@@ -446,6 +457,13 @@ static void cpu_quantize_row_(const Cpu *c, const CpuRowOp *op, i32 r) {
     i8 *q = c->q + r * stride;
     c->k->quantize_row(q, c->inv_scale + r, c->sum + r, op->x + (i64)r * op->n, op->n);
     memset(q + op->n, 0, (size_t)(stride - op->n));
+}
+
+static void cpu_quantize_row4_(const Cpu *c, const CpuRowOp *op, i32 r) {
+    i64 stride = (op->n + DLM_TILE_IN - 1) / DLM_TILE_IN * DLM_TILE_IN;
+    i8 *q = c->q + r * stride;
+    c->k->quantize_row4(q, stride, c->inv_scale + r, c->sum + r, op->x + (i64)r * op->n, op->n);
+    for (i32 m = 0; m < 4; m++) memset(q + m * stride + op->n, 0, (size_t)(stride - op->n));
 }
 
 /* The same for scaled blocks, whose activations have a scale per block. */
@@ -578,6 +596,7 @@ static void cpu_linear(void *self, const DlmLinear *jobs, i32 n_jobs, const f32 
                       .n = n_in,
                       .cost = 8 * (i64)n_in,
                       .as.block = input};
+        if (input == 1 && c->k->quantize_row4) q.fn4 = cpu_quantize_row4_;
         cpu_wait_(c, n_rows, &q);
     }
     cpu_flush(c);

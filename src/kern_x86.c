@@ -634,35 +634,80 @@ TILE_ATTEND(avx512, AVX512_FN)
 
 /* ---- AVX-512: floats of a row, 16 at a time ---- */
 
-AVX512_FN static void avx512_quantize_row(i8 *q, f32 *inv_scale, i32 *sum, const f32 *x, i32 n) {
-    __m512 max = _mm512_set1_ps(1e-5f);
-    AVX512_ROW(i, n, mask,
-               max = _mm512_max_ps(_mm512_abs_ps(_mm512_maskz_loadu_ps(mask, x + i)), max););
-    f32 s = 127.0f / _mm512_reduce_max_ps(max);
-    __m512 s16 = _mm512_set1_ps(s), lo = _mm512_set1_ps(-128.0f), hi = _mm512_set1_ps(127.0f);
-    __m512i total = _mm512_setzero_si512();
+/* Several rows side by side: what a row's next step waits for, another's does not. */
+AVX512_FN INLINE void avx512_quantize_rows_(i8 *q, i64 q_stride, f32 *inv_scale, i32 *sum, const f32 *x,
+                                            i32 n, int n_rows) {
+    const __m512 lo = _mm512_set1_ps(-128.0f), hi = _mm512_set1_ps(127.0f);
+    __m512 max[4], scale[4];
+    __m512i total[4];
+    UNROLL
+    for (int m = 0; m < n_rows; m++)
+        max[m] = _mm512_set1_ps(1e-5f), total[m] = _mm512_setzero_si512();
     AVX512_ROW(i, n, mask, {
-        __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + i), s16);
-        __m512i c = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(v, lo), hi));
-        total = _mm512_add_epi32(total, c);
-        _mm_mask_storeu_epi8(q + i, mask, _mm512_cvtepi32_epi8(c));
+        UNROLL
+        for (int m = 0; m < n_rows; m++)
+            max[m] = _mm512_max_ps(
+                _mm512_abs_ps(_mm512_maskz_loadu_ps(mask, x + m * (i64)n + i)), max[m]);
     });
-    *inv_scale = 1.0f / s;
-    *sum = _mm512_reduce_add_epi32(total);
+    UNROLL
+    for (int m = 0; m < n_rows; m++) {
+        f32 s = 127.0f / _mm512_reduce_max_ps(max[m]);
+        scale[m] = _mm512_set1_ps(s);
+        inv_scale[m] = 1.0f / s;
+    }
+    AVX512_ROW(i, n, mask, {
+        UNROLL
+        for (int m = 0; m < n_rows; m++) {
+            __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + m * (i64)n + i), scale[m]);
+            __m512i c = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(v, lo), hi));
+            total[m] = _mm512_add_epi32(total[m], c);
+            _mm_mask_storeu_epi8(q + m * q_stride + i, mask, _mm512_cvtepi32_epi8(c));
+        }
+    });
+    UNROLL
+    for (int m = 0; m < n_rows; m++) sum[m] = _mm512_reduce_add_epi32(total[m]);
+}
+
+AVX512_FN static void avx512_quantize_row(i8 *q, f32 *inv_scale, i32 *sum, const f32 *x, i32 n) {
+    avx512_quantize_rows_(q, 0, inv_scale, sum, x, n, 1);
+}
+
+AVX512_FN static void avx512_quantize_row4(i8 *q, i64 q_stride, f32 *inv_scale, i32 *sum, const f32 *x,
+                                           i32 n) {
+    avx512_quantize_rows_(q, q_stride, inv_scale, sum, x, n, 4);
+}
+
+AVX512_FN INLINE void avx512_rms_norms_(f32 *y, const f32 *x, const f32 *gain, i32 n, f32 eps,
+                                        int n_rows) {
+    __m512 sum[4], r[4];
+    UNROLL
+    for (int m = 0; m < n_rows; m++) sum[m] = _mm512_setzero_ps();
+    AVX512_ROW(i, n, mask, {
+        UNROLL
+        for (int m = 0; m < n_rows; m++) {
+            __m512 v = _mm512_maskz_loadu_ps(mask, x + m * (i64)n + i);
+            sum[m] = _mm512_fmadd_ps(v, v, sum[m]);
+        }
+    });
+    UNROLL
+    for (int m = 0; m < n_rows; m++)
+        r[m] = _mm512_set1_ps(1.0f / kern_sqrtf(avx512_fold_(sum[m]) / (f32)n + eps));
+    AVX512_ROW(i, n, mask, {
+        const __m512 g = _mm512_maskz_loadu_ps(mask, gain + i);
+        UNROLL
+        for (int m = 0; m < n_rows; m++) {
+            __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + m * (i64)n + i), r[m]);
+            _mm512_mask_storeu_ps(y + m * (i64)n + i, mask, _mm512_mul_ps(v, g));
+        }
+    });
 }
 
 AVX512_FN static void avx512_rms_norm(f32 *y, const f32 *x, const f32 *gain, i32 n, f32 eps) {
-    __m512 sum = _mm512_setzero_ps();
-    AVX512_ROW(i, n, mask, {
-        __m512 v = _mm512_maskz_loadu_ps(mask, x + i);
-        sum = _mm512_fmadd_ps(v, v, sum);
-    });
-    const __m512 r = _mm512_set1_ps(1.0f / kern_sqrtf(avx512_fold_(sum) / (f32)n + eps));
-    AVX512_ROW(i, n, mask, {
-        __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + i), r);
-        v = _mm512_mul_ps(v, _mm512_maskz_loadu_ps(mask, gain + i));
-        _mm512_mask_storeu_ps(y + i, mask, v);
-    });
+    avx512_rms_norms_(y, x, gain, n, eps, 1);
+}
+
+AVX512_FN static void avx512_rms_norm4(f32 *y, const f32 *x, const f32 *gain, i32 n, f32 eps) {
+    avx512_rms_norms_(y, x, gain, n, eps, 4);
 }
 
 AVX512_FN static i32 avx512_top1(const f32 *logits, i32 n, f32 *sum_exp) {
@@ -2236,7 +2281,8 @@ X86_LEVEL(KERN_AVX2, avx2, .name = "avx2", .ternary = avx2_ternary, AVX2_TABLES,
 X86_LEVEL(KERN_AVXVNNI, avx2, .name = "avxvnni", .ternary = avxvnni_ternary, AVX2_TABLES,
           .blocks = avx2_blocks, .peak = avxvnni_peak)
 X86_LEVEL(KERN_AVX512, avx512, .name = "avx512", .ternary = avx512_ternary,
-          .blocks = avx512_blocks, .peak = avx512_peak)
+          .blocks = avx512_blocks, .quantize_row4 = avx512_quantize_row4,
+          .rms_norm4 = avx512_rms_norm4, .peak = avx512_peak)
 
 /* The levels that this machine can run, best first; NULL past the last. */
 static const DlmKernels *kern_x86_level(int i) {

@@ -39,6 +39,31 @@ static bool same_floats(const f32 *a, const f32 *b, i32 n) {
     return true;
 }
 
+/* Four rows at once are four rows. */
+static void check_rows4(const DlmKernels *k, i32 n, int how) {
+    static f32 want[4 * N_MAX], got[4 * N_MAX];
+    static i8 q_want[4 * N_MAX], q_got[4 * N_MAX];
+    f32 inv_want[4], inv_got[4], *x = guarded_f32(4 * n, how), *gain = guarded_f32(n, 0);
+    i32 sum_want[4], sum_got[4];
+    i64 stride = n + 7;
+    memset(q_want, 0, sizeof q_want);
+    memset(q_got, 0, sizeof q_got);
+    for (i32 m = 0; m < 4; m++) {
+        KERN_REF.quantize_row(q_want + m * stride, inv_want + m, sum_want + m, x + m * n, n);
+        KERN_REF.rms_norm(want + m * n, x + m * n, gain, n, 1e-5f);
+    }
+    k->quantize_row4(q_got, stride, inv_got, sum_got, x, n);
+    k->rms_norm4(got, x, gain, n, 1e-5f);
+    CHECK_MSG(memcmp(q_want, q_got, (size_t)(4 * stride)) == 0 &&
+                  memcmp(sum_want, sum_got, sizeof sum_got) == 0 && same_floats(inv_want, inv_got, 4),
+              "%s quantize_row4 n=%d input %d", k->name, n, how);
+    CHECK_MSG(same_floats(want, got, 4 * n), "%s rms_norm4 n=%d input %d", k->name, n, how);
+    k->rms_norm4(x, x, gain, n, 1e-5f);
+    CHECK_MSG(same_floats(want, x, 4 * n), "%s rms_norm4 n=%d input %d in place", k->name, n, how);
+    test_guard_free(x);
+    test_guard_free(gain);
+}
+
 static void check_rows(const DlmKernels *k) {
     static f32 want[N_MAX], got[N_MAX];
     static i8 q_want[N_MAX], q_got[N_MAX];
@@ -89,6 +114,7 @@ static void check_rows(const DlmKernels *k) {
             CHECK_MSG(same_floats(want, got, n), "%s exps n=%d input %d", k->name, n, how);
             test_guard_free(x);
             test_guard_free(gain);
+            if (k->rms_norm4) check_rows4(k, n, how);
         }
 }
 

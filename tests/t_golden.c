@@ -84,6 +84,7 @@ static const DlmKernels *tie_kernels(void) {
     static DlmKernels k;
     k = *kern_level(0);
     k.quantize_row = tie_quantize_row;
+    k.quantize_row4 = NULL;
     return &k;
 }
 
