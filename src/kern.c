@@ -51,8 +51,7 @@ typedef struct Cpu Cpu;
 /* An op that waits; see "ops over rows". */
 typedef struct CpuRowOp CpuRowOp;
 struct CpuRowOp {
-    void (*fn)(const Cpu *c, const CpuRowOp *op, i32 row);
-    void (*fn4)(const Cpu *c, const CpuRowOp *op, i32 row); /* four rows from there on, or NULL */
+    void (*fn)(const Cpu *c, const CpuRowOp *op, i32 begin, i32 end); /* of the rows */
     f32 *y;
     const f32 *x;
     i32 n;     /* elements of a row */
@@ -125,12 +124,8 @@ static void cpu_chain_rows_(void *arg, i32 begin, i32 end, i32 thread) {
     (void)thread;
     i32 few = MAX_OF(CPU_CHAIN_FLOATS / c->chain.ops[0].n, 1);
     for (i32 r = begin; r < end; r += few)
-        for (i32 i = 0; i < c->chain.n; i++) {
-            const CpuRowOp *op = &c->chain.ops[i];
-            i32 j = r, to = MIN_OF(r + few, end);
-            for (; op->fn4 && j + 4 <= to; j += 4) op->fn4(c, op, j);
-            for (; j < to; j++) op->fn(c, op, j);
-        }
+        for (i32 i = 0; i < c->chain.n; i++)
+            c->chain.ops[i].fn(c, &c->chain.ops[i], r, MIN_OF(r + few, end));
 }
 
 /* Runs what waits. Where nothing does it only looks, so that threads may do so at the same time. */
@@ -409,70 +404,70 @@ static void cpu_embed(void *self, f32 *y, const DlmMat *w, const DlmRow *rows, i
 
 /* ---- the ops over rows ---- */
 
-static i32 cpu_elements_(const CpuRowOp *op, i32 row) {
-    return (i32)MIN_OF(op->n, op->total - (i64)row * op->n);
+static i32 cpu_elements_(const CpuRowOp *op, i32 begin, i32 end) {
+    return (i32)(MIN_OF((i64)end * op->n, op->total) - (i64)begin * op->n);
 }
 
-static void cpu_add_row_(const Cpu *c, const CpuRowOp *op, i32 r) {
-    i64 at = (i64)r * op->n;
-    c->k->add(op->y + at, op->x + at, cpu_elements_(op, r));
+static void cpu_add_rows_(const Cpu *c, const CpuRowOp *op, i32 begin, i32 end) {
+    i64 at = (i64)begin * op->n;
+    c->k->add(op->y + at, op->x + at, cpu_elements_(op, begin, end));
 }
 
 static void cpu_add(void *self, f32 *y, const f32 *x, i64 n) {
-    cpu_wait_elements_(self, (CpuRowOp){cpu_add_row_, .y = y, .x = x, .total = n, .cost = 2});
+    cpu_wait_elements_(self, (CpuRowOp){cpu_add_rows_, .y = y, .x = x, .total = n, .cost = 2});
 }
 
-static void cpu_gate_row_(const Cpu *c, const CpuRowOp *op, i32 r) {
-    i64 at = (i64)r * op->n;
-    c->k->gate(op->y + at, op->x + at, cpu_elements_(op, r), op->as.act);
+static void cpu_gate_rows_(const Cpu *c, const CpuRowOp *op, i32 begin, i32 end) {
+    i64 at = (i64)begin * op->n;
+    c->k->gate(op->y + at, op->x + at, cpu_elements_(op, begin, end), op->as.act);
 }
 
 static void cpu_gate(void *self, f32 *gate, const f32 *up, i64 n, DlmAct act) {
-    cpu_wait_elements_(self, (CpuRowOp){cpu_gate_row_, .y = gate, .x = up, .total = n,
+    cpu_wait_elements_(self, (CpuRowOp){cpu_gate_rows_, .y = gate, .x = up, .total = n,
                                         .cost = act == DLM_ACT_RELU2 ? 2 : 16, .as.act = act});
 }
 
-static void cpu_rms_norm_row_(const Cpu *c, const CpuRowOp *op, i32 r) {
-    i64 at = (i64)r * op->n;
-    c->k->rms_norm(op->y + at, op->x + at, op->as.norm.gain, op->n, op->as.norm.eps);
-}
-
-static void cpu_rms_norm_row4_(const Cpu *c, const CpuRowOp *op, i32 r) {
-    i64 at = (i64)r * op->n;
-    c->k->rms_norm4(op->y + at, op->x + at, op->as.norm.gain, op->n, op->as.norm.eps);
+static void cpu_rms_norm_rows_(const Cpu *c, const CpuRowOp *op, i32 begin, i32 end) {
+    f32 *y = op->y + (i64)begin * op->n;
+    const f32 *x = op->x + (i64)begin * op->n, *gain = op->as.norm.gain;
+    f32 eps = op->as.norm.eps;
+    for (i32 r = begin, step; r < end; r += step, y += step * (i64)op->n, x += step * (i64)op->n) {
+        step = c->k->rms_norm4 && r + 4 <= end ? 4 : 1;
+        (step == 4 ? c->k->rms_norm4 : c->k->rms_norm)(y, x, gain, op->n, eps);
+    }
 }
 
 static void cpu_rms_norm(void *self, f32 *y, const f32 *x, const f32 *gain, i32 n_rows, i32 n,
                          f32 eps) {
-    const Cpu *c = self;
-    CpuRowOp op = {cpu_rms_norm_row_, .y = y, .x = x, .n = n, .cost = 8 * (i64)n};
-    if (c->k->rms_norm4) op.fn4 = cpu_rms_norm_row4_;
+    CpuRowOp op = {cpu_rms_norm_rows_, .y = y, .x = x, .n = n, .cost = 8 * (i64)n};
     op.as.norm.gain = gain;
     op.as.norm.eps = eps;
     cpu_wait_(self, n_rows, &op);
 }
 
-static void cpu_quantize_row_(const Cpu *c, const CpuRowOp *op, i32 r) {
-    i64 stride = (op->n + DLM_TILE_IN - 1) / DLM_TILE_IN * DLM_TILE_IN;
-    i8 *q = c->q + r * stride;
-    c->k->quantize_row(q, c->inv_scale + r, c->sum + r, op->x + (i64)r * op->n, op->n);
-    memset(q + op->n, 0, (size_t)(stride - op->n));
-}
-
-static void cpu_quantize_row4_(const Cpu *c, const CpuRowOp *op, i32 r) {
-    i64 stride = (op->n + DLM_TILE_IN - 1) / DLM_TILE_IN * DLM_TILE_IN;
-    i8 *q = c->q + r * stride;
-    c->k->quantize_row4(q, stride, c->inv_scale + r, c->sum + r, op->x + (i64)r * op->n, op->n);
-    for (i32 m = 0; m < 4; m++) memset(q + m * stride + op->n, 0, (size_t)(stride - op->n));
+static void cpu_quantize_rows_(const Cpu *c, const CpuRowOp *op, i32 begin, i32 end) {
+    i64 n = op->n, stride = (n + DLM_TILE_IN - 1) / DLM_TILE_IN * DLM_TILE_IN;
+    for (i32 r = begin, step; r < end; r += step) {
+        step = c->k->quantize_row4 && r + 4 <= end ? 4 : 1;
+        i8 *q = c->q + r * stride;
+        if (step == 4)
+            c->k->quantize_row4(q, stride, c->inv_scale + r, c->sum + r, op->x + r * n, op->n);
+        else
+            c->k->quantize_row(q, c->inv_scale + r, c->sum + r, op->x + r * n, op->n);
+        for (i32 m = 0; n < stride && m < step; m++)
+            memset(q + m * stride + n, 0, (size_t)(stride - n));
+    }
 }
 
 /* The same for scaled blocks, whose activations have a scale per block. */
-static void cpu_quantize_blocks_row_(const Cpu *c, const CpuRowOp *op, i32 r) {
+static void cpu_quantize_blocks_rows_(const Cpu *c, const CpuRowOp *op, i32 begin, i32 end) {
     i32 block = op->as.block;
-    i64 at = (i64)r * kern_padded(op->n);
-    c->k->quantize_blocks(c->q + at, c->block_d + at / block,
-                          c->block_sums + at / kern_sum_run(block), op->x + (i64)r * op->n, op->n,
-                          block);
+    for (i32 r = begin; r < end; r++) {
+        i64 at = (i64)r * kern_padded(op->n);
+        c->k->quantize_blocks(c->q + at, c->block_d + at / block,
+                              c->block_sums + at / kern_sum_run(block), op->x + (i64)r * op->n,
+                              op->n, block);
+    }
 }
 
 typedef struct {
@@ -591,12 +586,11 @@ static void cpu_linear(void *self, const DlmLinear *jobs, i32 n_jobs, const f32 
     }
     ASSERT(n_rows <= c->n_rows_max && n_in <= c->q_stride_max);
     if (input) {
-        CpuRowOp q = {.fn = input == 1 ? cpu_quantize_row_ : cpu_quantize_blocks_row_,
+        CpuRowOp q = {.fn = input == 1 ? cpu_quantize_rows_ : cpu_quantize_blocks_rows_,
                       .x = x,
                       .n = n_in,
                       .cost = 8 * (i64)n_in,
                       .as.block = input};
-        if (input == 1 && c->k->quantize_row4) q.fn4 = cpu_quantize_row4_;
         cpu_wait_(c, n_rows, &q);
     }
     cpu_flush(c);
@@ -607,15 +601,17 @@ static void cpu_linear(void *self, const DlmLinear *jobs, i32 n_jobs, const f32 
     if (same < n_jobs) cpu_linear(self, jobs + same, n_jobs - same, x, n_rows);
 }
 
-static void cpu_rope_row_(const Cpu *c, const CpuRowOp *op, i32 r) {
-    c->k->rope(op->y + (i64)r * op->n, op->as.rope.n_head, op->as.rope.head_dim, op->as.rope.n_rot,
-               op->as.rope.turns + (i64)op->as.rope.rows[r].pos * op->as.rope.n_rot,
-               op->as.rope.kind);
+static void cpu_rope_rows_(const Cpu *c, const CpuRowOp *op, i32 begin, i32 end) {
+    for (i32 r = begin; r < end; r++)
+        c->k->rope(op->y + (i64)r * op->n, op->as.rope.n_head, op->as.rope.head_dim,
+                   op->as.rope.n_rot,
+                   op->as.rope.turns + (i64)op->as.rope.rows[r].pos * op->as.rope.n_rot,
+                   op->as.rope.kind);
 }
 
 static void cpu_rope(void *self, f32 *x, const DlmRow *rows, i32 n_rows, i32 n_head, i32 head_dim,
                      i32 n_rot, const f32 *turns, DlmRope kind) {
-    CpuRowOp op = {cpu_rope_row_, .y = x, .x = x, .n = n_head * head_dim};
+    CpuRowOp op = {cpu_rope_rows_, .y = x, .x = x, .n = n_head * head_dim};
     op.cost = 2 * (i64)n_head * n_rot;
     op.as.rope.rows = rows;
     op.as.rope.n_head = n_head;
@@ -646,11 +642,10 @@ static void cpu_kv_put_(const Cpu *c, u8 *to, DlmType type, const f32 *x, i32 n)
         c->k->to_q8_0((DlmBlockQ8_0 *)(void *)to, x, n);
 }
 
-static void cpu_kv_store_row_(const Cpu *c, const CpuRowOp *op, i32 r) {
+static void cpu_kv_store_row_(const Cpu *c, const CpuRowOp *op, i32 r, i64 each) {
     const DlmRow *row = &op->as.store.rows[r];
     DlmKv *kv = op->as.store.kv;
     const f32 *k = op->x + (i64)r * op->n, *v = op->as.store.v + (i64)r * op->n;
-    i64 each = cpu_kv_bytes_(kv);
     ASSERT(row->cell >= 0 && row->cell < kv->n_cell && row->slot < kv->n_slot);
     for (i32 h = 0; h < kv->n_head_kv; h++, k += kv->head_dim, v += kv->head_dim) {
         i64 at = cpu_kv_at_(kv, row->slot, op->as.store.layer, h, row->cell) * each;
@@ -659,9 +654,14 @@ static void cpu_kv_store_row_(const Cpu *c, const CpuRowOp *op, i32 r) {
     }
 }
 
+static void cpu_kv_store_rows_(const Cpu *c, const CpuRowOp *op, i32 begin, i32 end) {
+    i64 each = cpu_kv_bytes_(op->as.store.kv);
+    for (i32 r = begin; r < end; r++) cpu_kv_store_row_(c, op, r, each);
+}
+
 static void cpu_kv_store(void *self, DlmKv *kv, i32 layer, const f32 *k, const f32 *v,
                          const DlmRow *rows, i32 n_rows) {
-    CpuRowOp op = {cpu_kv_store_row_, .x = k, .n = kv->n_head_kv * kv->head_dim};
+    CpuRowOp op = {cpu_kv_store_rows_, .x = k, .n = kv->n_head_kv * kv->head_dim};
     op.cost = 2 * (i64)op.n;
     op.as.store.rows = rows;
     op.as.store.kv = kv;
