@@ -14,6 +14,7 @@
 
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
@@ -32,6 +33,7 @@ typedef struct {
 static Str bodies[4096]; /* [n_bodies] */
 static i32 n_bodies, n_requests, n_asked, n_done;
 static const char *place;
+static int ready; /* epoll: which clients have something to hear; poll would look at each of them anew */
 
 static void fail(const char *what) {
     fprintf(stderr, "load_driver: %s: %s\n", what, strerror(errno));
@@ -50,6 +52,12 @@ static int connect_to(const char *to) {
         fail(to);
     if (!is_path) setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     return fd;
+}
+
+static void open_client(Client *c) {
+    struct epoll_event in = {.events = EPOLLIN, .data.ptr = c};
+    c->fd = connect_to(place);
+    if (epoll_ctl(ready, EPOLL_CTL_ADD, c->fd, &in) != 0) fail("epoll_ctl");
 }
 
 static void ask(Client *c) {
@@ -151,7 +159,7 @@ static void hear(Client *c) {
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
     if (n <= 0) { /* the server left: an answer that it owed is lost */
         close(c->fd);
-        c->fd = connect_to(place);
+        open_client(c);
         if (!c->sent) return;
         tell(c, 0, (Str){"", 0});
         take(c);
@@ -167,18 +175,17 @@ static void hear(Client *c) {
 }
 
 static void run(Client *clients, i32 n) {
-    struct pollfd fds[STREAMS_MAX];
+    struct epoll_event events[64];
     while (n_done < n_requests) {
         f64 now = os_now_ms(), next = now + 1000;
         for (i32 i = 0; i < n; i++) {
             Client *c = &clients[i];
             if (c->request >= 0 && !c->sent && c->wait_ms <= now) ask(c);
             if (c->request >= 0 && !c->sent) next = MIN_OF(next, c->wait_ms);
-            fds[i] = (struct pollfd){.fd = c->fd, .events = c->sent ? POLLIN : 0};
         }
-        if (poll(fds, (nfds_t)n, (int)(next - now) + 1) < 0 && errno != EINTR) fail("waiting");
-        for (i32 i = 0; i < n; i++)
-            if (fds[i].revents) hear(&clients[i]);
+        int n_ready = epoll_wait(ready, events, COUNT_OF(events), (int)(next - now) + 1);
+        if (n_ready < 0 && errno != EINTR) fail("waiting");
+        for (int i = 0; i < n_ready; i++) hear(events[i].data.ptr);
     }
 }
 
@@ -199,8 +206,11 @@ int main(int argc, char **argv) {
         bodies[n_bodies++] = str_cut(rest, 0, end);
         rest = str_cut(rest, end + 1, rest.n);
     }
-    for (i32 i = 0; i < n; i++)
-        clients[i] = (Client){.fd = connect_to(place), .in.max = ANSWER_MAX};
+    if ((ready = epoll_create1(0)) < 0) fail("epoll");
+    for (i32 i = 0; i < n; i++) {
+        clients[i].in.max = ANSWER_MAX;
+        open_client(&clients[i]);
+    }
     f64 from_ms = os_now_ms();
     for (i32 i = 0; i < n; i++) take(&clients[i]);
     run(clients, n);
