@@ -42,7 +42,7 @@
 #define TMPL_LIST_MAX ((u32)1 << 20)
 /* Bytes of the first chunk of memory, each next one being twice as large, and of the largest. Most templates
  * need the first or two, and musl's malloc gives larger blocks back to the system each time. */
-#define TMPL_CHUNK ((u64)3 << 10)
+#define TMPL_CHUNK ((u64)4 << 10)
 #define TMPL_CHUNK_MAX ((u64)24 << 10)
 
 /* A value in a document of JSON that outlives the rendering; no document, no value. */
@@ -234,8 +234,10 @@ typedef struct {
 
 typedef struct TmplChunk_ {
     struct TmplChunk_ *next;
-    u64 used, cap; /* bytes behind this header */
+    u64 used, cap; /* bytes behind the header */
 } TmplChunk_;
+#define TMPL_CHUNK_HEAD (sizeof(TmplChunk_) + 8)
+_Static_assert(TMPL_CHUNK_HEAD % 16 == 0, "what lies behind the header is aligned as the chunk");
 
 typedef struct {
     u32 name;
@@ -351,17 +353,15 @@ static void *tmpl_alloc_(Tmpl_ *s, u64 n) {
     }
     if (!tmpl_work_(s, n)) return NULL;
     s->memory_left -= n;
-    if (!c || n > c->cap - c->used) {
-        u64 next = c ? MIN_OF(2 * c->cap, TMPL_CHUNK_MAX) : TMPL_CHUNK;
-        u64 head = sizeof(TmplChunk_) + 8, cap = MAX_OF(n, next);
-        _Static_assert((sizeof(TmplChunk_) + 8) % 16 == 0, "blocks behind the header stay aligned");
-        c = mem_alloc(head + cap, s->e);
+    if (n > c->cap - c->used) {
+        u64 cap = MAX_OF(n, MIN_OF(2 * c->cap, TMPL_CHUNK_MAX));
+        c = mem_alloc(TMPL_CHUNK_HEAD + cap, s->e);
         if (!c) return NULL;
         c->cap = cap;
         c->next = s->chunks;
         s->chunks = c;
     }
-    void *p = (u8 *)c + sizeof(TmplChunk_) + 8 + c->used;
+    void *p = (u8 *)c + TMPL_CHUNK_HEAD + c->used;
     c->used += n;
     return p;
 }
@@ -3925,25 +3925,29 @@ static bool tmpl_render(Str source, const TmplMsg *msgs, size_t n_msgs, const Tm
     if (source.n > TMPL_SOURCE_MAX)
         return err_set(e, ERR_MODEL, "the chat template is longer than %zu bytes", TMPL_SOURCE_MAX);
     u64 input = MIN_OF(tmpl_input_(source, msgs, n_msgs, v), UINT32_MAX);
-    Tmpl_ *s = mem_alloc(sizeof *s, e);
-    if (!s) return false;
-    s->e = e;
-    s->out = out;
-    s->vars_in = v;
-    s->work_left = TMPL_WORK_BASE + TMPL_PER_BYTE * input;
-    s->memory_left = TMPL_MEMORY_BASE + TMPL_PER_BYTE * input;
+    /* as a rule all that a rendering needs: what malloc maps for a moment, every processor has to forget */
+    union {
+        TmplChunk_ chunk;
+        _Alignas(16) u8 bytes[TMPL_CHUNK_HEAD + TMPL_CHUNK];
+    } first = {.bytes = {0}};
+    first.chunk.cap = TMPL_CHUNK;
+    Tmpl_ state = {.e = e,
+                   .out = out,
+                   .vars_in = v,
+                   .work_left = TMPL_WORK_BASE + TMPL_PER_BYTE * input,
+                   .memory_left = TMPL_MEMORY_BASE + TMPL_PER_BYTE * input,
+                   .chunks = &first.chunk},
+          *s = &state;
     bool ok = tmpl_normalize_(s, source) && tmpl_compile_(s);
     if (ok && s->n_blocks) {
         s->at = s->blocks[s->n_blocks - 1].at;
         ok = tmpl_fail_(s, "a statement that does not end");
     }
     ok = ok && tmpl_define_all_(s, msgs, n_msgs) && tmpl_run_(s);
-    while (s->chunks) {
-        TmplChunk_ *next = s->chunks->next;
-        mem_free(s->chunks);
-        s->chunks = next;
+    for (TmplChunk_ *c = s->chunks, *next; c != &first.chunk; c = next) {
+        next = c->next;
+        mem_free(c);
     }
-    mem_free(s);
     if (!ok) tmpl_out_free(out);
     return ok;
 }
