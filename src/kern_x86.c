@@ -524,9 +524,9 @@ AVX512_FN INLINE void avx512_scores_dim_(const TileAttend *a, DlmType type, i32 
 
 AVX512_FN INLINE void avx512_scores_(const TileAttend *a, DlmType type, i32 first, int n_q, i32 c,
                                      i32 end) {
-    if (a->head_dim == 64)
+    if (type == DLM_F16 && a->head_dim == 64) /* the usual cases */
         avx512_scores_dim_(a, type, first, n_q, c, end, 64);
-    else if (a->head_dim == 128)
+    else if (type == DLM_F16 && a->head_dim == 128)
         avx512_scores_dim_(a, type, first, n_q, c, end, 128);
     else
         avx512_scores_dim_(a, type, first, n_q, c, end, a->head_dim);
