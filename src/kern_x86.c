@@ -737,6 +737,27 @@ AVX512_FN static void avx512_exps(f32 *y, const f32 *x, f32 max, f32 scale, i32 
     });
 }
 
+AVX512_FN static void avx512_gate(f32 *gate, const f32 *up, i32 n, DlmAct act) {
+    const __m512 zero = _mm512_setzero_ps();
+    if (act != DLM_ACT_RELU2) { /* the exponential takes the time */
+        avx2_gate(gate, up, n, act);
+        return;
+    }
+    AVX512_ROW(i, n, mask, {
+        __m512 g = _mm512_max_ps(_mm512_maskz_loadu_ps(mask, gate + i), zero);
+        g = _mm512_mul_ps(_mm512_mul_ps(g, g), _mm512_maskz_loadu_ps(mask, up + i));
+        _mm512_mask_storeu_ps(gate + i, mask, g);
+    });
+}
+
+AVX512_FN static void avx512_add(f32 *y, const f32 *x, i32 n) {
+    AVX512_ROW(i, n, mask, {
+        __m512 v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y + i),
+                                 _mm512_maskz_loadu_ps(mask, x + i));
+        _mm512_mask_storeu_ps(y + i, mask, v);
+    });
+}
+
 AVX2_FN static i32 avx2_top1(const f32 *logits, i32 n, f32 *sum_exp) {
     f32 max = avx2_max_(logits, n);
     i32 best = 0;
@@ -870,6 +891,7 @@ AVX512_FN INLINE void avx512_dense_kind_(DlmMatKind kind, f32 *y, i64 y_stride, 
     for (i32 first = out_lo; first < out_hi; first += 16) /* whose weights all rows share */
         for (i32 m = 0, step; m < n_rows; m += step) {
             i32 end = MIN_OF(first + 16, out_hi), left = n_rows - m;
+            if (left == 3 && m > 0) m--, left++; /* one row again costs less than 2 and 1 */
             const f32 *xm = x + m * x_stride;
             f32 *ym = y + m * y_stride;
             step = left >= 4 ? 4 : left >= 2 ? 2 : 1;
@@ -2262,8 +2284,8 @@ AVX512_FN static i64 avx512_peak(i64 n) {
     static const DlmKernels level = {.quantize_row = wide##_quantize_row,     \
                                      .quantize_blocks = avx2_quantize_blocks, \
                                      .rms_norm = wide##_rms_norm,             \
-                                     .gate = avx2_gate,                       \
-                                     .add = avx2_add,                         \
+                                     .gate = wide##_gate,                     \
+                                     .add = wide##_add,                       \
                                      .rope = avx2_rope,                       \
                                      .to_f16 = avx2_to_f16,                   \
                                      .from_f16 = avx2_from_f16,               \
