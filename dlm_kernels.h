@@ -340,7 +340,7 @@ typedef struct {
                   const float *x, int64_t x_stride, int32_t n_rows);
     /* y = x / sqrt(mean(x^2) + eps) * gain */
     void (*rms_norm)(float *y, const float *x, const float *gain, int32_t n, float eps);
-    /* The same two for four rows that follow each other, side by side; NULL: row by row */
+    /* quantize_row and rms_norm of four rows that follow each other, side by side; NULL: row by row */
     void (*quantize_row4)(int8_t *q, int64_t q_stride, float *inv_scale, int32_t *sum, const float *x,
                           int32_t n);
     void (*rms_norm4)(float *y, const float *x, const float *gain, int32_t n, float eps);

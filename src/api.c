@@ -206,13 +206,11 @@ static void api_put_time_(Buf *out, const char *before, f64 v) {
         api_put_real_(out, before, v);
         return;
     }
-    u64 millionths = (u64)(v * 1e6 + 0.5);
+    unsigned long long n = (unsigned long long)(v * 1e6 + 0.5), unit = 1000000; /* v is n / unit */
     int digits = 6;
-    for (; digits > 0 && millionths % 10 == 0; digits--) millionths /= 10;
-    u64 unit = 1;
-    for (int i = 0; i < digits; i++) unit *= 10;
-    buf_printf(out, "%s%llu", before, (unsigned long long)(millionths / unit));
-    if (digits) buf_printf(out, ".%0*llu", digits, (unsigned long long)(millionths % unit));
+    for (; digits > 0 && n % 10 == 0; digits--) n /= 10, unit /= 10;
+    buf_printf(out, "%s%llu", before, n / unit);
+    if (digits) buf_printf(out, ".%0*llu", digits, n % unit);
 }
 
 /* The body of an error. request_id: the x-request-id of the answer. */

@@ -216,10 +216,10 @@ typedef struct {
     const i32 *lo, *hi; /* cells that each query sees, of those from k and v on */
     i32 n_q, head_dim;
     const u8 *k, *v;
-    i32 base;   /* the cell at k and v */
-    i64 stride; /* bytes between cells */
+    i32 base;       /* the cell at k and v */
+    i64 stride;     /* bytes between cells */
     const u8 *next; /* keys that the next call begins with, or NULL */
-    i64 ahead;  /* bytes from an element to one that will be wanted soon, to ask for it early */
+    i64 ahead;      /* bytes from an element to one that will be wanted soon, to ask for it early */
     f32 scale;
     f32 *scores; /* [n_q][scores_stride] */
     i64 scores_stride;

@@ -203,10 +203,13 @@ AVX2_FN static void avx2_to_f16(u16 *h, const f32 *x, i32 n) {
     ref_to_f16(h + i, x + i, n - i);
 }
 
+AVX2_FN INLINE __m256 avx2_load_f16_(const u16 *p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
+}
+
 AVX2_FN static void avx2_from_f16(f32 *x, const u16 *h, i32 n) {
     i32 i = 0;
-    for (; i + 8 <= n; i += 8)
-        _mm256_storeu_ps(x + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(h + i))));
+    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(x + i, avx2_load_f16_(h + i));
     ref_from_f16(x + i, h + i, n - i);
 }
 
@@ -235,10 +238,6 @@ AVX2_FN static void avx2_to_q8_0(DlmBlockQ8_0 *b, const f32 *x, i32 n) {
     }
 }
 
-AVX2_FN INLINE __m256 avx2_load_f16_(const u16 *p) {
-    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
-}
-
 /* ---- attention: the steps of kern_tile.c ----
  *
  * Each score has its own 16 lanes; as many scores as a register has lanes are folded at once, by a
@@ -253,7 +252,7 @@ AVX2_FN INLINE void x86_ask_kv_(const TileAttend *a, const u8 *at, DlmType type)
 }
 
 /* n <= n_max scores; n_max, the usual number, is a constant. */
-INLINE void x86_put_scores_(f32 *to, const f32 *from, i32 n, int n_max) {
+INLINE void avx2_put_scores_(f32 *to, const f32 *from, i32 n, int n_max) {
     if (n == n_max)
         memcpy(to, from, (size_t)n_max * sizeof *to);
     else
@@ -318,7 +317,7 @@ AVX2_FN INLINE void avx2_scores8_(const TileAttend *a, DlmType type, i32 first, 
     _mm256_storeu_ps(out, _mm256_mul_ps(avx2_fold8_(sums), _mm256_set1_ps(a->scale)));
     UNROLL
     for (int m = 0; m < n_q; m++)
-        x86_put_scores_(a->scores + (first + m) * a->scores_stride + c, out + m * n_c, n, n_c);
+        avx2_put_scores_(a->scores + (first + m) * a->scores_stride + c, out + m * n_c, n, n_c);
 }
 
 AVX2_FN INLINE void avx2_scores_(const TileAttend *a, DlmType type, i32 first, int n_q, i32 c,
@@ -427,17 +426,17 @@ AVX512_FN INLINE __mmask16 avx512_mask_(i32 n) {
 
 /* Runs the statements for 16 elements of a row of n after the other; mask: those that there are. Whole
  * registers in a loop of their own, without masks, take 3/4 of the time. */
-#define AVX512_ROW(i, n, mask, ...)                    \
-    do {                                               \
-        i32 i = 0;                                     \
-        for (; i + 16 <= (n); i += 16) {               \
-            const __mmask16 mask = 0xffff;             \
-            __VA_ARGS__                                \
-        }                                              \
-        if (i < (n)) {                                 \
+#define AVX512_ROW(i, n, mask, ...)                       \
+    do {                                                  \
+        i32 i = 0;                                        \
+        for (; i + 16 <= (n); i += 16) {                  \
+            const __mmask16 mask = 0xffff;                \
+            __VA_ARGS__                                   \
+        }                                                 \
+        if (i < (n)) {                                    \
             const __mmask16 mask = avx512_mask_((n) - i); \
-            __VA_ARGS__                                \
-        }                                              \
+            __VA_ARGS__                                   \
+        }                                                 \
     } while (0)
 
 AVX512_FN INLINE __m512 avx512_load_kv_(const u8 *p, DlmType type, __mmask16 mask) {

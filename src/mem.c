@@ -174,10 +174,7 @@ static bool buf_str(Buf *b, Str s) {
 }
 
 static bool buf_char(Buf *b, char c) {
-    if (!buf_reserve(b, 1)) return false;
-    b->p[b->n++] = c;
-    b->p[b->n] = 0;
-    return true;
+    return buf_put(b, &c, 1);
 }
 
 PRINTF_LIKE(2, 3) static bool buf_printf(Buf *b, const char *fmt, ...) {

@@ -112,6 +112,9 @@ static void check_rows(const DlmKernels *k) {
             KERN_REF.exps(want, x, 0.5f, 0.7f, n);
             k->exps(got, x, 0.5f, 0.7f, n);
             CHECK_MSG(same_floats(want, got, n), "%s exps n=%d input %d", k->name, n, how);
+            memcpy(got, x, (size_t)n * sizeof *x);
+            k->exps(got, got, 0.5f, 0.7f, n);
+            CHECK_MSG(same_floats(want, got, n), "%s exps n=%d input %d in place", k->name, n, how);
             test_guard_free(x);
             test_guard_free(gain);
             if (k->rms_norm4) check_rows4(k, n, how);
